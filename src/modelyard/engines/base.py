@@ -1,0 +1,118 @@
+"""What an engine is, and how a model version describes itself.
+
+An engine runs a model version's forward and knows nothing of batching, transforms or protocols. There are two kinds:
+`BatchEngine` (one forward for many calls) and `StreamEngine` (language models: calls join and leave a running loop).
+`model.json` in a model's artefact is a `ModelCard`: written by training, import and conversion, read by engines and replicas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field, ValidationError
+
+from modelyard.errors import Invalid
+from modelyard.kinds import Config
+from modelyard.plugins import Registry
+from modelyard.tensors import Array, Call, Reply, Signature, TensorSpec
+
+CARD = "model.json"
+
+
+class TensorCard(Config):
+    name: str
+    datatype: str
+    shape: tuple[int, ...] | None = None
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class ModuleCard(Config):
+    """A user's (or a recipe's) `nn.Module`: class `name` in `file`, built with `arguments`, weights loaded strictly."""
+
+    file: str
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class ModelCard(Config):
+    """`model.json`. `files`: role → path in the artefact ('onnx', 'weights'); `engines`: those that can run it, best first;
+    `inputs`/`outputs`: the engine's tensors (dim 0 is the batch); `transform`: config of the task's transform, or None."""
+
+    task: str
+    engines: tuple[str, ...] = Field(min_length=1)
+    files: dict[str, str]
+    inputs: tuple[TensorCard, ...] = Field(min_length=1)
+    outputs: tuple[TensorCard, ...] = Field(min_length=1)
+    module: ModuleCard | None = None
+    transform: dict[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def signature(self) -> Signature:
+        return Signature(tuple(t.spec() for t in self.inputs), tuple(t.spec() for t in self.outputs))
+
+    def save(self, folder: Path) -> None:
+        (folder / CARD).write_text(json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelCard:
+        """Read `folder`/model.json. Raises `Invalid` naming what is wrong in it."""
+        try:
+            return cls.model_validate_json((folder / CARD).read_bytes())
+        except FileNotFoundError as error:
+            raise Invalid(f"The artefact has no {CARD}: it is not a model version.") from error
+        except ValidationError as error:
+            raise Invalid(f"{CARD} is not valid: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
+
+
+class BatchEngine(Protocol):
+    """One forward over a batch. Loading happens in `__init__(folder, card)`."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def forward(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays by input name, equal dim 0 of n rows → arrays by output name of n rows, same order. Raises nothing on
+        well-typed input but what the model itself raises; never keeps or changes `batch`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class StreamEngine(Protocol):
+    """A running loop that calls join and leave (language models)."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def add(self, call: Call) -> None:
+        """Join the loop; answers appear under `call.id`."""
+        ...
+
+    def step(self) -> Sequence[tuple[str, Reply, bool]]:
+        """Advance once: (call id, part, is last) for each call that has something; never past a call's grant."""
+        ...
+
+    def cancel(self, id: str) -> None:
+        """Leave the loop; unknown ids are ignored."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EngineFactory(Protocol):
+    def __call__(self, folder: Path, card: ModelCard) -> BatchEngine | StreamEngine: ...
+
+
+ENGINES: Registry[EngineFactory] = Registry(
+    "engine",
+    {
+        "onnx": "modelyard.engines.onnx:OnnxEngine",
+        "torch": "modelyard.engines.torch:TorchEngine",
+    },
+)

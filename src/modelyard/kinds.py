@@ -1,0 +1,209 @@
+"""What a job kind is: a name, a config and `run(config, inputs, outputs, context)`.
+
+The scheduler (outside) knows jobs, projects and the database; a kind (inside, in the sandbox) sees only what is defined here:
+views of artefacts, named outputs and a context. The plain-folder versions at the end make every kind usable in a notebook.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of every configuration that crosses a wire: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArtefactView(Protocol):
+    """Read access to one artefact: an immutable folder of files, addressed by `hash`."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Relative POSIX path → size in bytes."""
+        ...
+
+    def open(self, path: str) -> BinaryIO: ...
+    def read_range(self, path: str, start: int, length: int) -> bytes: ...
+    def local(self) -> Path:
+        """The whole artefact as a plain read-only folder on this machine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One resolved input: `reference` as pinned ('digits@1'), the version's metadata, and the files."""
+
+    reference: str
+    metadata: Mapping[str, Any]
+    view: ArtefactView
+
+
+class Outputs(Protocol):
+    """Where a job leaves what it made. Each output becomes a version of the job's target when the job succeeds."""
+
+    def publish(
+        self, name: str, folder: Path, *, task: str | None = None, metadata: Mapping[str, Any] | None = None, alias: str | None = None
+    ) -> None:
+        """Hand over `folder` (it must lie inside `context.work` and not change afterwards) under a name unique in the job.
+        `metadata` is stored with the version; `alias` is set to that version."""
+        ...
+
+
+class Cancelled(BaseException):
+    """The job was asked to stop. Not an Exception, so that users' `except Exception` lets it pass."""
+
+
+class JobContext(Protocol):
+    """What a job may know and say. Rank 0's outputs and checkpoints count; every rank may log, report and beat."""
+
+    @property
+    def job(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def rendezvous(self) -> str:
+        """torch.distributed init_method of this gang's attempt, e.g. 'file:///…'; fresh at every attempt."""
+        ...
+
+    @property
+    def work(self) -> Path:
+        """A writable folder, the same for all ranks of the gang; gone when the job is."""
+        ...
+
+    def progress(self, done: int, total: int, unit: str = "steps") -> None: ...
+    def metric(self, step: int, **values: float) -> None: ...
+    def log(self, line: str) -> None: ...
+    def report(self, **facts: Any) -> None:
+        """Facts kept with the job (per rank): samples seen, seconds, versions. Later calls overwrite same names."""
+        ...
+
+    def check(self) -> None:
+        """A sign of life; raises `Cancelled` if the job was asked to stop. Call it at least every few seconds."""
+        ...
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Keep `folder` (inside `work`) as the newest complete checkpoint. Returns when it is stored."""
+        ...
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint as a local folder, or None at a first start."""
+        ...
+
+    def submit(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1) -> str:
+        """Submit a child job under this job's project; returns its id. Inputs are references as in the API."""
+        ...
+
+    def wait(self, job: str) -> Mapping[str, Any]:
+        """Wait for a child job's end: {'state', 'error', 'versions': […], 'facts': {…}}."""
+        ...
+
+
+Run = Callable[[Any, Mapping[str, Input], Outputs, JobContext], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """`run` is an import path ('package.module:function') so that naming a kind loads no heavy library.
+    `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks."""
+
+    name: str
+    config: type[Config]
+    run: str
+    inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    gang: bool = False
+
+
+@dataclass(slots=True)
+class FolderView:
+    """A plain folder as an artefact (notebooks, tests, and a rank's own mounted inputs)."""
+
+    folder: Path
+    hash: str = ""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        return {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in sorted(self.folder.rglob("*")) if p.is_file()}
+
+    def open(self, path: str) -> BinaryIO:
+        return (self.folder / path).open("rb")
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        with self.open(path) as file:
+            file.seek(start)
+            return file.read(length)
+
+    def local(self) -> Path:
+        return self.folder
+
+
+@dataclass(slots=True)
+class FolderOutputs:
+    """Outputs as sub-folders of `folder`; what was published is in `published` by name."""
+
+    folder: Path
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def publish(
+        self, name: str, folder: Path, *, task: str | None = None, metadata: Mapping[str, Any] | None = None, alias: str | None = None
+    ) -> None:
+        target = self.folder / name
+        if folder != target:
+            shutil.copytree(folder, target)
+        self.published[name] = {"task": task, "metadata": dict(metadata or {}), "alias": alias, "folder": target}
+
+
+@dataclass(slots=True)
+class FolderContext:
+    """A job of one rank in this process: progress is dropped, metrics and facts are kept, child jobs are refused."""
+
+    work: Path
+    job: str = "local"
+    rank: int = 0
+    world_size: int = 1
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def rendezvous(self) -> str:
+        return f"file://{self.work / 'rendezvous'}"
+
+    def progress(self, done: int, total: int, unit: str = "steps") -> None: ...
+
+    def metric(self, step: int, **values: float) -> None:
+        self.metrics.append({"step": step, **values})
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+    def report(self, **facts: Any) -> None:
+        self.facts.update(facts)
+
+    def check(self) -> None: ...
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        target = self.work / "latest"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+
+    def latest(self) -> Path | None:
+        folder = self.work / "latest"
+        return folder if folder.exists() else None
+
+    def submit(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1) -> str:
+        raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
+
+    def wait(self, job: str) -> Mapping[str, Any]:
+        raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")

@@ -1,0 +1,64 @@
+"""The values of the serving room: what a deployment is, what the gateway knows of a request, and what a replica says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from modelyard.jobs.types import NAME
+from modelyard.kinds import Config
+
+
+class DeploymentState(StrEnum):
+    pending = "pending"
+    ready = "ready"
+    failed = "failed"
+
+
+class DeploymentRequest(Config):
+    """POST /api/deployments: create or move a deployment. `model` is a reference; an alias is pinned when this is handled."""
+
+    name: str = Field(pattern=NAME)
+    model: str
+    engine: str | None = None
+    replicas: int = Field(default=1, ge=1, le=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the gateway must know of a request before anyone decodes it. `verb` is the door's word for what is asked
+    ('infer'); `version` None means whatever the deployment serves; `units` the most it may use, None where unknown."""
+
+    door: str
+    verb: str
+    deployment: str
+    version: str | None
+    stream: bool = False
+    units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A ready replica as the router sees it."""
+
+    token: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A deployment in a gateway's memory. `metadata` is what `GET /v2/models/{m}` answers about tensors:
+    {'platform', 'inputs': [...], 'outputs': [...]}; `owner` the project it belongs to."""
+
+    project: str
+    deployment: str
+    model: str
+    version: str
+    state: DeploymentState
+    endpoints: tuple[Endpoint, ...]
+    metadata: Mapping[str, Any]
+    error: str | None = None

@@ -1,0 +1,104 @@
+"""One frozen tree of settings, read once at a process's start and handed down by `app.py`.
+
+Precedence: command-line flag > `MODELYARD_*` environment > `modelyard.toml` in the data folder > default.
+Unknown keys are errors. Nothing else in the package reads the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from modelyard.errors import Invalid
+
+# sun_path holds 108 bytes; our longest name below the run folder is about 40.
+_LONGEST_RUN_FOLDER = 64
+
+
+class Settings(BaseSettings):
+    """Every setting of the platform. Paths are absolute; times are seconds; sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELYARD_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    data: Path = Field(default=Path("~/.modelyard"), description="Folder that holds everything the platform keeps.")
+    host: str = Field(default="127.0.0.1", description="Address the gateway listens on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 picks a free one.")
+    database: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder.")
+    store: str = Field(default="", description="URL of the object store; empty: a folder in the data folder.")
+    sandbox: Literal["auto", "require", "off"] = Field(
+        default="auto", description="bubblewrap around users' code: 'auto' uses it where it works and warns where not."
+    )
+    job_cpus: int = Field(default=0, ge=0, description="Ranks that may run at once; 0: as many as processors.")
+    job_timeout: float = Field(default=24 * 3600.0, gt=0, description="Seconds a job may run in all.")
+    job_heartbeat: float = Field(default=120.0, gt=0, description="Seconds without a sign of life before a gang is ended.")
+    job_memory: int = Field(default=16 << 30, gt=0, description="Bytes of address space data a rank may take.")
+    job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
+    body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
+    call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")
+    grace: float = Field(default=10.0, ge=0, description="Seconds the gateway serves on without control or database.")
+    replica_timeout: float = Field(default=60.0, gt=0, description="Seconds a replica may take to become ready.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given = init_settings()
+        data = Path(str(given.get("data") or os.environ.get("MODELYARD_DATA") or "~/.modelyard")).expanduser()
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, data / "modelyard.toml")
+
+    def model_post_init(self, _: Any) -> None:
+        object.__setattr__(self, "data", self.data.expanduser().resolve())
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'modelyard.db'}"
+
+    @property
+    def store_url(self) -> str:
+        return self.store or (self.data / "store").as_uri()
+
+    @property
+    def run(self) -> Path:
+        """Folder of the sockets: DATA/run, or a short private one where that path is too long for a socket."""
+        folder = self.data / "run"
+        if len(str(folder)) <= _LONGEST_RUN_FOLDER:
+            return folder
+        digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}-{digest}"
+
+    @property
+    def cache(self) -> Path:
+        return self.data / "cache"
+
+    @property
+    def jobs(self) -> Path:
+        return self.data / "jobs"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+
+def read(**flags: Any) -> Settings:
+    """Settings from flags (None: not given), environment and file. Raises `Invalid` naming every wrong setting."""
+    known = {f"MODELYARD_{name.upper()}" for name in Settings.model_fields} | {"MODELYARD_URL", "MODELYARD_KEY"}
+    unknown = sorted(name for name in os.environ if name.startswith("MODELYARD_") and name not in known)
+    if unknown:
+        raise Invalid(f"Unknown setting {', '.join(unknown)} in the environment; known are {', '.join(sorted(known))}.")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise Invalid(f"Wrong settings: {wrong}.") from error

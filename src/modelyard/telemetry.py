@@ -1,0 +1,60 @@
+"""Logs, metrics and trace ids for every process. Logs are one JSON object a line on stderr, never a request's
+content; metrics carry the prefix `modelyard_` and bounded labels only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from typing import cast
+
+import structlog
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+# Libraries that phone home unless told not to; set before any of them is imported, inherited by every child.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OPENVINO_TELEMETRY_OPT_OUT": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+UNEXPECTED = Counter("modelyard_unexpected_errors_total", "Exceptions nobody expected, by process.", ["process"])
+
+__all__ = ["QUIET", "UNEXPECTED", "Counter", "Gauge", "Histogram", "configure", "exposition", "log", "trace_id"]
+
+
+def configure(process: str, level: str = "info") -> None:
+    """Set up logging for a process; `process` (gateway, control, …) is on every line."""
+    os.environ.update(QUIET)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process, pid=os.getpid())
+
+
+def log(name: str) -> structlog.BoundLogger:
+    """A logger that names its module."""
+    return cast(structlog.BoundLogger, structlog.get_logger(module=name))
+
+
+def trace_id() -> str:
+    """A fresh 32-digit trace id (W3C trace context)."""
+    return secrets.token_hex(16)
+
+
+def exposition() -> bytes:
+    """This process's metrics in Prometheus text format."""
+    return generate_latest(REGISTRY)
