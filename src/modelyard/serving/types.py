@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from modelyard.errors import ModelyardError
 from modelyard.jobs.types import NAME
 from modelyard.kinds import Config
 
@@ -17,6 +18,12 @@ class DeploymentState(StrEnum):
     pending = "pending"
     ready = "ready"
     failed = "failed"
+
+
+class ReplicaState(StrEnum):
+    starting = "starting"
+    ready = "ready"
+    draining = "draining"
 
 
 class DeploymentRequest(Config):
@@ -39,6 +46,15 @@ class Envelope:
     version: str | None
     stream: bool = False
     units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve."""
+
+    state: ReplicaState
+    metadata: Mapping[str, Any]
+    error: ModelyardError | None = None
 
 
 @dataclass(frozen=True, slots=True)

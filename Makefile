@@ -1,0 +1,44 @@
+# `make demo` and `make test` need only Python ≥ 3.11 with pip; both make the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint types contracts tests soak migration clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# torch comes first and pinned, so that no other package's range can bring a second, larger build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python demo/demo.py
+
+test: lint types contracts tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+contracts: setup
+	$(BIN)/lint-imports --no-cache
+
+tests: setup
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+migration: setup
+	$(BIN)/python -m modelyard.migrations "$(MESSAGE)"
+
+clean:
+	rm -rf $(VENV) demo/yard demo/result.json
