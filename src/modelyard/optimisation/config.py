@@ -1,0 +1,32 @@
+"""What an `optimise` job is asked for. Read by `work.py` in every process, so nothing here loads a model library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from modelyard.kinds import Config
+
+Goal = Literal["latency", "throughput", "size"]
+Variant = Literal["fp32", "static-int8", "dynamic-int8"]
+
+
+class OptimiseConfig(Config):
+    """`max_accuracy_drop`: the most accuracy (for regression: R²) the chosen variant may lose on the select split, in
+    percentage points. `goal`: what is best among those within it: p50 latency at batch 1, throughput at batch 32, or size.
+    `confidence`: of every interval reported. `seed`: of the calibration sample. `seconds`: of measuring each variant."""
+
+    max_accuracy_drop: float = Field(default=1.0, ge=0, le=100)
+    goal: Goal = "latency"
+    variants: tuple[Variant, ...] = Field(default=("fp32", "static-int8", "dynamic-int8"), min_length=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    seed: int = Field(default=0, ge=0)
+    seconds: float = Field(default=1.5, gt=0, le=60)
+
+    @field_validator("variants")
+    @classmethod
+    def _each_once(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        if len(set(variants)) != len(variants):
+            raise ValueError("each variant may be named once")
+        return variants
