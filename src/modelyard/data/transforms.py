@@ -1,0 +1,121 @@
+"""Transforms: what turns a task's public tensors into an engine's and back; the same code at training and at serving.
+
+A transform is stored with a model version as plain JSON (`ModelCard.transform`) and rebuilt by `build`. Training and
+evaluation feed it rows of a dataset, a replica feeds it calls. It knows numpy and Pillow, never an engine or a wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from modelyard.errors import Invalid
+from modelyard.kinds import Config
+from modelyard.plugins import Registry
+from modelyard.tensors import Array, Signature, TensorSpec
+
+
+class Transform(Protocol):
+    """`before` and `after` work on whole batches: dim 0 counts rows, order is kept, inputs are never changed."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `build` makes this transform from; JSON, kept in `model.json`."""
+        ...
+
+    def signature(self, engine: Signature) -> Signature:
+        """The public tensors of a model whose engine has signature `engine`."""
+        ...
+
+    def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Public inputs → engine inputs. Raises `Invalid` naming the row that cannot be used."""
+        ...
+
+    def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Engine outputs → public outputs."""
+        ...
+
+
+class TransformFactory(Protocol):
+    """A transform's class: `options` is its `Config`, its constructor takes one."""
+
+    options: type[Config]
+
+    def __call__(self, options: Any) -> Transform: ...
+
+
+TRANSFORMS: Registry[TransformFactory] = Registry(
+    "transform",
+    {
+        "image": "modelyard.data.images:ImageTransform",
+        "columns": "modelyard.data.columns:ColumnsTransform",
+        "tensor": "modelyard.data.transforms:TensorTransform",
+    },
+)
+
+
+def build(config: Mapping[str, Any] | None) -> Transform:
+    """The transform of a model card; None is the identity. Raises `NotFound` (unknown name) or `Invalid` (wrong options)."""
+    given = dict(config or {"name": "tensor"})
+    name = str(given.pop("name", ""))
+    factory = TRANSFORMS.get(name)
+    try:
+        return factory(factory.options.model_validate(given))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise Invalid(f"The options of transform '{name}' are wrong: {wrong}.") from error
+
+
+class TensorOptions(Config):
+    """The identity has no options."""
+
+
+class TensorTransform:
+    """The identity: callers see the engine's own tensors."""
+
+    options: type[Config] = TensorOptions
+
+    def __init__(self, options: TensorOptions) -> None:
+        self.config: dict[str, Any] = {"name": "tensor"}
+
+    def signature(self, engine: Signature) -> Signature:
+        return engine
+
+    def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(inputs)
+
+    def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(outputs)
+
+
+def needed(tensors: Mapping[str, Array], name: str) -> Array:
+    """The tensor called `name`. Raises `Invalid` saying what was given instead."""
+    try:
+        return tensors[name]
+    except KeyError:
+        given = ", ".join(f"'{key}'" for key in tensors) or "none"
+        raise Invalid(f"Tensor '{name}' is missing; given: {given}.") from None
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities FP32 over the last dim, stable for large logits."""
+    exponents = np.exp(logits.astype(np.float32) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), np.float32)
+
+
+def classify(logits: Array, labels: Sequence[str]) -> dict[str, Array]:
+    """Logits [n, classes] → `label` BYTES [n] (the most likely) and `scores` FP32 [n, classes] (softmax)."""
+    if logits.ndim != 2 or logits.shape[1] != len(labels):
+        raise Invalid(
+            f"The model answered shape {list(logits.shape)} where [n, {len(labels)}] (one logit a label) was expected."
+        )
+    names = np.array([label.encode() for label in labels], object)
+    return {"label": names[logits.argmax(axis=1)], "scores": softmax(logits)}
+
+
+def classification_outputs(labels: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The public outputs of `classify`."""
+    return (TensorSpec("label", "BYTES", (-1,)), TensorSpec("scores", "FP32", (-1, len(labels))))

@@ -1,0 +1,51 @@
+"""The job kinds: what a project can ask to be done. One table; the rooms of the machines do the work.
+
+Read by control (to validate and list), by the command line and by gang launchers. Configs are light and loaded here; `run` is
+an import path that only a launcher loads. Further kinds come through entry points of the group `modelyard.job_kinds`.
+"""
+
+from __future__ import annotations
+
+from modelyard.conversion.config import ImportModelConfig
+from modelyard.data.config import ImportDatasetConfig
+from modelyard.kinds import JobKind
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.plugins import Registry
+from modelyard.training.config import TrainConfig
+
+IMPORT_DATASET = JobKind(
+    name="import-dataset",
+    config=ImportDatasetConfig,
+    run="modelyard.data.importing:run",
+    optional=("files",),
+)
+IMPORT_MODEL = JobKind(
+    name="import-model",
+    config=ImportModelConfig,
+    run="modelyard.conversion.importing:run",
+    inputs=("files",),
+)
+TRAIN = JobKind(
+    name="train",
+    config=TrainConfig,
+    run="modelyard.training.loop:run",
+    inputs=("dataset",),
+    optional=("code", "model"),
+    gang=True,
+)
+OPTIMISE = JobKind(
+    name="optimise",
+    config=OptimiseConfig,
+    run="modelyard.optimisation.search:run",
+    inputs=("model", "dataset"),
+)
+
+KINDS: Registry[JobKind] = Registry(
+    "job kind",
+    {
+        "import-dataset": "modelyard.work:IMPORT_DATASET",
+        "import-model": "modelyard.work:IMPORT_MODEL",
+        "train": "modelyard.work:TRAIN",
+        "optimise": "modelyard.work:OPTIMISE",
+    },
+)

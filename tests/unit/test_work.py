@@ -1,0 +1,23 @@
+from modelyard import plugins
+from modelyard.work import KINDS
+
+
+def test_the_kinds_are_those_of_the_api():
+    assert {"import-dataset", "import-model", "optimise", "train"} <= set(KINDS.names())
+
+
+def test_every_kind_is_registered_under_its_own_name_and_its_config_has_a_wire_form():
+    for name in KINDS:
+        kind = KINDS.get(name)
+        assert kind.name == name
+        assert kind.config.model_json_schema()["additionalProperties"] is False
+        assert not set(kind.inputs) & set(kind.optional)
+
+
+def test_every_run_can_be_loaded():
+    for name in KINDS:
+        assert callable(plugins.load(KINDS.get(name).run))
+
+
+def test_only_training_is_a_gang():
+    assert [name for name in KINDS if KINDS.get(name).gang] == ["train"]
