@@ -32,7 +32,8 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageOptions(Config):
-    """Sizes in pixels; `mean` and `std` on the 0–1 scale, one value or one a channel; `input`/`output` are the engine's tensor names."""
+    """Sizes in pixels; `mean` and `std` on the 0–1 scale, one value or one a channel;
+    `input`/`output` are the engine's tensor names."""
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
