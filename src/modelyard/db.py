@@ -6,16 +6,44 @@ beside their services and take a `Session`; whoever opens the transaction decide
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import JSON, DateTime, Engine, Integer, MetaData, String, TypeDecorator, create_engine, event, select, update
+from sqlalchemy import (
+    DDL,
+    JSON,
+    URL,
+    Connection,
+    DateTime,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    Update,
+    create_engine,
+    event,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import SingletonThreadPool
 
-__all__ = ["Base", "Database", "Session", "now"]
+from modelyard.errors import Invalid
+
+__all__ = ["Base", "Database", "Session", "append_only", "bump", "claim", "guard", "insert_new", "joined", "now", "revision"]
+
+_GUARDS = "modelyard_guards"
+# recursive_triggers: INSERT OR REPLACE, too, fires the guards of append-only tables.
+_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "recursive_triggers=ON", "busy_timeout=30000")
 
 
 def now() -> datetime:
@@ -24,10 +52,15 @@ def now() -> datetime:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes on every database: SQLite forgets the zone, so it is put back."""
+    """Aware datetimes on every database. SQLite forgets the zone: all are stored in UTC and it is put back."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a moment needs its zone: use modelyard.db.now() or an aware datetime")
+        return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
@@ -44,7 +77,15 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[Any]: JSON(), str: String()}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+        list[Any]: JSON(),
+        str: String(),
+    }
+
+
+Model = TypeVar("Model", bound=Base)
 
 
 class Revision(Base):
@@ -56,7 +97,7 @@ class Revision(Base):
 
 
 class Database:
-    """A database by URL. `begin` is one write transaction, `read` one consistent read."""
+    """A database by URL. `begin` is one write transaction, `read` one consistent read. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -65,11 +106,13 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """A write transaction: committed at the end, rolled back on any exception. On SQLite it takes the write lock at once."""
+        """A write transaction: committed at the end, rolled back on any exception. SQLite takes the write lock at once."""
         with self._sessions() as session, session.begin():
             if self.engine.dialect.name == "sqlite":
                 session.connection(execution_options={"modelyard_begin": "IMMEDIATE"})
             yield session
+            if (action := _joined.get()) is not None:
+                action(session)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -82,29 +125,129 @@ class Database:
         self.engine.dispose()
 
 
+_joined: ContextVar[Callable[[Session], None] | None] = ContextVar("modelyard_joined", default=None)
+
+
+@contextmanager
+def joined(action: Callable[[Session], None]) -> Iterator[None]:
+    """While this is open, every write transaction of this context (its threads included) ends with `action`: what it writes
+    commits or rolls back with the transaction, and what it raises undoes it."""
+    token = _joined.set(action)
+    try:
+        yield
+    finally:
+        _joined.reset(token)
+
+
+def claim(
+    session: Session, model: type[Model], *where: Any, order_by: Sequence[Any] = (), values: Mapping[str, Any]
+) -> Model | None:
+    """Take the first row that satisfies `where` and set `values` on it, in one statement; None where there is none.
+
+    Two claimers never get one row: PostgreSQL skips rows that another holds, SQLite has one writer. `model` has a key `id`.
+    """
+    statement = claim_statement(model, *where, order_by=order_by, values=values).returning(model)
+    found = session.scalars(statement, execution_options={"synchronize_session": False, "populate_existing": True})
+    return found.one_or_none()
+
+
+def claim_statement(model: type[Base], *where: Any, order_by: Sequence[Any] = (), values: Mapping[str, Any]) -> Update:
+    """UPDATE … WHERE id = (SELECT id … LIMIT 1 FOR UPDATE SKIP LOCKED); SQLite leaves the locking clause out."""
+    key = model.__table__.c.id
+    first = select(key).where(*where).order_by(*order_by, key).limit(1).with_for_update(skip_locked=True)
+    return update(model).where(key == first.scalar_subquery()).values(**values)
+
+
+def insert_new(session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert rows, leaving out those that a unique constraint says are there already. Returns how many were inserted."""
+    statement = _insert(session, model).on_conflict_do_nothing().returning(*model.__table__.primary_key)
+    return len(session.execute(statement, list(rows)).all())
+
+
 def bump(session: Session) -> None:
     """Tell gateways that keys or routes changed; call it in the transaction that changes them."""
-    if session.execute(update(Revision).where(Revision.id == 1).values(number=Revision.number + 1)).rowcount == 0:  # type: ignore[attr-defined]
-        session.add(Revision(id=1, number=1))
+    statement = _insert(session, Revision).values(id=1, number=1)
+    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"number": Revision.number + 1}))
 
 
 def revision(session: Session) -> int:
+    """The number that `bump` moves; 0 before the first."""
     return session.execute(select(Revision.number).where(Revision.id == 1)).scalar() or 0
 
 
+def _insert(session: Session, model: type[Base]) -> Any:
+    dialect = session.get_bind().dialect.name
+    return (sqlite if dialect == "sqlite" else postgresql).insert(model)
+
+
+def append_only(table: Table) -> None:
+    """Make the database itself refuse to change or remove rows of this table, however it was created."""
+    guards = {"sqlite": _sqlite_guards(table.name), "postgresql": _postgresql_guards(table.name)}
+    table.info[_GUARDS] = guards
+    for dialect, statements in guards.items():
+        for statement in statements:
+            ddl: Any = DDL(statement)  # type: ignore[no-untyped-call]
+            event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
+
+
+def guard(connection: Connection, metadata: MetaData) -> None:
+    """Put the guards of append-only tables in place (again); for migrations, which create tables in their own way."""
+    for table in metadata.sorted_tables:
+        for statement in table.info.get(_GUARDS, {}).get(connection.dialect.name, ()):
+            connection.exec_driver_sql(statement)
+
+
+def _sqlite_guards(table: str) -> list[str]:
+    return [
+        f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb} BEFORE {verb.upper()} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for verb in ("update", "delete")
+    ]
+
+
+def _postgresql_guards(table: str) -> list[str]:
+    return [
+        f"CREATE OR REPLACE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{table} is append-only'; END $$",
+        f"CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()",
+    ]
+
+
 def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    path = url.removeprefix("sqlite:///")
-    if path and path != ":memory:":
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # autocommit=False at the driver would hide BEGIN: pysqlite's own transaction handling is off, ours is explicit.
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite_engine(parsed)
+        return create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=40)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise Invalid("The setting 'database' is no URL we know: expected sqlite:///FILE or postgresql+psycopg://…") from error
+    except ModuleNotFoundError as error:
+        raise Invalid(f"The database URL needs the library '{error.name}', which is not installed.") from error
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    options: dict[str, Any] = {"connect_args": {"timeout": 30, "check_same_thread": False}}
+    if url.database and url.database != ":memory:":
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # SQLite gives its -wal and -shm files the same mode
+        options |= {"pool_size": 8, "max_overflow": 40}
+    else:
+        options["poolclass"] = SingletonThreadPool  # one database a thread: for tests of one thread
+    engine = create_engine(url, **options)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _: Any) -> None:
+        # The driver would begin transactions behind our back: its handling is off, ours is explicit.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            "recursive_triggers=ON",
+            "busy_timeout=30000",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
