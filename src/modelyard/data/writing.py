@@ -1,0 +1,121 @@
+"""Writing a dataset: samples from any source, each into its split, in Parquet shards, with statistics on the way.
+
+Called by `importing.run`. Equal samples in equal order give equal bytes (no clock, pinned Parquet settings), hence the same
+artefact. Memory holds one unfinished shard a split, whatever the size of the source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelyard.data.datasets import ARROW, DatasetCard, Feature, Split
+from modelyard.data.splits import SPLITS, split_of
+from modelyard.data.statistics import Gather, gather
+from modelyard.errors import Invalid
+
+SHARD_ROWS = 16_384
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row: `values` by feature, `content` what decides its split, `where` it stands in the source (for errors)."""
+
+    content: bytes
+    values: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an import reads: the features, what to predict, and `samples` (`rows` of them). `origin` is where from."""
+
+    features: Mapping[str, Feature]
+    target: str | None
+    task: str | None
+    rows: int
+    samples: Iterable[Sample]
+    origin: dict[str, str]
+
+
+def table_content(values: Mapping[str, Any], target: str | None) -> bytes:
+    """The content of a table's row: its values by name, the target left out, whatever the order of the columns."""
+    return json.dumps({k: v for k, v in values.items() if k != target}, sort_keys=True, ensure_ascii=False).encode()
+
+
+@dataclass(slots=True)
+class _Shards:
+    """The shards of one split while they are written."""
+
+    name: str
+    folder: Path
+    features: Mapping[str, Feature]
+    statistics: dict[str, Gather] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+    rows: int = 0
+    held: int = 0
+    held_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.columns = {name: [] for name in self.features}
+        self.statistics = {name: gather(feature) for name, feature in self.features.items()}
+
+    def add(self, sample: Sample) -> None:
+        for name, column in self.columns.items():
+            value = sample.values[name]
+            try:
+                self.statistics[name].add(value)
+            except Invalid as error:
+                raise Invalid(f"{sample.where}: {error.message} Nothing was imported.") from error
+            column.append(value)
+            self.held_bytes += len(value) if isinstance(value, (bytes, str)) else 8
+        self.rows += 1
+        self.held += 1
+        if self.held >= SHARD_ROWS or self.held_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.held:
+            return
+        path = f"{self.name}/{len(self.written):05}.parquet"
+        (self.folder / self.name).mkdir(exist_ok=True)
+        schema = pa.schema([(name, ARROW[feature.type]) for name, feature in self.features.items()])
+        table = pa.table(self.columns, schema=schema)
+        pq.write_table(
+            table, self.folder / path, version="2.6", compression="zstd", compression_level=3, row_group_size=1024,
+            use_dictionary=False, data_page_version="1.0", write_page_checksum=True,
+        )  # fmt: skip
+        self.written.append(path)
+        self.columns = {name: [] for name in self.features}
+        self.held = self.held_bytes = 0
+
+
+def write(source: Source, folder: Path, tick: Callable[[int], None]) -> DatasetCard:
+    """Write `source` into the empty `folder`; `tick(rows so far)` after each. Raises `Invalid` where a sample is unusable."""
+    shards = {name: _Shards(name, folder, source.features) for name in SPLITS}
+    done = 0
+    for done, sample in enumerate(source.samples, start=1):
+        shards[split_of(sample.content)].add(sample)
+        tick(done)
+    if not done:
+        raise Invalid("The source has no rows; nothing was imported.")
+    for part in shards.values():
+        part.flush()
+    features = {
+        name: feature.model_copy(
+            update={"statistics": {split: part.statistics[name].result() for split, part in shards.items()}}
+        )
+        for name, feature in source.features.items()
+    }
+    splits = {name: Split(rows=part.rows, shards=tuple(part.written)) for name, part in shards.items()}
+    card = DatasetCard(task=source.task, target=source.target, features=features, splits=splits, source=source.origin)
+    card.save(folder)
+    return card
