@@ -8,7 +8,7 @@ file inside the artefact. Libraries of custom operators are never registered.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from modelyard.engines.base import ModelCard
+from modelyard.engines.files import inside
 from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import Array, Signature, TensorSpec
 
@@ -121,21 +122,6 @@ def check(path: Path) -> onnx.ModelProto:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path.parent, tensor)
     return model
-
-
-def inside(folder: Path, name: str) -> Path:
-    """`folder`/`name`, a plain file reached without links. Raises `Unsafe` for any way out, `Invalid` where it is missing."""
-    relative = PurePosixPath(name)
-    if not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
-        raise Unsafe(f"'{name}' is not a path inside the artefact; expected a relative one without '..'.")
-    path = folder
-    for part in relative.parts:
-        path = path / part
-        if path.is_symlink():
-            raise Unsafe(f"'{name}' is a link; expected a plain file in the artefact.")
-    if not path.is_file():
-        raise Invalid(f"The artefact has no file '{name}', which its model names.")
-    return path
 
 
 def _check_external(folder: Path, tensor: onnx.TensorProto) -> None:

@@ -1,0 +1,46 @@
+"""What is proven of a PyTorch file before torch opens it: that it holds tensors and nothing that runs. It never unpickles."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from picklescan.scanner import SafetyLevel, scan_file_path
+
+from modelyard.errors import Unsafe
+
+
+def check_pickle(path: Path) -> None:
+    """A PyTorch file may hold tensors only. Raises `Unsafe` for code (naming it), TorchScript, a zip that swells."""
+    if zipfile.is_zipfile(path):
+        _check_zip(path)
+    result = scan_file_path(str(path))
+    found = sorted(f"{g.module}.{g.name}" for g in result.globals if g.safety is SafetyLevel.Dangerous)
+    if found or result.issues_count:
+        raise Unsafe(
+            f"'{path.name}' was refused unread: loading it would run {', '.join(found) or 'code'}. Save weights alone: "
+            "torch.save(model.state_dict(), path), or safetensors."
+        )
+    if result.scan_err:
+        raise Unsafe(
+            f"'{path.name}' was refused unread: it is no whole pickle. Save it anew with torch.save or as safetensors."
+        )
+
+
+def _check_zip(path: Path) -> None:
+    """torch.save stores entries as they are; whatever is packed, repeated or larger than the file was not written by it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise Unsafe(f"'{path.name}' was refused unread: {error}.") from error
+    packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size]
+    repeated = [name for name, times in Counter(e.filename for e in entries).items() if times > 1]
+    if packed or repeated or sum(e.file_size for e in entries) > path.stat().st_size:
+        raise Unsafe(
+            f"'{path.name}' was refused unread: its zip holds packed or repeated entries, which torch.save never "
+            f"writes: {', '.join((packed or repeated)[:3])}."
+        )
+    if any("code" in PurePosixPath(e.filename).parts[1:-1] or e.filename.endswith("/constants.pkl") for e in entries):
+        raise Unsafe(f"'{path.name}' is TorchScript, which holds code; give its state_dict and the module's source instead.")
