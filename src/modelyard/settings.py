@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     data: Path = Field(default=Path("~/.modelyard"), description="Folder that holds everything the platform keeps.")
     host: str = Field(default="127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 picks a free one.")
+    hosts: str = Field(
+        default="",
+        description="Names clients use for this server besides addresses, localhost and the machine's own; commas; '*': any.",
+    )
     database: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder.")
     store: str = Field(default="", description="URL of the object store; empty: a folder in the data folder.")
     sandbox: Literal["auto", "require", "off"] = Field(

@@ -1,0 +1,145 @@
+"""How control's routes are declared and guarded. It knows no room.
+
+Every room declares its routes on `Routes`, each with the scope it needs. Authorisation hangs on the matched route itself
+and runs before a byte of the body is read; `check_routes` refuses to start an app with a route that has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from functools import partial
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.routing import APIRoute, APIRouter, iter_route_contexts
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.routing import BaseRoute
+
+from modelyard.db import joined
+from modelyard.errors import Invalid
+from modelyard.tenancy import access, door, idempotency
+from modelyard.tenancy.types import Principal, Scope
+
+LARGEST_BODY = 64 << 20  # one chunk of a blob; inference bodies never come here
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def principal(request: Request) -> Principal:
+    """Who is asking; the route has verified it."""
+    return cast(Principal, request.state.principal)
+
+
+Caller = Annotated[Principal, Depends(principal)]
+
+
+class Route(APIRoute):
+    """A route with a declared scope. `secret`: its answer is shown once and never kept, not even for a repeat."""
+
+    def __init__(self, *args: Any, scope: Scope, secret: bool = False, **options: Any) -> None:
+        self.scope = Scope(scope)
+        self.secret = secret
+        super().__init__(*args, **options)
+
+    def get_route_handler(self) -> Handler:
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            # Sync work that may touch the database: a thread, never the loop.
+            request.state.principal = await run_in_threadpool(authorise, request, self.scope)
+            if request.method == "POST" and "idempotency-key" in request.headers:
+                return await self._once(request, inner)
+            return await inner(request)
+
+        return handler
+
+    async def _once(self, request: Request, inner: Handler) -> Response:
+        db, slot = request.app.state.db, await _slot(request, self.path_format)
+        kept = await run_in_threadpool(idempotency.claim, db, slot)
+        if kept is not None:
+            return Response(kept.body, kept.status, {"Idempotency-Replayed": "true"}, kept.media)
+        try:
+            with joined(slot.confirm):
+                response = await inner(request)
+        except BaseException:
+            await run_in_threadpool(idempotency.release, db, slot)
+            raise
+        if isinstance(response, StreamingResponse) or response.status_code >= 400:
+            await run_in_threadpool(idempotency.release, db, slot)
+        else:
+            await run_in_threadpool(idempotency.keep, db, slot, None if self.secret else _answer(response))
+        return response
+
+
+def authorise(request: Request, scope: Scope) -> Principal:
+    """The principal of a request, if its key is valid and reaches `scope`. Raises `Unauthorized` or `Forbidden`."""
+    headers, state = request.headers, request.app.state
+    door.check_source(request.method, headers.get("host"), headers.get("origin"), getattr(state, "hosts", None))
+    token = access.token_of(headers.getlist("authorization"), headers.getlist("x-api-key"))
+    found = cast(Principal, state.keyring.verify(token, time.time()))
+    state.keyring.require(found, scope)
+    return found
+
+
+async def _slot(request: Request, route: str) -> idempotency.Slot:
+    name = request.headers["idempotency-key"]
+    if not 1 <= len(name) <= 255 or not name.isascii() or not name.isprintable():
+        raise Invalid("The header Idempotency-Key is not valid: expected 1 to 255 printable ASCII characters.")
+    asked = hashlib.sha256(f"{request.method} {request.scope['path']}?".encode())
+    asked.update(request.scope["query_string"] + b"\n" + await request.body())
+    caller = principal(request)
+    return idempotency.Slot(caller.project, caller.key, route, name, asked.hexdigest())
+
+
+def _answer(response: Response) -> idempotency.Answer:
+    return idempotency.Answer(response.status_code, response.headers.get("content-type"), bytes(response.body))
+
+
+class Routes(APIRouter):
+    """A router whose every route declares the scope it needs: `@routes.get("/api/x", scope=Scope.infer)`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"redirect_slashes": False, "max_body_size": LARGEST_BODY, **options})
+
+    def get(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("GET", path, scope, options)
+
+    def head(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("HEAD", path, scope, options)
+
+    def put(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("PUT", path, scope, options)
+
+    def post(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("POST", path, scope, options)
+
+    def patch(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("PATCH", path, scope, options)
+
+    def delete(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
+        return self._declare("DELETE", path, scope, options)
+
+    def _declare(self, method: str, path: str, scope: Scope, options: dict[str, Any]) -> Callable[[Endpoint], Endpoint]:
+        route = cast(type[APIRoute], partial(Route, scope=scope, secret=options.pop("secret", False)))
+
+        def declare(endpoint: Endpoint) -> Endpoint:
+            self.add_api_route(path, endpoint, methods=[method], route_class_override=route, **options)
+            return endpoint
+
+        return declare
+
+
+def check_routes(app: FastAPI, open_paths: Collection[str] = ()) -> None:
+    """Raises `RuntimeError` unless every route of the app, mounts, websockets and docs included, declares a scope or is one
+    of `open_paths`. Call it when the app is complete, before it serves."""
+    unguarded = [shown for route, shown in _all(app.routes) if not isinstance(route, Route) and shown not in open_paths]
+    if unguarded:
+        raise RuntimeError(f"Routes without a declared scope: {', '.join(sorted(unguarded))}. Declare them on tenancy.Routes.")
+
+
+def _all(routes: Iterable[BaseRoute]) -> Iterable[tuple[BaseRoute, str]]:
+    for context in iter_route_contexts(list(routes)):
+        yield context.original_route, context.path or f"{type(context.original_route).__name__} without a path"

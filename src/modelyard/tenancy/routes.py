@@ -1,0 +1,106 @@
+"""The management API of keys, projects, usage and audit; and the one module other rooms' routes take theirs from:
+`Routes`, `Caller`, `check_routes` and `install`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+
+from modelyard.db import now
+from modelyard.errors import Forbidden, Invalid
+from modelyard.tenancy import ledger, service
+from modelyard.tenancy.failures import install
+from modelyard.tenancy.router import Caller, Routes, check_routes
+from modelyard.tenancy.types import DEFAULT_PROJECT, KeyRequest, Principal, ProjectRequest, Scope
+
+__all__ = ["Caller", "Routes", "check_routes", "install", "routes"]
+
+routes = Routes(prefix="/api", tags=["tenancy"])
+
+
+@routes.get("/whoami", scope=Scope.infer)
+def whoami(caller: Caller) -> dict[str, str]:
+    """The key that asks: its id, project and scope."""
+    return {"project": caller.project, "key": caller.key, "scope": caller.scope.name}
+
+
+@routes.post("/keys", scope=Scope.admin, secret=True, status_code=201)
+def create_key(request: Request, caller: Caller, body: KeyRequest) -> dict[str, str]:
+    """Make a key of this project. `key` in the answer is shown once."""
+    state = request.app.state
+    expires = None if body.expires is None else now() + timedelta(seconds=body.expires)
+    with state.db.begin() as session:
+        made = service.create_key(session, caller.project, Scope[body.scope], state.pepper, body.name, expires)
+        ledger.audit(session, caller.project, caller.key, "key.create", made.id, {"scope": body.scope, "name": body.name})
+    return made.to_json()
+
+
+@routes.get("/keys", scope=Scope.admin)
+def keys(request: Request, caller: Caller) -> list[dict[str, Any]]:
+    """The project's keys, revoked ones too, without their secrets."""
+    with request.app.state.db.read() as session:
+        return service.keys(session, caller.project)
+
+
+@routes.delete("/keys/{key}", scope=Scope.admin)
+def revoke_key(request: Request, caller: Caller, key: str) -> dict[str, Any]:
+    """Revoke a key of this project; it is refused everywhere within a second."""
+    with request.app.state.db.begin() as session:
+        revoked = service.revoke_key(session, caller.project, key)
+        ledger.audit(session, caller.project, caller.key, "key.revoke", key)
+    request.app.state.keyring.refresh()
+    return revoked
+
+
+@routes.post("/projects", scope=Scope.admin, secret=True, status_code=201)
+def create_project(request: Request, caller: Caller, body: ProjectRequest) -> dict[str, Any]:
+    """Make a project, with its first admin key, which is shown once. For administrators of the project 'default'."""
+    _platform(caller)
+    state = request.app.state
+    with state.db.begin() as session:
+        project = service.create_project(session, body.name)
+        first = service.create_key(session, body.name, Scope.admin, state.pepper, "first administrator")
+        ledger.audit(session, caller.project, caller.key, "project.create", body.name)
+        ledger.audit(session, body.name, None, "key.create", first.id, {"scope": "admin", "name": "first administrator"})
+    return {**project, "key": first.to_json()}
+
+
+@routes.get("/projects", scope=Scope.admin)
+def projects(request: Request, caller: Caller) -> list[dict[str, Any]]:
+    """All projects. For administrators of the project 'default'."""
+    _platform(caller)
+    with request.app.state.db.read() as session:
+        return service.projects(session)
+
+
+@routes.get("/usage", scope=Scope.write)
+def usage(
+    request: Request,
+    caller: Caller,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    group_by: str = ",".join(ledger.GROUPS),
+) -> list[dict[str, Any]]:
+    """What the project used in [since, until), summed by any of kind, subject, version, key (comma-separated)."""
+    if any(moment is not None and moment.tzinfo is None for moment in (since, until)):
+        raise Invalid("'since' and 'until' need their zone, as in 2026-01-31T12:00:00Z.")
+    groups = [name for name in group_by.split(",") if name]
+    with request.app.state.db.read() as session:
+        return ledger.usage(session, caller.project, since, until, groups)
+
+
+@routes.get("/audit", scope=Scope.admin)
+def audit(
+    request: Request, caller: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: int | None = None
+) -> list[dict[str, Any]]:
+    """Who did what in this project: the newest `limit` entries, oldest first; `before` an entry's id pages back."""
+    with request.app.state.db.read() as session:
+        return ledger.audit_log(session, caller.project, limit, before)
+
+
+def _platform(caller: Principal) -> None:
+    if caller.project != DEFAULT_PROJECT:
+        raise Forbidden(f"Projects are made and listed by administrators of the project '{DEFAULT_PROJECT}'.")

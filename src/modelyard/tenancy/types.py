@@ -1,0 +1,59 @@
+"""The values of the tenancy room: scopes, who is asking, and what is said over the wire to make keys and projects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from modelyard.kinds import Config
+
+DEFAULT_PROJECT = "default"
+# No dot: 'project.deployment' names another project's deployment.
+PROJECT_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+_CENTURY = 100 * 366 * 86400.0
+
+
+class Scope(IntEnum):
+    """What a key may do. Scopes nest: each allows all that is below it."""
+
+    infer = 1
+    write = 2
+    admin = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking: a key of a project."""
+
+    project: str
+    key: str
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A new key; `key` is the whole text, known at this moment only."""
+
+    id: str
+    key: str
+    scope: Scope
+
+    def to_json(self) -> dict[str, str]:
+        return {"id": self.id, "key": self.key, "scope": self.scope.name}
+
+
+class KeyRequest(Config):
+    """POST /api/keys. `expires` is in seconds from now; None: never."""
+
+    scope: Literal["infer", "write", "admin"]
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    expires: float | None = Field(default=None, gt=0, le=_CENTURY)
+
+
+class ProjectRequest(Config):
+    """POST /api/projects."""
+
+    name: str = Field(pattern=PROJECT_NAME)
