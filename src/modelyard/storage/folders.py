@@ -1,0 +1,185 @@
+"""Plain folders, read and written with care: no link is ever followed, nothing special is ever opened, writing ends on disk.
+
+Whoever filled a folder may still be running and may swap a file for a link while it is read (a rank in its sandbox, seen from
+control outside). So every file is opened component by component from the folder's own descriptor, and looked at once open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from modelyard.errors import Invalid
+
+PIECE = 1 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: opening a pipe that nobody writes to must not wait for ever.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PLAIN = "copy the folder with 'cp -rL' and use the copy"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> list[R]:
+    """`work` over `items` in threads (hashing and file reading release the GIL); results in order, the first error raised."""
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))
+
+
+class OpenFolder:
+    """A folder held open by descriptor. `files` is path → size as found at opening.
+
+    Raises `Invalid` for anything but plain files and folders: links, hard links, pipes, sockets, devices. `within` is a
+    trusted folder above; no component between it and `folder` may be a link. Without it only the last one may not.
+    """
+
+    def __init__(self, folder: Path, within: Path | None = None) -> None:
+        self._fd = _open_folder(folder, within)
+        try:
+            self.files = self._walk()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> OpenFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._fd)
+
+    def digest(self, path: str, start: int, length: int) -> str:
+        """SHA-256 of a range, in hex, without holding it in memory. Raises `Invalid` if the file changed since."""
+        fd = self._open(path)
+        try:
+            digest, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, length)))
+            for offset in range(start, start + length, PIECE):
+                piece = buffer[: min(PIECE, start + length - offset)]
+                _fill(fd, piece, offset, path)
+                digest.update(piece)
+            return digest.hexdigest()
+        finally:
+            os.close(fd)
+
+    def read(self, path: str, start: int, length: int) -> bytearray:
+        """A range as bytes. Raises `Invalid` if the file changed since."""
+        fd = self._open(path)
+        try:
+            data = bytearray(length)
+            _fill(fd, memoryview(data), start, path)
+            return data
+        finally:
+            os.close(fd)
+
+    def _walk(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for root, folders, files, fd in os.fwalk(".", dir_fd=self._fd, onerror=_raise):
+            for name in (*folders, *files):
+                path = f"{root}/{name}".removeprefix("./")
+                state = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if not stat.S_ISDIR(state.st_mode):
+                    _check_plain(state, path)
+                    found[path] = state.st_size
+        return dict(sorted(found.items()))
+
+    def _open(self, path: str) -> int:
+        *parents, name = path.split("/")
+        try:
+            at = os.dup(self._fd)
+            for parent in parents:
+                at = _step(at, parent, _FOLDER)
+            fd = _step(at, name, _FILE)
+        except OSError as error:
+            raise Invalid(f"The file {path!r} changed while it was read: {error.strerror}.") from error
+        state = os.fstat(fd)
+        try:
+            _check_plain(state, path)
+            if state.st_size != self.files[path]:
+                raise Invalid(f"The file {path!r} changed while it was read: publish a folder nobody writes to.")
+        except Invalid:
+            os.close(fd)
+            raise
+        return fd
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def seal(folder: Path) -> None:
+    """Make a tree read-only and durable."""
+    for root, _, files, fd in os.fwalk(folder, topdown=False):
+        for name in files:
+            file = os.open(name, _FILE, dir_fd=fd)
+            try:
+                os.fchmod(file, 0o444)
+                os.fsync(file)
+            finally:
+                os.close(file)
+        Path(root).chmod(0o555)
+        os.fsync(fd)
+
+
+def remove(folder: Path) -> None:
+    """Remove a tree, a sealed one too; missing is fine. Links are removed, never followed."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        for _, _, _, fd in os.fwalk(folder):
+            os.fchmod(fd, 0o700)
+        shutil.rmtree(folder)
+
+
+def _open_folder(folder: Path, within: Path | None) -> int:
+    base = within if within is not None else folder.parent
+    try:
+        parts = folder.relative_to(base).parts
+        at = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in parts:
+            at = _step(at, part, _FOLDER)
+    except (OSError, ValueError) as error:
+        raise Invalid(f"'{folder.name}' is not a plain folder (missing, a file or a link); {_PLAIN}.") from error
+    return at
+
+
+def _step(at: int, name: str, flags: int) -> int:
+    """Open `name` in the open folder `at`, which is closed."""
+    try:
+        if name == "..":
+            raise NotADirectoryError(20, "'..' leaves the folder")
+        return os.open(name, flags, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _check_plain(state: os.stat_result, path: str) -> None:
+    if stat.S_ISLNK(state.st_mode):
+        raise Invalid(f"{path!r} is a symbolic link; {_PLAIN}.")
+    if not stat.S_ISREG(state.st_mode):
+        raise Invalid(f"{path!r} is neither a file nor a folder (a pipe, socket or device); remove it.")
+    if state.st_nlink > 1:
+        raise Invalid(f"{path!r} is a hard link: it has another name elsewhere; {_PLAIN}.")
+
+
+def _fill(fd: int, view: memoryview, offset: int, path: str) -> None:
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            raise Invalid(f"The file {path!r} changed while it was read: publish a folder nobody writes to.")
+        view, offset = view[count:], offset + count
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,192 @@
+"""The object store: keys to bytes. obstore does the reading everywhere; for a folder the writing is ours, because obstore's
+never reaches the disk (no fsync), and a store that forgets what it acknowledged in a power cut has not stored it.
+
+`open_store` picks one by URL. The contract is `tests/contracts/test_stores.py`; `testing.MemoryStore` is the published double.
+Never fork a process that has used a store: obstore's threads do not live in the child, and its next call waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore
+
+from modelyard.errors import Invalid, NotFound, Unavailable
+from modelyard.storage.folders import sync_folder
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ObjectStore(Protocol):
+    """Keys are relative POSIX paths. Every verb is atomic; a key that was put is there, whole, for every later reader.
+    Raises `NotFound` for a missing key and `Unavailable` when the store itself fails; messages never name its place."""
+
+    def put(self, key: str, data: Buffer, *, create: bool = False) -> bool:
+        """Write an object. With `create`, only if there is none: False says that there was one, and nothing was written."""
+        ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`. Raises `Invalid` unless they all lie in the object."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, None where there is none."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below `prefix` (whole path segments), in no order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is fine."""
+        ...
+
+
+def check_key(key: str) -> None:
+    """Raises `Invalid` unless `key` is a plain relative path; '#' is kept for what is being written."""
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key or "#" in key:
+        raise Invalid(f"The key {key!r} is not a plain relative path.")
+
+
+class BucketStore:
+    """Any store that obstore can open."""
+
+    def __init__(self, bucket: Any) -> None:
+        self._bucket = bucket
+
+    def put(self, key: str, data: Buffer, *, create: bool = False) -> bool:
+        check_key(key)
+        with _translated(key):
+            try:
+                obstore.put(self._bucket, key, data, mode="create" if create else "overwrite", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        with _translated(key):
+            return bytes(obstore.get(self._bucket, key).bytes())
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        size = self.size(key)
+        if size is None:
+            raise _missing(key)
+        if start < 0 or length < 0 or start + length > size:
+            raise Invalid(f"The range {start}+{length} is not inside an object of {size} bytes.")
+        if length == 0:
+            return b""
+        with _translated(key):
+            return bytes(obstore.get_range(self._bucket, key, start=start, length=length))
+
+    def size(self, key: str) -> int | None:
+        try:
+            with _translated(key):
+                return int(obstore.head(self._bucket, key)["size"])
+        except NotFound:
+            return None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        with _translated(prefix):
+            for batch in obstore.list(self._bucket, prefix=prefix):
+                yield from (str(item["path"]) for item in batch)
+
+    def delete(self, key: str) -> None:
+        # Asked first: obstore takes a missing key for an error, and in a folder a prefix for an object.
+        if self.size(key) is not None:
+            with suppress(NotFound), _translated(key):
+                obstore.delete(self._bucket, key)
+
+
+class FolderStore(BucketStore):
+    """A folder on this machine. An object gets its name only when its bytes are on disk, and the name is on disk when `put`
+    returns. What a killed `put` leaves is named 'key#digits', which obstore does not list and nothing reads."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        super().__init__(LocalStore(prefix=root))
+        self._root = root
+        self._durable = {root}
+
+    def put(self, key: str, data: Buffer, *, create: bool = False) -> bool:
+        check_key(key)
+        path = self._root / key
+        staged = path.with_name(f"{path.name}#{secrets.randbits(63)}")
+        with _translated(key):
+            self._make_folder(path.parent)
+            try:
+                _write(staged, data)
+                created = _name(staged, path, create)
+            finally:
+                staged.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        return created
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it, durably."""
+        if folder in self._durable and folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        sync_folder(folder.parent)
+        self._durable.add(folder)
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store at a URL: `file:///folder`. Raises `Invalid` for any other scheme."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not path.startswith("/"):
+        raise Invalid(f"No object store of kind '{parts.scheme}' can be opened; give a folder as 'file:///absolute/path'.")
+    return FolderStore(Path(path))
+
+
+def _write(path: Path, data: Buffer) -> None:
+    """A new file, private and on disk when this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _name(staged: Path, path: Path, create: bool) -> bool:
+    """Give a staged file its name, at once and whole. False: `create` was asked and the name was taken."""
+    if not create:
+        staged.replace(path)
+        return True
+    try:
+        path.hardlink_to(staged)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _missing(key: str) -> NotFound:
+    return NotFound(f"There is no object '{key}' in the store.")
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """The store's own errors as ours. Theirs name folders and hosts, so their text goes no further."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise _missing(key) from None
+    except ValueError as error:
+        raise Invalid(f"The key {key!r} is not a plain relative path.") from error
+    except (OSError, BaseError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+        raise Unavailable(f"The object store failed: {reason}.") from error

@@ -1,0 +1,112 @@
+"""The newest whole checkpoint, and only that."""
+
+from pathlib import Path
+
+import pytest
+
+from modelyard.errors import Damaged, Invalid
+from modelyard.storage import Artefacts
+from modelyard.testing import MemoryStore
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def yard(store, tmp_path):
+    return Artefacts(store, tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "step/rank 0").mkdir(parents=True)
+    return tmp_path / "step"
+
+
+def put(yard, folder, text, job="j"):
+    (folder / "rank 0/state#1").write_text(text)
+    return yard.put_checkpoint("p", job, folder)
+
+
+def latest(yard, tmp_path, job="j", project="p"):
+    found = yard.latest_checkpoint(project, job, tmp_path / "resume")
+    return None if found is None else (found / "rank 0/state#1").read_text()
+
+
+def test_there_is_none_at_first(yard, tmp_path):
+    assert latest(yard, tmp_path) is None
+    assert not (tmp_path / "resume").exists()
+
+
+def test_the_newest_is_kept_and_the_older_are_dropped(yard, folder, store, tmp_path):
+    assert [put(yard, folder, text) for text in ("one", "two", "three")] == [1, 2, 3]
+    assert latest(yard, tmp_path) == "three"
+    assert {key.split("/")[4] for key in store.objects} == {"3", "latest.json"}
+
+
+def test_it_replaces_what_was_there_and_can_be_written_to(yard, folder, tmp_path):
+    put(yard, folder, "one")
+    latest(yard, tmp_path)
+    (tmp_path / "resume/stale").write_text("")
+    assert latest(yard, tmp_path) == "one"
+    assert not (tmp_path / "resume/stale").exists()
+    (tmp_path / "resume/rank 0/state#1").write_text("mine")
+
+
+def test_jobs_and_projects_do_not_meet(yard, folder, tmp_path):
+    put(yard, folder, "one")
+    put(yard, folder, "other", job="jj")
+    assert latest(yard, tmp_path, project="q") is None
+    yard.drop_checkpoints("p", "j")
+    assert latest(yard, tmp_path) is None
+    assert latest(yard, tmp_path, job="jj") == "other"
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_killed_on_the_way_the_older_one_stands(yard, folder, store, tmp_path, monkeypatch, at):
+    put(yard, folder, "one")
+    (folder / "second").write_text("more")
+    real, left = store.put, [at]
+
+    def dying(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", dying)
+        with pytest.raises(KeyboardInterrupt):
+            put(yard, folder, "two")
+    assert latest(yard, tmp_path) == "one"
+    assert put(yard, folder, "two") == 2
+    assert latest(yard, tmp_path) == "two"
+
+
+def test_damage_is_refused(yard, folder, store, tmp_path):
+    put(yard, folder, "one")
+    key = next(key for key in store.objects if "/1/" in key)
+    store.put(key, b"onE")
+    with pytest.raises(Damaged, match="state#1"):
+        latest(yard, tmp_path)
+    for record in (b"", b"[]", store.get("projects/p/checkpoints/j/latest.json").replace(b"state#1", b"state#2")):
+        store.put("projects/p/checkpoints/j/latest.json", record)
+        with pytest.raises(Damaged, match="record"):
+            latest(yard, tmp_path)
+
+
+def test_dropping_twice_is_fine(yard, folder, store):
+    put(yard, folder, "one")
+    yard.drop_checkpoints("p", "j")
+    yard.drop_checkpoints("p", "j")
+    assert store.objects == {}
+
+
+def test_a_job_is_a_word_and_a_checkpoint_holds_no_links(yard, folder):
+    with pytest.raises(Invalid):
+        put(yard, folder, "x", job="../j")
+    (folder / "link").symlink_to(Path("/etc"))
+    with pytest.raises(Invalid, match="link"):
+        put(yard, folder, "x")

@@ -1,0 +1,80 @@
+"""What is particular to the folder store; what every store does is in tests/contracts/test_stores.py."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from modelyard.errors import Invalid, Unavailable
+from modelyard.storage import FolderStore, open_store, stores
+
+
+def test_a_store_opens_by_its_url(tmp_path: Path):
+    store = open_store((tmp_path / "a store").as_uri())
+    assert store.put("k/ey", b"x")
+    assert (tmp_path / "a store/k/ey").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "file://elsewhere/folder", "relative/folder", "file:relative", "", "memory://"])
+def test_what_cannot_be_opened_says_so(url):
+    with pytest.raises(Invalid, match="file:///"):
+        open_store(url)
+
+
+def test_what_is_stored_is_private(tmp_path: Path):
+    FolderStore(tmp_path / "store").put("a/b", b"x")
+    assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "store/a/b").stat().st_mode) == 0o600
+
+
+def test_bytes_are_on_disk_before_the_name_and_the_name_before_put_returns(tmp_path: Path, monkeypatch):
+    store, events = FolderStore(tmp_path), []
+    fsync, name = os.fsync, stores._name
+
+    def spy_fsync(fd):
+        events.append(str(Path(f"/proc/self/fd/{fd}").readlink()).partition("#")[0])
+        fsync(fd)
+
+    def spy_name(staged, path, create):
+        events.append("named")
+        return name(staged, path, create)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(stores, "_name", spy_name)
+    store.put("a/b/c", b"x", create=True)
+    root = str(tmp_path)
+    assert events == [root, f"{root}/a", f"{root}/a/b/c", "named", f"{root}/a/b"]
+
+
+def test_what_a_killed_put_left_is_not_seen_and_not_in_the_way(tmp_path: Path, monkeypatch):
+    store = FolderStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "_name", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            store.put("a/b", b"half")
+    assert [path.name.partition("#")[0] for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (list(store.list("a")), store.size("a/b")) == ([], None)
+    assert store.put("a/b", b"whole", create=True)
+    assert (list(store.list("a")), store.get("a/b")) == (["a/b"], b"whole")
+
+
+def test_folders_that_vanish_are_made_again(tmp_path: Path):
+    store = FolderStore(tmp_path)
+    store.put("a/b", b"1")
+    (tmp_path / "a/b").unlink()
+    (tmp_path / "a").rmdir()
+    assert store.put("a/b", b"2", create=True)
+
+
+def test_a_full_disk_is_our_fault_and_names_no_folder(tmp_path: Path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    store = FolderStore(tmp_path)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Unavailable, match="No space left") as caught:
+        store.put("a/b", b"x")
+    assert str(tmp_path) not in caught.value.message
+    assert not list((tmp_path / "a").iterdir())
