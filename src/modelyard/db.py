@@ -41,7 +41,6 @@ from modelyard.errors import Invalid
 
 __all__ = ["Base", "Database", "Session", "append_only", "bump", "claim", "guard", "insert_new", "joined", "now", "revision"]
 
-_GUARDS = "modelyard_guards"
 # recursive_triggers: INSERT OR REPLACE, too, fires the guards of append-only tables.
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "recursive_triggers=ON", "busy_timeout=30000")
 
@@ -180,32 +179,32 @@ def _insert(session: Session, model: type[Base]) -> Any:
     return (sqlite if dialect == "sqlite" else postgresql).insert(model)
 
 
+_APPEND_ONLY: list[Table] = []
+
+
 def append_only(table: Table) -> None:
     """Make the database itself refuse to change or remove rows of this table, however it was created."""
-    guards = {"sqlite": _sqlite_guards(table.name), "postgresql": _postgresql_guards(table.name)}
-    table.info[_GUARDS] = guards
-    for dialect, statements in guards.items():
-        for statement in statements:
+    _APPEND_ONLY.append(table)
+    for dialect in ("sqlite", "postgresql"):
+        for statement in _guards(table.name, dialect):
             ddl: Any = DDL(statement)  # type: ignore[no-untyped-call]
             event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
 
 
-def guard(connection: Connection, metadata: MetaData) -> None:
+def guard(connection: Connection) -> None:
     """Put the guards of append-only tables in place (again); for migrations, which create tables in their own way."""
-    for table in metadata.sorted_tables:
-        for statement in table.info.get(_GUARDS, {}).get(connection.dialect.name, ()):
+    for table in _APPEND_ONLY:
+        for statement in _guards(table.name, connection.dialect.name):
             connection.exec_driver_sql(statement)
 
 
-def _sqlite_guards(table: str) -> list[str]:
-    return [
-        f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb} BEFORE {verb.upper()} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        for verb in ("update", "delete")
-    ]
-
-
-def _postgresql_guards(table: str) -> list[str]:
+def _guards(table: str, dialect: str) -> list[str]:
+    if dialect == "sqlite":
+        return [
+            f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb} BEFORE {verb.upper()} ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            for verb in ("update", "delete")
+        ]
     return [
         f"CREATE OR REPLACE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
         f"$$ BEGIN RAISE EXCEPTION '{table} is append-only'; END $$",

@@ -135,7 +135,9 @@ class Routes(APIRouter):
 def check_routes(app: FastAPI, open_paths: Collection[str] = ()) -> None:
     """Raises `RuntimeError` unless every route of the app, mounts, websockets and docs included, declares a scope or is one
     of `open_paths`. Call it when the app is complete, before it serves."""
-    unguarded = [shown for route, shown in _all(app.routes) if not isinstance(route, Route) and shown not in open_paths]
+    # Pages served by `app.frontend` are kept apart, in a private list.
+    every = [*app.routes, *(route for route in app.router._iter_low_priority_routes() if isinstance(route, BaseRoute))]
+    unguarded = [shown for route, shown in _all(every) if not isinstance(route, Route) and shown not in open_paths]
     if unguarded:
         raise RuntimeError(f"Routes without a declared scope: {', '.join(sorted(unguarded))}. Declare them on tenancy.Routes.")
 
