@@ -60,4 +60,6 @@ class TrainConfig(Config):
     def _recipe_has_its_part(self) -> TrainConfig:
         if self.recipe == "module" and self.module is None:
             raise ValueError("recipe 'module' needs the part 'module': {name, inputs, …}")
+        if self.dtype == "float64" and (self.recipe != "module" or self.module is None or self.module.transform != "tensor"):
+            raise ValueError("dtype float64 needs the recipe 'module' with transform 'tensor'")
         return self

@@ -1,0 +1,80 @@
+"""The ranks of one job as torch sees them: joining, adding up, and the settings that make a run repeatable.
+
+Called by `loop.run` in each rank. NCCL where every rank has its own GPU, gloo otherwise; a gang of one needs neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed, nn
+
+from modelyard.kinds import JobContext
+
+_TIMEOUT = timedelta(minutes=10)  # the launcher ends a gang whose rank died long before
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """This process's place. Every method is collective: all ranks call it, in the same order."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value added up over the ranks, in float64."""
+        if self.world == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every rank rank 0's buffers (batch statistics), which are the ones that are kept."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, src=0)
+
+
+@contextmanager
+def join(context: JobContext) -> Iterator[Gang]:
+    """Meet the other ranks at `context.rendezvous`; leave on the way out, whatever happened."""
+    own_gpu = torch.cuda.device_count() >= context.world_size
+    device = torch.device("cuda", context.rank) if own_gpu else torch.device("cpu")
+    gang = Gang(context.rank, context.world_size, device)
+    if context.world_size == 1:
+        yield gang
+        return
+    if context.rendezvous.startswith("file:"):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # one machine: a sandbox has loopback and no name of its own
+    distributed.init_process_group(
+        "nccl" if own_gpu else "gloo",
+        init_method=context.rendezvous,
+        rank=context.rank,
+        world_size=context.world_size,
+        timeout=_TIMEOUT,
+    )
+    try:
+        yield gang
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The same operations in the same order at every run: one thread a rank, deterministic algorithms only."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
