@@ -191,9 +191,9 @@ def append_only(table: Table) -> None:
             event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
 
 
-def guard(connection: Connection) -> None:
+def guard(connection: Connection, metadata: MetaData) -> None:
     """Put the guards of append-only tables in place (again); for migrations, which create tables in their own way."""
-    for table in _APPEND_ONLY:
+    for table in (table for table in _APPEND_ONLY if table.metadata is metadata):
         for statement in _guards(table.name, connection.dialect.name):
             connection.exec_driver_sql(statement)
 

@@ -56,8 +56,7 @@ def migrate(database: Database) -> str:
         if found != newest:
             _refuse_newer(found, newest)
             command.upgrade(_config(connection), "head")
-            metadata()
-            guard(connection)
+            guard(connection, metadata())
     return newest
 
 
