@@ -97,7 +97,7 @@ class Artefacts:
         return b"".join(self.stream(project, digest, path, start, start + length))
 
     def stream(self, project: str, digest: str, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The same in pieces of at most 8 MiB; `end` is exclusive, None the end of the file. What can be refused is refused
+        """The same in pieces of at most 4 MiB; `end` is exclusive, None the end of the file. What can be refused is refused
         before this returns, but for `Damaged`, which names the file when the reading gets there."""
         manifest = self.manifest(project, digest)
         if path not in manifest.files:

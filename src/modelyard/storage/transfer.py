@@ -16,7 +16,7 @@ from modelyard.storage.folders import OpenFolder, in_parallel
 from modelyard.storage.manifest import Manifest, spans
 from modelyard.storage.stores import Buffer, ObjectStore
 
-PIECE = 8 << 20
+PIECE = 4 << 20
 UPLOADS = 2
 
 KeyOf = Callable[[str], str]
