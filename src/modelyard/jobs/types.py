@@ -12,8 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
+from modelyard.errors import ModelyardError
 from modelyard.kinds import Config
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -43,8 +44,8 @@ class Submission(Config):
     """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>')."""
 
     kind: str
-    config: dict[str, Any] = {}
-    inputs: dict[str, str] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
     target: Target | None = None
     ranks: int = Field(default=1, ge=1, le=1024)
     timeout: float | None = Field(default=None, gt=0)
@@ -78,12 +79,28 @@ class Gang:
     timeout: float = 24 * 3600.0
     heartbeat: float = 120.0
 
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON values; `Gang.from_wire` reads it back."""
+        wire: dict[str, Any] = _GANG.dump_python(self, mode="json")
+        return wire
+
+    @staticmethod
+    def from_wire(wire: Mapping[str, Any]) -> Gang:
+        return _GANG.validate_python(wire)
+
+
+_GANG = TypeAdapter(Gang)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a gang says. `type` is one of: started (pids), log (rank, text), progress (done, total, unit), metric (step, values),
-    report (rank, facts), output (name, folder, task, metadata, alias), checkpoint (step, folder, ask), submit (submission, ask),
-    wait (job, ask), ended (ok, error, signal, cpu_seconds, cancelled). Events with `ask` wait for `GangHandle.answer`."""
+    """What a gang says. `type` is one of:
+
+    started (pids, by rank, as the node sees them) · log (rank, text) · progress (done, total, unit) · metric (step, values) ·
+    report (rank, facts) · output (name, folder, task, metadata, alias, ask) · checkpoint (step, folder, ask) ·
+    submit (submission, ask) · wait (job, ask) · ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled).
+    An event with `ask` waits for `GangHandle.answer`. Gangs run users' code: nothing they say is to be trusted.
+    """
 
     type: str
     body: Mapping[str, Any]
@@ -99,7 +116,9 @@ class GangHandle(Protocol):
         """Events since the last poll, in order, without waiting. The last one is always 'ended'."""
         ...
 
-    def answer(self, ask: int, value: Any) -> None: ...
+    def answer(self, ask: int, value: Any, error: ModelyardError | None = None) -> None:
+        """Let the rank that asked go on with `value`, or raise `error` there."""
+        ...
 
     def cancel(self) -> None:
         """Ask the ranks to stop (they see `Cancelled`); `kill` follows after a grace."""
@@ -141,4 +160,18 @@ class Executor(Protocol):
         ...
 
     def replicas(self) -> Mapping[str, ProcessStatus]: ...
-    def cpus(self) -> int: ...
+    def cpus(self) -> int:
+        """Ranks that may run at once on all nodes."""
+        ...
+
+    def end_gangs(self) -> None:
+        """End gangs that an earlier process left behind; called before the first start."""
+        ...
+
+    def wait(self, timeout: float) -> None:
+        """Return as soon as a gang has something to say or `wake` was called, or after `timeout` seconds."""
+        ...
+
+    def wake(self) -> None:
+        """Have `wait` return now; any thread may call it."""
+        ...

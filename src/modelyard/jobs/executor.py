@@ -1,0 +1,195 @@
+"""Gangs and replicas as local processes: the supervisor's client. The scheduler and serving's controller call it, in control.
+
+A gang's processes hang on one inherited socket whose near end is kept here: when control ends, however it ends, they end.
+Replicas hang on the supervisor alone and are found again by token. What a process may see is decided in `sandbox`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import Unavailable, from_wire
+from modelyard.jobs import sandbox
+from modelyard.jobs.gang import LocalGang
+from modelyard.jobs.lines import LineBuffer, encode
+from modelyard.jobs.types import Gang, GangHandle, ProcessStatus, ReplicaSpec
+from modelyard.settings import Settings
+from modelyard.telemetry import QUIET
+
+_ANSWER_TIMEOUT = 30.0
+# Users' work makes way for serving, and is what the kernel ends first when memory runs out.
+_GANG_LIMITS = {"core": 0, "nice": 5, "oom": 800}
+_REPLICA_LIMITS = {"core": 0, "oom": 300}
+# Seconds between two looks at a gang whose end is being made out.
+_CLOSING = 0.02
+
+
+class LocalExecutor:
+    """Implements `jobs.types.Executor` on this machine. `extra_readonly`: further folders of modules (tests, plug-ins in
+    development) that gangs may import."""
+
+    def __init__(self, settings: Settings, *, extra_readonly: Sequence[Path] = ()) -> None:
+        self._settings = settings
+        self._socket = settings.run / "supervisor.sock"
+        self._extra = tuple(extra_readonly)
+        self._gangs: dict[str, LocalGang] = {}
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._lock = threading.Lock()
+
+    def start_gang(self, gang: Gang) -> GangHandle:
+        """Start the launcher of `gang`. Raises `Unavailable` where the supervisor or the demanded sandbox cannot be had."""
+        near, far = socket.socketpair()
+        with far:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            argv = [sys.executable, "-P", "-m", "modelyard.jobs.worker", "{fd0}"]
+            readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
+            environment = self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // gang.ranks))
+            request = {
+                "do": "start",
+                "token": gang.token,
+                "label": "gang",
+                **self._confined(argv, readonly=readonly, writable=[gang.work], environment=environment, folder=gang.work),
+                "log": str(gang.work.with_name("launcher.log")),
+                "limits": {**_GANG_LIMITS, "data": gang.memory},
+            }
+            try:
+                self.request(request, [far.fileno()])
+            except BaseException:
+                near.close()
+                raise
+        handle = LocalGang(gang, near, self)
+        with self._lock:
+            self._gangs[gang.token] = handle
+        return handle
+
+    def start_replica(self, spec: ReplicaSpec) -> None:
+        """Start a replica process; it is ready when it answers on its socket."""
+        for folder in (spec.socket.parent, spec.log.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        wire = {
+            "token": spec.token,
+            "engine": spec.engine,
+            "folder": str(spec.folder),
+            "socket": str(spec.socket),
+            "threads": spec.threads,
+            "settings": dict(spec.settings),
+        }
+        argv = [sys.executable, "-P", "-m", "modelyard.serving.replica", "--spec", json.dumps(wire)]
+        environment = self._environment(spec.socket.parent, threads=spec.threads)
+        confined = self._confined(
+            argv, readonly=[spec.folder], writable=[spec.socket.parent], environment=environment, folder=Path("/")
+        )
+        limits = {**_REPLICA_LIMITS, "data": self._settings.job_memory}
+        self.request(
+            {"do": "start", "token": spec.token, "label": "replica", **confined, "log": str(spec.log), "limits": limits}
+        )
+
+    def stop_replica(self, token: str, grace: float = 5.0) -> None:
+        self.stop(token, grace)
+
+    def replicas(self) -> Mapping[str, ProcessStatus]:
+        """Replicas that run or ended not long ago. Raises `Unavailable` where the supervisor cannot be reached."""
+        listed = self.processes().items()
+        return {token: ProcessStatus(token, p["pid"], p["exit"]) for token, p in listed if p["label"] == "replica"}
+
+    def cpus(self) -> int:
+        return self._settings.job_cpus or os.cpu_count() or 1
+
+    def end_gangs(self) -> None:
+        for token, process in self.processes().items():
+            if process["label"] == "gang" and process["exit"] is None and token not in self._gangs:
+                self.stop(token, 0)
+
+    def wait(self, timeout: float) -> None:
+        with self._lock:
+            gangs = [gang for gang in self._gangs.values() if not gang.ended]
+            self._gangs = {gang.token: gang for gang in gangs}
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            for gang in gangs:
+                if gang.closing:
+                    timeout = min(timeout, _CLOSING)
+                else:
+                    selector.register(gang.socket, selectors.EVENT_READ | (selectors.EVENT_WRITE if gang.unsent else 0))
+            selector.select(timeout)
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"x")
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """All children of the supervisor by token: pid, exit, cpu, label."""
+        return self.request({"do": "list"})
+
+    def stop(self, token: str, grace: float) -> None:
+        self.request({"do": "stop", "token": token, "grace": grace})
+
+    def request(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Ask the supervisor. Raises its error, or `Unavailable` where it does not answer."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_ANSWER_TIMEOUT)
+                connection.connect(str(self._socket))
+                answer = _exchange(connection, encode(message), fds)
+        except OSError as error:
+            raise Unavailable(
+                f"The supervisor does not answer on {self._socket.name}: {error}. Is `modelyard up` running?"
+            ) from error
+        if "error" in answer:
+            raise from_wire(answer["error"]["code"], answer["error"]["message"])
+        return answer
+
+    def _confined(self, argv: list[str], *, readonly: list[Path], writable: list[Path], **where: Any) -> dict[str, Any]:
+        """The part of a start request that says what runs, where, with what of the machine in sight."""
+        environment, folder = where["environment"], where["folder"]
+        if sandbox.wanted(self._settings.sandbox):
+            shown = [*sandbox.interpreter(), *self._extra, *readonly]
+            argv = sandbox.command(
+                argv, readonly=shown, writable=writable, devices=sandbox.devices(), sized=sandbox.sized(), **where
+            )
+        return {"argv": argv, "env": environment, "cwd": str(folder)}
+
+    def _environment(self, home: Path, *, threads: int) -> dict[str, str]:
+        """The whole environment of a process that runs users' code: nothing is inherited, and what is not fixed here would be
+        a source of runs that differ."""
+        count = str(max(1, threads))
+        return {
+            **QUIET,
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(home),
+            "TMPDIR": "/tmp",  # noqa: S108 — the sandbox has one of its own
+            "LANG": "C.UTF-8",
+            "TZ": "UTC",
+            "PYTHONPATH": os.pathsep.join(map(str, self._extra)),
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
+
+
+def _exchange(connection: socket.socket, line: bytes, fds: Sequence[int]) -> dict[str, Any]:
+    sent = socket.send_fds(connection, [line], list(fds)) if fds else 0
+    connection.sendall(line[sent:])
+    buffer = LineBuffer()
+    while data := connection.recv(65536):
+        if messages := buffer.feed(data):
+            return messages[0]
+    raise ConnectionResetError("the connection was closed")

@@ -1,0 +1,308 @@
+"""The gang launcher: forks the ranks, passes on what they say and print, and decides when the gang is over.
+
+`worker` runs it, as the one process in the sandbox that control speaks with. A gang is over when all ranks are done, or the
+first one failed, or it was cancelled, is out of time or gave no sign of life; and when control's end of the socket closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import resource
+import select
+import selectors
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wire
+from modelyard.jobs import rank as ranks
+from modelyard.jobs.forked import Forked
+from modelyard.jobs.lines import LineBuffer, encode
+from modelyard.jobs.processes import die_with_parent
+from modelyard.jobs.types import Gang
+from modelyard.kinds import Run
+
+_BEAT = 1.0
+# After the first failure others are waited for this long: the cause and its consequences arrive together.
+_SETTLE = 0.3
+_STACKS = 1.0
+_CANCEL_GRACE = 10.0
+# Bytes that wait for control at most; beyond it the ranks wait too.
+_BACKLOG = 1 << 20
+# Reads of 64 KiB that are still taken from a rank that has ended.
+_LAST_WORDS = 64
+
+
+class ControlGone(Exception):
+    """Control's end of the socket is closed."""
+
+
+class Launcher:
+    """Runs one gang to its end."""
+
+    def __init__(self, control: socket.socket, gang: Gang, buffer: LineBuffer) -> None:
+        self._control = control
+        self._gang = gang
+        self._incoming = buffer
+        self._outgoing = b""
+        self._selector = selectors.DefaultSelector()
+        self._ranks: list[Forked] = []
+        # What went wrong: when (0: it comes before all that was said), what, by which signal.
+        self._failures: list[tuple[float, ModelyardError, int | None]] = []
+        self._began = self._alive = self._beat = time.monotonic()
+        self._end_at: float | None = None
+        self._ending = self._cancelled = False
+
+    def run(self, function: Run, config: Any) -> None:
+        """Fork, watch, tell control how it ended. Raises `ControlGone`."""
+        self._fork(function, config)
+        self._selector.register(self._control, selectors.EVENT_READ, self._hear_control)
+        while any(rank.exit is None for rank in self._ranks):
+            for key, _ in self._selector.select(0.05 if self._end_at is not None else _BEAT / 2):
+                key.data()
+            self._flush()
+            self._tick(time.monotonic())
+        self._end()
+
+    def fail(self, error: ModelyardError) -> None:
+        """The gang could not even begin."""
+        self._fail(error, 0)
+        self._end()
+
+    def _fork(self, function: Run, config: Any) -> None:
+        gc.freeze()
+        launcher = os.getpid()
+        for number in range(self._gang.ranks):
+            near, far = socket.socketpair()
+            read, write = os.pipe()
+            with warnings.catch_warnings():
+                # Libraries may keep sleeping threads of their own after an import; none of ours runs yet.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                self._become(number, launcher, [near, *(rank.socket for rank in self._ranks)])
+                ranks.main(self._gang, function, config, number, far, write)
+            far.close()
+            os.close(write)
+            os.set_blocking(read, False)
+            self._ranks.append(Forked(number, pid, os.pidfd_open(pid), near, read))
+        for rank in self._ranks:
+            # Nothing may be written to control before every rank has said its own line there.
+            _await(rank.socket.fileno(), rank.pidfd)
+            rank.socket.setblocking(False)
+            self._selector.register(rank.socket, selectors.EVENT_READ, functools.partial(self._hear, rank))
+            self._selector.register(rank.output, selectors.EVENT_READ, functools.partial(self._read, rank))
+            self._selector.register(rank.pidfd, selectors.EVENT_READ, functools.partial(self._reap, rank))
+
+    def _become(self, number: int, launcher: int, others: list[socket.socket]) -> None:
+        """In the new process: let go of what is the launcher's, and say hello to control, which learns the process id by it."""
+        die_with_parent()
+        if os.getppid() != launcher:
+            os._exit(1)
+        for other in others:
+            other.close()
+        self._selector.close()
+        self._control.send(encode({"type": "rank", "rank": number}))
+        self._control.close()
+
+    def _tick(self, now: float) -> None:
+        """Time passed: beat, and see whether the gang's time, its silence or a grace is over."""
+        if now - self._beat >= _BEAT:
+            self._beat = now
+            self._say({"type": "beat"})
+        if self._end_at is not None:
+            if now >= self._end_at:
+                self._kill()
+        elif now - self._began >= self._gang.timeout:
+            self._fail(TimedOut(f"The job was ended after {self._gang.timeout:g} s, the time it may take."), 0)
+        elif now - self._alive >= self._gang.heartbeat and not any(rank.asking for rank in self._ranks):
+            self._show_stacks()
+
+    def _show_stacks(self) -> None:
+        said = f"no sign of life from any rank for {self._gang.heartbeat:g} s"
+        self._say({"type": "log", "rank": 0, "text": f"{said}; where each rank is:"})
+        for rank in self._running():
+            os.kill(rank.pid, signal.SIGUSR1)
+        advice = "Call check() or progress() at least every few seconds; the log shows where each rank was."
+        self._fail(TimedOut(f"The job was ended: {said}. {advice}"), _STACKS)
+
+    def _hear(self, rank: Forked) -> None:
+        """Take what a rank says."""
+        try:
+            messages = rank.hear()
+            for message in messages or ():
+                self._take(rank, message)
+        except (Invalid, KeyError, TypeError, ValueError) as error:
+            self._fail(Invalid(f"rank {rank.number} did not keep to the protocol: {error}"), 0)
+            messages = None
+        if messages is None:
+            self._forget(rank.socket)
+
+    def _take(self, rank: Forked, message: dict[str, Any]) -> None:
+        self._alive = time.monotonic()
+        match message["type"]:
+            case "cancelled" if not self._cancelled:
+                rank.ending = message
+                self._fail(Invalid(f"rank {rank.number} raised Cancelled, but nobody had asked it to stop"), 0)
+            case "done" | "cancelled":
+                rank.ending = message
+            case "failed":
+                rank.ending = message
+                error = from_wire(message["error"]["code"], message["error"]["message"])
+                self._failures.append((float(message["at"]), error, None))
+                self._soon(_SETTLE)
+            case "beat":
+                pass
+            case _:
+                if "ask" in message:
+                    rank.asking.add(int(message["ask"]))
+                    message["ask"] = int(message["ask"]) * self._gang.ranks + rank.number
+                self._say({**message, "rank": rank.number})
+
+    def _read(self, rank: Forked) -> bool:
+        """Take what a rank printed; False when there is no more for now."""
+        lines = rank.printed()
+        if rank.mute:
+            self._forget(rank.output)
+        if lines is None:
+            return False
+        self._alive = time.monotonic()
+        self._log(rank, lines)
+        return True
+
+    def _log(self, rank: Forked, lines: list[str]) -> None:
+        for text in lines:
+            self._say({"type": "log", "rank": rank.number, "text": text})
+
+    def _forget(self, source: Any) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(source)
+
+    def _reap(self, rank: Forked) -> None:
+        if not rank.reap():
+            return
+        self._hear(rank)
+        for _ in range(_LAST_WORDS):
+            if not self._read(rank):
+                break
+        self._log(rank, rank.rest())
+        for source in (rank.socket, rank.output, rank.pidfd):
+            self._forget(source)
+        rank.close()
+        if rank.ending is None and not self._ending:
+            self._lost(rank, rank.exit or 0)
+
+    def _lost(self, rank: Forked, code: int) -> None:
+        """A rank ended without a word: that comes before whatever its peers say of it."""
+        if code < 0:
+            hint = ", perhaps because the machine ran out of memory" if code == -signal.SIGKILL else ""
+            message = f"rank {rank.number} was killed by signal {-code} ({signal.Signals(-code).name}){hint}"
+            self._failures.append((0.0, Crashed(message), -code))
+        else:
+            message = f"rank {rank.number} ended with exit status {code} before its work was done"
+            self._failures.append((0.0, Invalid(message), None))
+        self._soon(_SETTLE)
+
+    def _hear_control(self) -> None:
+        try:
+            data = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise ControlGone
+        for message in self._incoming.feed(data):
+            if message.get("cancel"):
+                self._cancel()
+            elif "answer" in message:
+                self._answer(message)
+
+    def _cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            for rank in self._running():
+                self._tell(rank, {"cancel": True})
+            self._soon(_CANCEL_GRACE)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        ask, number = divmod(int(message["answer"]), self._gang.ranks)
+        rank = self._ranks[number]
+        rank.asking.discard(ask)
+        self._alive = time.monotonic()
+        self._tell(rank, {**message, "answer": ask})
+
+    def _tell(self, rank: Forked, message: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            rank.socket.send(encode(message))
+
+    def _running(self) -> list[Forked]:
+        return [rank for rank in self._ranks if rank.exit is None]
+
+    def _fail(self, error: ModelyardError, pause: float) -> None:
+        """It is we who end the gang: how the ranks take it tells nothing more."""
+        self._ending = True
+        self._failures.append((time.monotonic(), error, None))
+        self._soon(pause)
+
+    def _soon(self, pause: float) -> None:
+        """End the ranks that still run, `pause` seconds from now at the latest."""
+        at = time.monotonic() + pause
+        self._end_at = at if self._end_at is None else min(at, self._end_at)
+
+    def _kill(self) -> None:
+        self._ending = True
+        for rank in self._running():
+            os.kill(rank.pid, signal.SIGKILL)
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        self._outgoing += encode(message)
+        if len(self._outgoing) > _BACKLOG:
+            self._flush(everything=True)
+
+    def _flush(self, *, everything: bool = False) -> None:
+        while self._outgoing:
+            try:
+                self._outgoing = self._outgoing[self._control.send(self._outgoing) :]
+            except BlockingIOError:
+                if not everything:
+                    return
+                _await(self._control.fileno(), events=select.POLLOUT)
+                self._alive = time.monotonic()  # the ranks waited for control, not we for them
+            except ConnectionError as error:
+                raise ControlGone from error
+
+    def _end(self) -> None:
+        cause = min(self._failures, key=lambda failure: failure[0], default=None)
+        cancelled = self._cancelled and not all(rank.done for rank in self._ranks)
+        error = None if cause is None or cancelled else cause[1]
+        self._say(
+            {
+                "type": "ended",
+                "ok": error is None and not cancelled,
+                "cancelled": cancelled,
+                "error": None if error is None else {"code": error.code, "message": error.message},
+                "signal": None if cause is None else cause[2],
+                "cpu_seconds": _cpu_seconds(),
+            }
+        )
+        self._flush(everything=True)
+
+
+def _await(*fds: int, events: int = select.POLLIN) -> None:
+    """Wait until one of the descriptors is ready (poll: select has no room for more than a thousand)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, events)
+    poll.poll()
+
+
+def _cpu_seconds() -> float:
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)

@@ -1,0 +1,186 @@
+"""One child process of the supervisor: started with limits and tied to it, watched, told, killed, reaped.
+
+Plain system calls: `subprocess` cannot say how much processor time a child took, and asyncio's own watcher starts threads,
+which would break the tie between a child's life and the thread that started it. Linux only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import Invalid
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+# Loaded before any fork: a child must not import.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_RLIMITS = {
+    "nofile": resource.RLIMIT_NOFILE,
+    "data": resource.RLIMIT_DATA,
+    "nproc": resource.RLIMIT_NPROC,
+    "core": resource.RLIMIT_CORE,
+    "fsize": resource.RLIMIT_FSIZE,
+}
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def become_subreaper() -> None:
+    """Orphans among this process's descendants become its children, instead of init's."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@dataclass(eq=False)
+class Child:
+    """A process and all it starts. `exit` is None while it runs; negative: killed by that signal."""
+
+    pid: int
+    label: str
+    sandboxed: bool
+    exit: int | None = None
+    cpu_seconds: float = 0.0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _popen: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def start(cls, request: Mapping[str, Any], fds: list[int]) -> Child:
+        """Start `request`'s argv ('{fd0}', '{fd1}', … are replaced by the numbers of the passed descriptors).
+
+        Raises `Invalid` where the program cannot be run.
+        """
+        names = {f"{{fd{n}}}": str(fd) for n, fd in enumerate(fds)}
+        argv = [names.get(word, word) for word in request["argv"]]
+        with contextlib.ExitStack() as stack:
+            output: Any = stack.enter_context(Path(request["log"]).open("ab")) if request.get("log") else None
+            try:
+                popen = subprocess.Popen(
+                    argv,
+                    env=dict(request["env"]),
+                    cwd=request.get("cwd"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=fds,
+                    start_new_session=True,
+                    preexec_fn=_prepare(os.getpid(), dict(request.get("limits") or {})),
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise Invalid(f"'{argv[0]}' could not be started: {error}.") from error
+        return cls(popen.pid, str(request.get("label", "")), Path(argv[0]).name == "bwrap", _popen=popen)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Reap the process when it ends."""
+        pidfd = os.pidfd_open(self.pid)
+
+        def reap() -> None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                loop.remove_reader(pidfd)
+                os.close(pidfd)
+                self._reaped(status, usage)
+
+        loop.add_reader(pidfd, reap)
+
+    def _reaped(self, status: int, usage: resource.struct_rusage) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        # bubblewrap tells of a signal the way a shell does.
+        self.exit = 128 - code if self.sandboxed and code > 128 else code
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
+        if self._popen is not None:
+            self._popen.returncode = self.exit
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it left behind in its group
+        self.ended.set()
+
+    async def stop(self, grace: float) -> None:
+        """Ask it to end (SIGTERM to the program itself, not to its sandbox), and kill its whole group after `grace` seconds."""
+        if self.exit is None and grace > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(_program(self.pid), signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), grace)
+        self.kill()
+        await self.ended.wait()
+
+    def kill(self) -> None:
+        if self.exit is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def _prepare(parent: int, limits: dict[str, int]) -> Callable[[], None]:
+    """What the child does between fork and exec: its limits, and to die with the supervisor."""
+
+    def prepare() -> None:
+        die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+        for name, value in limits.items():
+            if name in _RLIMITS:
+                _limit(_RLIMITS[name], int(value))
+        if "nice" in limits:
+            os.nice(int(limits["nice"]))
+        if "oom" in limits:
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 — between fork and exec
+                file.write(str(limits["oom"]))
+
+    return prepare
+
+
+def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def _program(pid: int) -> int:
+    """The program inside the sandbox, if `pid` is one: the first descendant that is not bubblewrap."""
+    while _name(pid) == "bwrap":
+        inner = next(_children(pid), None)
+        if inner is None:
+            break
+        pid = inner
+    return pid
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            yield from map(int, (task / "children").read_text().split())
+
+
+def strays(known: set[int]) -> list[int]:
+    """Kill children of this process that are not among `known` (orphans handed to it), reap the dead. Returns those killed."""
+    killed = []
+    for pid in [pid for pid in _children(os.getpid()) if pid not in known]:
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+    return killed
+
+
+if sys.platform != "linux":
+    raise ImportError("Modelyard's processes are supervised with Linux system calls; run it on Linux or in a Linux container.")

@@ -1,0 +1,216 @@
+"""Job kinds that behave and misbehave. They run inside the sandbox: this folder is shown there read-only, beside torch."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import Invalid
+from modelyard.kinds import Config, JobKind
+
+
+class Plan(Config):
+    """What the run function is to do; `number` and `text` mean what the function makes of them."""
+
+    number: int = 0
+    text: str = ""
+    rank: int = 0
+
+
+def reduce_all(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Sum the ranks' numbers with gloo, and leave the sum."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=context.rendezvous, rank=context.rank, world_size=context.world_size)
+    value = torch.tensor([float(context.rank + 1)])
+    dist.all_reduce(value)
+    print(f"rank {context.rank} sees {value.item():g}")
+    context.metric(1, total=value.item())
+    context.progress(1, 1)
+    context.report(samples=10, threads=torch.get_num_threads())
+    dist.destroy_process_group()
+    if context.rank == 0:
+        folder = context.work / "out"
+        folder.mkdir()
+        (folder / "sum.txt").write_text(f"{value.item():g}")
+        outputs.publish("sum", folder, metadata={"total": value.item()})
+
+
+def copy(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Copy the input 'files' to an output, with what the config says."""
+    folder = context.work / "out"
+    folder.mkdir()
+    for path in inputs["files"].view.files if "files" in inputs else ():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(inputs["files"].view.open(path).read())
+    (folder / "note.txt").write_text(config.text)
+    context.report(rows=config.number)
+    outputs.publish("copy", folder, task="text-generation", metadata={"note": config.text}, alias="best")
+
+
+def raises(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    if context.rank == config.rank:
+        raise ValueError("boom")
+    wait_for_ever(context)
+
+
+def refuses(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    raise Invalid("the config is not to my taste")
+
+
+def exits(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    if config.text == "hard":
+        os._exit(config.number)
+    sys.exit(config.number)
+
+
+def users_code(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    source = context.work / "theirs.py"
+    source.write_text("def f():\n    return 1 / 0\n")
+    scope: dict[str, Any] = {}
+    exec(compile(source.read_text(), str(source), "exec"), scope)
+    scope["f"]()
+
+
+def wait_for_ever(context: Any) -> None:
+    while True:
+        context.check()
+        time.sleep(0.02)
+
+
+def waits(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    print("waiting")
+    wait_for_ever(context)
+
+
+def spins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Never checks."""
+    while True:
+        pass
+
+
+def hogs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    blocks = []
+    while True:
+        blocks.append(bytearray(16 << 20))
+
+
+def dies(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    if context.rank == config.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_for_ever(context)
+
+
+def prints(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    sys.stdout.buffer.write(b"bytes \xff here\n")
+    sys.stdout.buffer.write(b" 10%\r 50%\r100%\n")
+    sys.stdout.flush()
+    print("x" * 20_000)
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"no newline at the end")
+
+
+def floods(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    for line in range(config.number):
+        print(f"line {line}")
+
+
+def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Count to `number`, a checkpoint a step; in the first life die at `rank`'s step."""
+    before = context.latest()
+    start = int((before / "step.txt").read_text()) if before else 0
+    context.log(f"begins at {start}")
+    for step in range(start + 1, config.number + 1):
+        folder = context.work / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        (folder / "step.txt").write_text(str(step))
+        context.checkpoint(step, folder)
+        if before is None and step == config.rank:
+            os.kill(os.getppid() if config.text == "launcher" else os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+    folder = context.work / "out"
+    folder.mkdir()
+    (folder / "count.txt").write_text(str(config.number))
+    context.report(rows=config.number)
+    outputs.publish("count", folder)
+
+
+def parent(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Run `number` children and collect how they ended."""
+    children = [context.submit("copy", {"text": f"child {n}"}, {}) for n in range(config.number)]
+    ends = [context.wait(child) for child in children]
+    context.report(ends=[end["state"] for end in ends], children=children)
+
+
+def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Try to reach what a gang may not reach; each fact says what happened."""
+
+    def attempt(what: Any) -> str:
+        try:
+            return f"REACHED {what()!r}"
+        except OSError as error:
+            return type(error).__name__
+
+    def connect() -> None:
+        socket.create_connection(("1.1.1.1", 80), timeout=2)
+
+    context.report(
+        network=attempt(connect),
+        shadow=attempt(lambda: Path("/etc/shadow").read_text()),
+        database=attempt(lambda: Path(config.text).read_bytes()),
+        home=attempt(lambda: os.listdir(Path("~root").expanduser() / ".ssh")),
+        write_system=attempt(lambda: Path("/usr/canary").write_text("x")),
+        write_root=attempt(lambda: Path("/canary").write_text("x")),
+        write_package=attempt(lambda: (Path(sys.modules["modelyard"].__file__).parent / "canary").write_text("x")),
+        write_input=attempt(lambda: (inputs["files"].view.local() / "canary").write_text("x")) if inputs else "none",
+        processes=len([name for name in os.listdir("/proc") if name.isdigit()]),
+        environment=sorted(os.environ),
+        capabilities=next(
+            line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+        ),
+    )
+
+
+def strays(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Leave a process of another session behind, marked by `text` in its arguments."""
+    subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(300)", config.text], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    print("left")
+
+
+def links(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Hand over a folder outside of the work folder, by a link or openly."""
+    if config.text == "link":
+        (context.work / "out").symlink_to("/etc")
+        outputs.publish("stolen", context.work / "out")
+    else:
+        outputs.publish("stolen", Path(config.text))
+
+
+NAMES = [
+    "reduce_all",
+    "copy",
+    "raises",
+    "refuses",
+    "exits",
+    "users_code",
+    "waits",
+    "spins",
+    "hogs",
+    "dies",
+    "prints",
+    "floods",
+    "counts",
+    "parent",
+    "escapes",
+    "strays",
+    "links",
+]
+KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}
