@@ -43,7 +43,7 @@ _DATATYPES = {
 }
 _ERRORS_ONLY = 3
 # onnxruntime's errors share no base class.
-_REFUSALS = (
+ERRORS = (
     native.EPFail,
     native.Fail,
     native.InvalidArgument,
@@ -124,6 +124,12 @@ def check(path: Path) -> onnx.ModelProto:
     return model
 
 
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """The files beside it that a graph keeps tensors in, as it names them."""
+    tensors = (tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
 def _check_external(folder: Path, tensor: onnx.TensorProto) -> None:
     facts = {entry.key: entry.value for entry in tensor.external_data}
     path = inside(folder, facts.get("location", ""))
@@ -161,7 +167,7 @@ def _session(path: Path, threads: int, device: Device) -> Any:
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
     try:
         return ort.InferenceSession(path, options, providers=providers)
-    except _REFUSALS as error:
+    except ERRORS as error:
         raise Invalid(f"onnxruntime refuses '{path.name}': {_first_line(error, path)}") from error
 
 

@@ -1,0 +1,184 @@
+"""What a converter is, and the proof that what it made is the same model.
+
+A converter writes another format of a model version; `verify` runs both through the engines that will serve them and compares.
+Called by the import of models and by optimisation. It knows no dataset: samples are arrays by the engine's input names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from modelyard.engines.base import BatchEngine, ModelCard
+from modelyard.errors import Invalid
+from modelyard.plugins import Registry
+from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
+
+TOLERANCE = 1e-4
+BATCHES = (1, 2, 7)
+_CHUNK = 64
+_SIZES = (8, 32, 64, 224, 1)  # tried in turn for dims past the batch that are open
+WORST = "worst-input.npz"
+
+
+class Converter(Protocol):
+    """Writes a model version in another format."""
+
+    def convert(self, folder: Path, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
+        """From the version in `folder` to files and `model.json` in `out`; returns that card. `samples`: rows of each engine
+        input, of the shapes to expect. Raises `Invalid` where the model cannot be expressed in the format."""
+        ...
+
+
+CONVERTERS: Registry[Converter] = Registry("converter", {"onnx": "modelyard.conversion.onnx:CONVERTER"})
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far a candidate's outputs are from the reference's. `max_rel` counts relative to max(1, |reference|) and is what
+    `tolerance` bounds; `worst` is the row of the samples and `output` the tensor where it is; `batches` the sizes run."""
+
+    rows: int
+    batches: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    worst: int
+    output: str
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.max_rel <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "batches": list(self.batches), "ok": self.ok}
+
+
+def compare(
+    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float = TOLERANCE
+) -> Verification:
+    """Run every row in both, in batches of 1, 2, 7 and more (of the fixed size where there is one). Raises `Invalid` where
+    names, datatypes or shapes of outputs differ, or rows are not kept."""
+    rows = count(samples)
+    found = (-1.0, 0.0, 0, "")
+    sizes: list[int] = []
+    for start, stop in _slices(candidate.signature, rows):
+        sizes.append(stop - start)
+        batch = {name: array[start:stop] for name, array in samples.items()}
+        expected, given = reference.forward(batch), candidate.forward(batch)
+        for name, wanted in expected.items():
+            _same_form(name, wanted, given, stop - start)
+            absolute, relative = _errors(wanted, given[name])
+            row = int(relative.argmax())
+            found = max(found, (float(relative[row]), float(absolute.max()), start + row, name), key=lambda f: f[0])
+    relative_error, absolute_error, worst, output = found
+    return Verification(rows, tuple(sorted(set(sizes))), absolute_error, relative_error, worst, output, tolerance)
+
+
+def verify(
+    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float = TOLERANCE, *, keep: Path
+) -> Verification:
+    """As `compare`; raises `Invalid` past the tolerance, after writing the worst row into the folder `keep`."""
+    found = compare(reference, candidate, samples, tolerance)
+    if not found.ok:
+        np.savez(keep / WORST, **_row(samples, found.worst))  # type: ignore[arg-type]
+        raise Invalid(
+            f"The converted model is not the same: output '{found.output}' differs by {found.max_abs:.3g} at row {found.worst} "
+            f"(relative {found.max_rel:.3g}, allowed {tolerance:g}). That input is kept in {WORST}."
+        )
+    return found
+
+
+def count(samples: Mapping[str, Array]) -> int:
+    """Rows of a batch. Raises `Invalid` where there are none or inputs differ."""
+    sizes = {len(array) for array in samples.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise Invalid(f"Samples need equally many rows of each input, at least one; there are {sorted(sizes)}.")
+    return sizes.pop()
+
+
+def _row(samples: Mapping[str, Array], row: int) -> dict[str, Array]:
+    return {name: array[row : row + 1] for name, array in samples.items()}
+
+
+def made_up(signature: Signature, *, rows: int = 8, size: int = 8, seed: int = 0) -> dict[str, Array]:
+    """Inputs to try a model with: normal numbers, zeros for integers (always a valid position), '' for text. Open dims past
+    the batch take `size`, the batch `rows` unless it is fixed."""
+    random = np.random.default_rng(seed)
+    return {spec.name: _invented(spec, rows, size, random) for spec in signature.inputs}
+
+
+def try_out(
+    forward: Callable[[Mapping[str, Array]], dict[str, Array]], signature: Signature, failures: tuple[type[Exception], ...]
+) -> tuple[dict[str, Array], dict[str, Array]] | None:
+    """Made-up inputs that a model ran on, and its answer; None where it ran with no size tried for its open dims. Raises
+    `Invalid` where it fails on the very shapes it states."""
+    closed = all(spec.shape is not None and -1 not in spec.shape[1:] for spec in signature.inputs)
+    for size in _SIZES[:1] if closed else _SIZES:
+        samples = made_up(signature, size=size)
+        try:
+            return samples, forward(samples)
+        except failures as error:
+            if closed:
+                raise Invalid(f"The model does not run on inputs of the shapes it states: {first_line(error)}") from error
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """A library's reason, short: the rest is for its developers."""
+    return str(error).strip().partition("\n")[0][:400]
+
+
+def _invented(spec: TensorSpec, rows: int, size: int, random: np.random.Generator) -> Array:
+    first, *rest = spec.shape or (-1, -1)
+    shape = (rows if first == -1 else first, *(size if dim == -1 else dim for dim in rest))
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    dtype = DATATYPES[spec.datatype]
+    return random.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
+
+
+def _slices(signature: Signature, rows: int) -> Iterator[tuple[int, int]]:
+    """Where to cut the rows: once in chunks, and the first ones again in small batches; only whole ones of a fixed size."""
+    fixed = max((spec.shape[0] for spec in signature.inputs if spec.shape), default=-1)
+    if fixed != -1 and rows < fixed:
+        raise Invalid(f"The model takes batches of exactly {fixed} rows; there are {rows} samples to verify it with.")
+    step = fixed if fixed != -1 else min(rows, _CHUNK)
+    for start in range(0, rows - fixed + 1 if fixed != -1 else rows, step):
+        yield start, min(start + step, rows)
+    for size in BATCHES if fixed == -1 else ():
+        if size < rows:
+            yield 0, size
+
+
+def _same_form(name: str, wanted: Array, given: Mapping[str, Array], rows: int) -> None:
+    if name not in given:
+        raise Invalid(f"The converted model gives no output '{name}'; it gives {', '.join(given)}.")
+    array = given[name]
+    if array.shape != wanted.shape or array.dtype != wanted.dtype:
+        raise Invalid(
+            f"Output '{name}' is {array.dtype}{list(array.shape)} where the original gives {wanted.dtype}{list(wanted.shape)}."
+        )
+    if not array.shape or len(array) != rows:
+        raise Invalid(f"Output '{name}' has the shape {list(array.shape)} for {rows} rows: its dim 0 must be the batch.")
+
+
+def _errors(wanted: Array, given: Array) -> tuple[Array, Array]:
+    """Greatest absolute and relative error of each row; infinite where text differs, or what is not finite."""
+    if wanted.dtype == object:
+        absolute = np.where(wanted == given, 0.0, math.inf)
+        relative = absolute
+    else:
+        a, b = wanted.astype(np.float64), given.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            absolute = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+            absolute = np.where(np.isnan(absolute), math.inf, absolute)
+            relative = absolute / np.maximum(1.0, np.where(np.isfinite(a), np.abs(a), 1.0))
+    return absolute.reshape(len(wanted), -1).max(axis=1, initial=0.0), relative.reshape(len(wanted), -1).max(
+        axis=1, initial=0.0
+    )

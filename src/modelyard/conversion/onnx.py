@@ -1,0 +1,147 @@
+"""PyTorch → ONNX by torch.export, with an open batch dim. Called through `CONVERTERS`; whoever converts also verifies.
+
+The same weights give the same bytes: whatever the exporter notes about the machine and the source (stack traces with paths)
+is taken out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from modelyard.conversion.base import first_line
+from modelyard.conversion.cards import tensor_cards
+from modelyard.engines.base import ModelCard
+from modelyard.engines.onnx import signature_of
+from modelyard.engines.torch import load_module
+from modelyard.errors import Invalid
+from modelyard.tensors import Array
+
+FILE = "model.onnx"
+_ROWS = 3  # 0 and 1 are special to torch.export
+_INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 2 GiB
+
+
+class OnnxConverter:
+    """`module` + `weights` → `model.onnx` and its card; dims stated as -1 stay open."""
+
+    def convert(self, folder: Path, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
+        module = load_module(folder, card)
+        program = _export(module, card, [torch.from_numpy(_few(samples[spec.name])) for spec in card.inputs])
+        size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+        program.save(out / FILE, external_data=size > _INLINE)
+        _forget_the_machine(out / FILE)
+        signature, _ = signature_of(out / FILE)
+        made = ModelCard(
+            task=card.task,
+            engines=("onnx",),
+            files={"onnx": FILE},
+            inputs=tensor_cards(signature.inputs),
+            outputs=tensor_cards(signature.outputs),
+            transform=card.transform,
+            labels=card.labels,
+        )
+        _batch_is_open(card, made)
+        made.save(out)
+        return made
+
+
+CONVERTER = OnnxConverter()
+
+
+def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -> Any:
+    open_dims = tuple(_open_dims(spec.shape, value.ndim) for spec, value in zip(card.inputs, arguments, strict=True))
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                module,
+                tuple(arguments),
+                dynamo=True,
+                verbose=False,
+                input_names=[spec.name for spec in card.inputs],
+                output_names=[spec.name for spec in card.outputs],
+                dynamic_shapes=_by_parameter(module, open_dims),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise Invalid(f"{type(module).__name__} cannot be exported to ONNX: {_reason(error)}") from error
+
+
+def _by_parameter(module: nn.Module, open_dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+    """torch.export wants a variadic forward's dims as one nested tuple."""
+    variadic = module.forward.__code__.co_flags & 0x04 if hasattr(module.forward, "__code__") else False
+    return (open_dims,) if variadic else open_dims
+
+
+def _open_dims(shape: tuple[int, ...] | None, rank: int) -> dict[int, Any]:
+    dims = shape or (-1,) * rank
+    return {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(dims) if dim == -1}
+
+
+def _few(array: Array) -> Array:
+    """A few rows in memory of their own, repeated where there are fewer."""
+    return np.ascontiguousarray(np.resize(array, (_ROWS, *array.shape[1:])) if len(array) < _ROWS else array[:_ROWS].copy())
+
+
+def _forget_the_machine(path: Path) -> None:
+    """Take paths, stack traces and class names of the exporting process out of the file."""
+    model = onnx.load(path, load_external_data=False)
+    for message in (model, model.graph, *model.functions):
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
+    for graph in (model.graph, *model.functions):
+        for node in _nodes(graph.node):
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
+def _batch_is_open(card: ModelCard, made: ModelCard) -> None:
+    """Raises `Invalid` where the exporter specialised the batch although the version's card leaves it open."""
+    for stated, spec in zip(card.inputs, made.inputs, strict=True):
+        if (stated.shape or (-1,))[0] == -1 and (spec.shape or (-1,))[0] != -1:
+            raise Invalid(
+                f"Input '{spec.name}' was exported for batches of {spec.shape and spec.shape[0]} only: "
+                "forward mixes the batch with another dim (look for view, reshape or flatten of dim 0)."
+            )
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in one line: the exporter's own message is a page."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return first_line(cause)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own deprecations and of torchvision's absence; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
