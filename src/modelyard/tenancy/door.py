@@ -64,7 +64,7 @@ def check_source(method: str, host: str | None, origin: str | None, hosts: Colle
         return
     if hosts is not None and not _is_ours(_hostname(host), hosts):
         raise Forbidden(
-            "The Host header names another server; use this server's address, 'localhost' or a name it is configured with."
+            "This server does not go by the name in the Host header: use its address, or add it to MODELYARD_HOSTS."
         )
     if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
         raise Forbidden("Pages of another origin may not change anything here.")
