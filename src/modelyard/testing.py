@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import numpy as np
+
+from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.errors import Invalid, NotFound
 from modelyard.storage.stores import Buffer, check_key
+from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
+
+FAKE_CARD = ModelCard(
+    task="tabular-regression",
+    engines=("fake",),
+    files={},
+    inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 2)),),
+    outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 1)),),
+)
 
 
 class MemoryStore:
@@ -43,3 +57,48 @@ class MemoryStore:
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
+
+
+class FakeEngine:
+    """A `BatchEngine` without a model: every element of an output's row is the sum of that row over all inputs (of BYTES: of
+    their lengths), so that answers tell which row they belong to. `delay` seconds a forward; `failure` is raised by each.
+    `batches` lists the rows of every forward."""
+
+    def __init__(
+        self, folder: Path = Path(), card: ModelCard = FAKE_CARD, *, delay: float = 0.0, failure: Exception | None = None
+    ) -> None:
+        self._card = card
+        self.delay = delay
+        self.failure = failure
+        self.batches: list[int] = []
+        self.closed = False
+
+    @property
+    def signature(self) -> Signature:
+        return self._card.signature
+
+    def forward(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        self.batches.append(len(next(iter(batch.values()))))
+        time.sleep(self.delay)
+        if self.failure is not None:
+            raise self.failure
+        sums = np.sum([_row_sums(array) for array in batch.values()], axis=0)
+        return {spec.name: _filled(spec, sums) for spec in self.signature.outputs}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _row_sums(array: Array) -> Array:
+    numbers = np.vectorize(len, otypes=[np.int64])(array) if array.dtype == object else array
+    sums: Array = numbers.reshape(len(array), -1).sum(axis=1, dtype=np.float64)
+    return sums
+
+
+def _filled(spec: TensorSpec, sums: Array) -> Array:
+    """`sums` [n] over the shape of an output; open dims past the batch are 1."""
+    rest = tuple(abs(dim) for dim in (spec.shape or (-1,))[1:])
+    values = np.broadcast_to(sums.reshape(-1, *(1 for _ in rest)), (len(sums), *rest))
+    if spec.datatype == "BYTES":
+        return np.array([f"{value:g}".encode() for value in values.ravel()], dtype=object).reshape(values.shape)
+    return values.astype(DATATYPES[spec.datatype])
