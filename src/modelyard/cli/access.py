@@ -1,0 +1,98 @@
+"""Who may do what, and what was used: `key …`, `project …`, `usage`, `whoami`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from modelyard.cli.screen import AsJson, Data, confirm, note, open_yard, say, table
+from modelyard.cli.values import seconds
+
+Scope = Literal["infer", "write", "admin"]
+
+key = typer.Typer(name="key", no_args_is_help=True, help="Create, list and revoke API keys.")
+project = typer.Typer(name="project", no_args_is_help=True, help="Create and list projects.")
+
+
+@key.command("create")
+def create_key(
+    scope: Annotated[Scope, typer.Option(help="infer: call models. write: also train and deploy. admin: also keys.")] = "infer",
+    name: Annotated[str | None, typer.Option(help="What the key is for.", show_default=False)] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="How long it is good for, as 12h or 30d.", show_default="for ever")
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create an API key of your project. It is shown once."""
+    with open_yard(data) as yard:
+        made = yard.create_key(scope, name=name, expires=seconds(expires))
+    if not as_json:
+        note(f"Key {made['id']} of scope {made['scope']}; it is not shown again:")
+    say(as_json, made, made["key"])
+
+
+@key.command("list")
+def list_keys(data: Data = None, as_json: AsJson = False) -> None:
+    """List your project's keys, without their secrets."""
+    with open_yard(data) as yard:
+        found = yard.keys()
+    rows = [(k["id"], k["scope"], k["name"], k["created"], k["expires"], k["revoked"]) for k in found]
+    say(as_json, found, table(("key", "scope", "name", "created", "expires", "revoked"), rows))
+
+
+@key.command("revoke")
+def revoke_key(
+    id: Annotated[str, typer.Argument(help="The key's id, as `modelyard key list` shows it.", show_default=False)],  # noqa: A002
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key for good; it is refused everywhere within a second."""
+    confirm(f"Revoke key {id}?", yes or as_json)
+    with open_yard(data) as yard:
+        yard.revoke_key(id)
+    say(as_json, {"id": id, "revoked": True}, f"key {id} revoked")
+
+
+@project.command("create")
+def create_project(
+    name: Annotated[str, typer.Argument(help="The project's name.", show_default=False)],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a project with its first admin key, which is shown once. For administrators of project default."""
+    with open_yard(data) as yard:
+        made = yard.create_project(name)
+    if not as_json:
+        note(f"Project {made['name']}; its first admin key is not shown again:")
+    say(as_json, made, made["key"]["key"])
+
+
+@project.command("list")
+def list_projects(data: Data = None, as_json: AsJson = False) -> None:
+    """List all projects. For administrators of project default."""
+    with open_yard(data) as yard:
+        found = yard.projects()
+    say(as_json, found, table(("project", "created"), [(p["name"], p["created"]) for p in found]))
+
+
+def usage(
+    since: Annotated[str | None, typer.Option(help="From this time on, as 2026-01-31T12:00:00Z.", show_default=False)] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what your project used, by deployment or job, version and key."""
+    with open_yard(data) as yard:
+        found = yard.usage(since=since)
+    names = ("kind", "subject", "version", "key", "calls", "units", "cpu_seconds", "bytes_in", "bytes_out", "errors")
+    rows = [[row[name] for name in names] for row in found]
+    say(as_json, found, table([name.replace("_", " ") for name in names], rows, "Nothing was used yet."))
+
+
+def whoami(data: Data = None, as_json: AsJson = False) -> None:
+    """Show which platform, project, key and scope you speak with."""
+    with open_yard(data) as yard:
+        body = {"url": yard.profile.url, **yard.whoami()}
+    say(as_json, body, "\n".join(f"{name:<8} {value}" for name, value in body.items()))

@@ -1,0 +1,176 @@
+"""Work on the platform: `train`, `optimize`, and looking at it: `ps`, `logs`, `stop`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from modelyard.cli.live import Live, progress_text
+from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say, table
+from modelyard.cli.values import nested
+from modelyard.cli.variants import variants_table
+from modelyard.errors import Invalid
+
+if TYPE_CHECKING:
+    from modelyard.client import Yard
+
+INTERRUPTED = 130
+Goal = Literal["latency", "throughput", "size"]
+Job = Annotated[str, typer.Argument(help="A job's id, as `modelyard ps` shows it.", show_default=False)]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay and show it; Ctrl-C detaches, the job goes on.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="One value of the configuration, as epochs=5 or module.loss=mse. May be repeated.", metavar="KEY=VALUE"
+    ),
+]
+
+
+def finish(yard: Yard, job: dict[str, Any], title: str, *, logs: bool = False) -> dict[str, Any]:
+    """Show a job until its end and return the version it made. Ctrl-C detaches: the job goes on."""
+    try:
+        with Live(title, logs=logs) as live:
+            return yard.result(job["id"], live.see)
+    except KeyboardInterrupt as error:
+        note(
+            f"Detached; the job goes on. `modelyard logs {job['id']} --follow` shows it, `modelyard stop {job['id']}` ends it."
+        )
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def started(as_json: bool, job: dict[str, Any]) -> None:
+    """Say that a job was submitted, and how to see more of it."""
+    say(as_json, {"job": job["id"]}, f"job {job['id']} {job['state']}; `modelyard logs {job['id']} --follow` shows it")
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="Name of the model; the result is its newest version.", show_default=False)],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="The dataset, as digits or digits@1.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Option(help="How to train: image-classifier, or module for your own nn.Module.")
+    ] = "image-classifier",
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.", show_default=False)] = None,
+    settings: Set = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with the configuration; --set overrides it.", metavar="FILE")
+    ] = None,
+    code: Annotated[
+        Path | None, typer.Option(help="Your model.py, or a folder with it, for recipe module.", metavar="PATH")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model version to continue.", metavar="REF")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
+    follow: Follow = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on a dataset."""
+    full = (_read(config) if config else {}) | nested(settings or [])
+    full |= {"epochs": epochs} if epochs else {}
+    with open_yard(data) as yard:
+        job = yard.train(name, dataset, recipe, ranks=ranks, config=full, code=code, model=model, timeout=timeout, wait=False)
+        if not follow:
+            return started(as_json, job)
+        note(f"job {job['id']}")
+        version = finish(yard, job, "train", logs=True)
+    say(as_json, version, f"trained {describe(version)}")
+    return None
+
+
+def optimize(
+    reference: Annotated[str, typer.Argument(help="The model to optimise, as digits-cnn@1.", show_default=False)],
+    max_accuracy_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Percentage points of accuracy the chosen variant may lose.")
+    ] = 1.0,
+    goal: Annotated[Goal, typer.Option(help="What is best among those.")] = "latency",
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", help="What to measure on.", show_default="what it was trained on", metavar="REF"),
+    ] = None,
+    settings: Set = None,
+    follow: Follow = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make smaller, faster variants of a model, measure them, and choose the best within a budget of accuracy."""
+    with open_yard(data) as yard:
+        job = yard.optimize(
+            reference, dataset=dataset, max_accuracy_drop=max_accuracy_drop, goal=goal, wait=False, **nested(settings or [])
+        )
+        if not follow:
+            return started(as_json, job)
+        note(f"job {job['id']}")
+        version = finish(yard, job, "optimize", logs=True)
+        facts = yard.job(job["id"])["facts"]
+    if not as_json and (variants := variants_table(facts)):
+        say(False, None, variants)
+    say(as_json, version | {"facts": facts.get("0", {})}, f"chosen {describe(version)}")
+    return None
+
+
+def ps(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also jobs that have ended.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show jobs and deployments: what runs, how far it is, why it waits."""
+    with open_yard(data) as yard:
+        jobs, deployments = yard.jobs(), yard.deployments()
+    shown = jobs if everything else [job for job in jobs if job["state"] in ("queued", "starting", "running")]
+    served = [(d["name"], d["model"], d["state"], d["engine"], len(d["replicas"]), d["error"]) for d in deployments]
+    text = table(
+        ("job", "kind", "target", "state", "progress", "note"), [job_row(job) for job in shown], "No jobs on their way."
+    )
+    text += "\n\n" + table(("deployment", "model", "state", "engine", "replicas", "note"), served, "Nothing is deployed.")
+    say(as_json, {"jobs": shown, "deployments": deployments}, text)
+
+
+def job_row(job: dict[str, Any]) -> tuple[Any, ...]:
+    """A job as `ps` shows it: its target, how far it is, and why it waits or failed."""
+    target = job["outputs"][0]["reference"] if job["outputs"] else (job["target"] or {}).get("name")
+    error = job["error"]
+    told = error["message"] if isinstance(error, dict) else error
+    progress = progress_text(job["progress"]) if job["progress"] else None
+    return job["id"], job["kind"], target, job["state"], progress, told or job.get("why")
+
+
+def logs(job: Job, follow: Follow = False, data: Data = None, as_json: AsJson = False) -> None:
+    """Print what a job's ranks wrote."""
+    kept: list[str] = []
+    with open_yard(data) as yard:
+        for line in yard.logs(job, follow=follow):
+            if as_json:
+                kept.append(line)
+            else:
+                say(False, None, line)
+    if as_json:
+        say(True, {"job": job, "lines": kept}, "")
+
+
+def stop(
+    job: Job,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job; what it published before is dropped."""
+    with open_yard(data) as yard:
+        shown = yard.cancel(job)
+        while not no_wait and shown["state"] in ("queued", "starting", "running"):
+            time.sleep(0.2)
+            shown = yard.job(job)
+    say(as_json, shown, f"job {job} {shown['state']}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Invalid(f"The configuration '{file}' cannot be read as JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise Invalid(f"The configuration '{file}' must be a JSON object.")
+    return body

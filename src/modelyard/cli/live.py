@@ -1,0 +1,114 @@
+"""Work as it goes on, on stderr: a progress bar with the newest figures on a terminal, one line a step elsewhere.
+
+Fed with the client's events — a job's and a transfer's alike — by whatever command waits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from modelyard.cli.screen import note, size, sparkline
+from modelyard.plugins import load
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Figures:
+    """The metrics a job has told, and how they read in one line."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, list[float]] = {}
+        self.step = 0
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        self.step = int(event.get("step", 0))
+        for name, value in event["values"].items():
+            self.series.setdefault(name, []).append(float(value))
+
+    def line(self, curves: bool) -> str:
+        """'loss 0.031 ▇▄▂▁  accuracy 0.981'; the curve is the loss's."""
+        parts = []
+        for name, values in self.series.items():
+            curve = f" {sparkline(values)}" if curves and name.endswith("loss") and len(values) > 1 else ""
+            parts.append(f"{name.replace('_', ' ')} {values[-1]:.4g}{curve}")
+        return "  ".join(parts)
+
+
+class Live:
+    """`with Live("train") as live: yard.wait(job, live.see)`. `logs`: also show what the ranks write."""
+
+    def __init__(self, title: str, *, logs: bool = False) -> None:
+        self.title, self.logs = title, logs
+        self.figures = Figures()
+        self._terminal = sys.stderr.isatty()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Live:
+        if self._terminal:
+            self._bars = load("modelyard.cli.bars:progress")()
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        match event["type"]:
+            case "progress":
+                self._progress(event)
+            case "metric":
+                self.figures.add(event)
+                self._figures()
+            case "state":
+                self._state(event)
+            case "log" if self.logs:
+                self._line(f"rank {event.get('rank', 0)} │ {event['text']}")
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        if self._bars is None:
+            return
+        what = event.get("what", self.title)
+        amount = progress_text(event)
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=event["total"] or None, amount=amount, figures="")
+        self._bars.update(self._tasks[what], completed=event["done"], total=event["total"] or None, amount=amount)
+
+    def _figures(self) -> None:
+        if self._bars is None:
+            note(f"{self.title}  step {self.figures.step}  {self.figures.line(curves=False)}")
+        else:
+            self._bars.update(self._task(), figures=self.figures.line(curves=True))
+
+    def _state(self, event: Mapping[str, Any]) -> None:
+        state = str(event.get("state"))
+        if self._bars is None:
+            note(f"{self.title}  {state}")
+        elif state in ("queued", "starting"):
+            self._bars.update(self._task(), amount=state)
+
+    def _line(self, text: str) -> None:
+        if self._bars is None:
+            note(text)
+        else:
+            self._bars.console.print(text, style="dim", markup=False, highlight=False)
+
+    def _task(self) -> TaskID:
+        assert self._bars is not None
+        if self.title not in self._tasks:
+            self._tasks[self.title] = self._bars.add_task(self.title, total=None, amount="", figures="")
+        return self._tasks[self.title]
+
+
+def progress_text(event: Mapping[str, Any]) -> str:
+    """'3/20 epochs', or '1.5 MiB/3.0 MiB'."""
+    done, total, unit = event["done"], event["total"], event.get("unit", "steps")
+    if unit == "bytes":
+        return f"{size(done)}/{size(total)}"
+    return f"{done}/{total} {unit}"

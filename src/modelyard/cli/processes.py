@@ -1,0 +1,93 @@
+"""Commands that start processes on this machine: `up`, its parts for production, `migrate`, and `doctor`.
+
+They read the settings (flag > environment > file > default) and call `modelyard.app`, which knows how things are wired.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelyard.cli.screen import AsJson, note, say, table
+from modelyard.plugins import load
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder that holds everything the platform keeps [MODELYARD_DATA, ~/.modelyard].", metavar="DIR"
+    ),
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.", show_default="8080")]
+
+
+def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
+    """Start a whole platform on this machine; Ctrl-C ends it."""
+    settings = load("modelyard.settings:read")(data=data, host=host, port=port)
+
+    def announce(url: str, token: str | None) -> None:
+        profile = settings.data / "profile.json"
+        body = {"url": url, "data": str(settings.data), "profile": str(profile), "token": token}
+        say(as_json, body, welcome(url, settings.data, profile, token))
+
+    load("modelyard.app:up")(settings, announce)
+
+
+def welcome(url: str, data: Path, profile: Path, token: str | None) -> str:
+    """What `up` says once it answers: where, with which key, and what to do next."""
+    elsewhere = "" if data == Path("~/.modelyard").expanduser().resolve() else f" --data {data}"
+    lines = [
+        f"Modelyard answers at {url}",
+        f"  data     {data}",
+        f"  profile  {profile}  (URL and admin key; the command line uses it)",
+        *([f"  token    {token}  (once, for the first administrator)"] if token else []),
+        "",
+        "Next, in another terminal:",
+        f"  modelyard dataset import digits --from sklearn:digits{elsewhere}",
+        f"  modelyard train digits-cnn --dataset digits --ranks 2 --follow{elsewhere}",
+        f"  modelyard deploy digits --model digits-cnn{elsewhere}",
+    ]
+    return "\n".join(lines)
+
+
+def gateway(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
+    """Start a gateway alone: keys, routing, inference."""
+    _start("gateway", as_json, data=data, host=host, port=port)
+
+
+def control(data: Folder = None, as_json: AsJson = False) -> None:
+    """Start control alone: the management API, the scheduler and the controller."""
+    _start("control", as_json, data=data)
+
+
+def node(data: Folder = None, as_json: AsJson = False) -> None:
+    """Start a node's supervisor alone: it owns gangs and replicas."""
+    _start("node", as_json, data=data)
+
+
+def migrate(data: Folder = None, as_json: AsJson = False) -> None:
+    """Bring the database to this version's schema."""
+    settings = load("modelyard.settings:read")(data=data)
+    load("modelyard.app:migrate")(settings)
+    say(as_json, {"migrated": True}, "The database is up to date.")
+
+
+def _start(process: str, as_json: bool, **flags: Any) -> None:
+    settings = load("modelyard.settings:read")(**flags)
+    load(f"modelyard.app:{process}")(settings)
+    say(as_json, {"process": process, "state": "ended"}, f"{process} ended")
+
+
+def doctor(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
+    """Check what a platform on this machine needs, and say what to do about what is missing."""
+    settings = load("modelyard.settings:read")(data=data, host=host, port=port)
+    checks = load("modelyard.cli.doctor:examine")(settings)
+    rows = [(check.name, check.state, check.found) for check in checks]
+    say(as_json, {"checks": [check.to_json() for check in checks]}, table(("check", "state", "found"), rows))
+    for check in checks:
+        if check.advice:
+            note(f"{check.name}: {check.advice}")
+    if any(check.state == "failed" for check in checks):
+        raise typer.Exit(1)

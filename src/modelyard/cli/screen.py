@@ -1,0 +1,125 @@
+"""What commands say. Results go to stdout: plain text, or with `--json` exactly one JSON document; all else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelyard.plugins import load
+
+if TYPE_CHECKING:
+    from modelyard.client import Yard
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Data folder of the platform whose profile to use [MODELYARD_DATA, ~/.modelyard].", metavar="DIR"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; print the job or state instead of the result.")]
+
+_COLOURS = {
+    "ready": "green",
+    "succeeded": "green",
+    "ok": "green",
+    "running": "cyan",
+    "starting": "cyan",
+    "pending": "yellow",
+    "queued": "yellow",
+    "warning": "yellow",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def open_yard(data: Path | None) -> Yard:
+    """The client of the platform that flag, environment and profile name."""
+    yard: Yard = load("modelyard.client:Yard")(data=data)
+    return yard
+
+
+def say(as_json: bool, body: Any, text: str) -> None:
+    """A command's result: `body` as JSON, or `text`."""
+    typer.echo(json.dumps(body, ensure_ascii=False, default=str) if as_json else text)
+
+
+def note(text: str) -> None:
+    """Something beside the result, on stderr."""
+    typer.echo(text, err=True)
+
+
+def complain(as_json: bool, code: str, message: str) -> None:
+    """An error: one line on stderr, or `{"error":{"code","message"}}` on stdout."""
+    if as_json:
+        typer.echo(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+    else:
+        typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "none") -> str:
+    """Aligned columns under a header; numbers to the right; states in colour (stripped where stdout is no terminal)."""
+    if not rows:
+        return empty
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(header))]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = [part.rjust(w) if right else part.ljust(w) for part, w, right in zip(parts, widths, numeric, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    def coloured(parts: Sequence[str]) -> str:
+        text = line(parts)
+        for part in parts:
+            if part in _COLOURS:
+                text = text.replace(f" {part}", " " + typer.style(part, fg=_COLOURS[part]), 1)
+        return text
+
+    return "\n".join([typer.style(line(header).upper(), bold=True), *(coloured(row) for row in cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def size(count: int | float) -> str:
+    """Bytes as people read them: '1.5 MiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """A curve in one line of blocks; longer series keep their shape in `width` characters."""
+    if len(values) > width:
+        values = [values[int(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if not finite:
+        return ""
+    low, span = min(finite), (max(finite) - min(finite)) or 1.0
+    return "".join(_BLOCKS[round((value - low) / span * 7)] if value in finite else " " for value in values)
+
+
+def describe(version: Mapping[str, Any]) -> str:
+    """A version in one line: 'digits@1 · image-classification · 3f2a91c04d21'."""
+    parts = [version["reference"], version.get("task"), str(version["artefact"])[:12]]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def confirm(question: str, sure: bool) -> None:
+    """Ask before something is lost, where somebody can answer; raises `typer.Abort` on no."""
+    if not sure and sys.stdin.isatty() and sys.stderr.isatty():
+        typer.confirm(question, abort=True, err=True)

@@ -1,0 +1,78 @@
+"""Values as people write them on a command line: 'module.loss=mse', 'x=[[1,2]]', 'x=@rows.json'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import Invalid
+from modelyard.plugins import load
+
+
+def nested(pairs: Iterable[str]) -> dict[str, Any]:
+    """'a.b=1', 'a.c=x' → {'a': {'b': 1, 'c': 'x'}}; values are JSON where they can be, else text."""
+    tree: dict[str, Any] = {}
+    for pair in pairs:
+        path, value = _split(pair)
+        *above, last = path.split(".")
+        at = tree
+        for part in above:
+            at = at.setdefault(part, {})
+            if not isinstance(at, dict):
+                raise Invalid(f"'{pair}': '{part}' has a value already, so it cannot have parts.")
+        at[last] = _json_or_text(value)
+    return tree
+
+
+def tensors(pairs: Iterable[str]) -> dict[str, Any]:
+    """'x=[[1,2]]' or 'x=@file' (.json or .npy) → inputs of a prediction by name."""
+    return {
+        name: _from_file(Path(value[1:])) if value.startswith("@") else _json(name, value) for name, value in map(_split, pairs)
+    }
+
+
+def seconds(text: str | None) -> float | None:
+    """'90', '15m', '12h' or '30d' as seconds."""
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        count = float(number) * units[unit]
+    except ValueError:
+        count = 0.0
+    if not 0 < count < float("inf"):
+        raise Invalid(f"'{text}' is no time from now; expected something like 15m, 12h or 30d.")
+    return count
+
+
+def _split(pair: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not name or not equals:
+        raise Invalid(f"'{pair}' is not NAME=VALUE.")
+    return name, value
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _json(name: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise Invalid(f"Input '{name}' is not JSON ({error}); expected nested lists as [[1, 2]], or @FILE.") from error
+
+
+def _from_file(file: Path) -> Any:
+    try:
+        if file.suffix == ".npy":
+            return load("numpy:load")(file, allow_pickle=False)
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Invalid(f"'{file}' cannot be read: {error}.") from error

@@ -1,0 +1,46 @@
+"""Reading what came of work: a job's end and its outputs, and the tree of what a version was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from modelyard.errors import Crashed, Invalid, ModelyardError, from_wire
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def chosen(outputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The output a job was run for: the one it gave an alias, else its last."""
+    return next((output for output in outputs if output.get("alias")), outputs[-1])
+
+
+def failure_of(job: Mapping[str, Any]) -> ModelyardError:
+    """A failed or cancelled job's own error, naming the job."""
+    error = job.get("error")
+    if isinstance(error, Mapping):
+        return from_wire(str(error["code"]), f"Job {job['id']} {job['state']}: {error['message']}")
+    return Crashed(f"Job {job['id']} {job['state']}{f': {error}' if error else '.'}")
+
+
+def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every version in the tree, nearest first, each once."""
+    level, seen = [tree], set()
+    while level:
+        below: list[Mapping[str, Any]] = []
+        for node in level:
+            if node["hash"] not in seen:
+                seen.add(node["hash"])
+                yield node
+            below += node.get("parents", [])
+        level = below
+
+
+def dataset_of(tree: Mapping[str, Any]) -> str:
+    """The dataset nearest to a model in its lineage. Raises `Invalid` where there is none."""
+    for node in origins(tree):
+        if node["kind"] == "dataset":
+            return str(node["reference"])
+    raise Invalid(
+        f"No dataset is known for {tree['reference']}: it was imported. Say which to measure on (dataset=…, --dataset)."
+    )

@@ -1,0 +1,178 @@
+"""Artefacts up and down, chunk by chunk: what the platform has is not sent again, what comes is verified as it comes.
+
+A chunk of at most 64 MiB is the unit of both ways: several travel at once, each is streamed in small pieces so that memory
+stays bounded, and one that breaks is the only one to be sent or fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from modelyard.client.wire import PAUSES, Wire
+from modelyard.errors import Conflict, Damaged, Internal, Invalid, Unavailable
+from modelyard.storage.manifest import Manifest, spans
+
+Progress = Callable[[int, int], None]
+PIECE = 1 << 20
+_AT_ONCE = 4
+# Below this, asking whether a chunk is there costs as much as sending it.
+_NOT_WORTH_ASKING = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk of a file: `hash` is the SHA-256 of `length` bytes from `start`; `whole` if it is all of the file."""
+
+    path: str
+    hash: str
+    start: int
+    length: int
+    whole: bool
+
+
+def files_of(source: str | Path) -> dict[str, Path]:
+    """What to upload: a file under its own name, or a folder's files by relative path, links followed. Hidden files
+    and `__pycache__` stay behind. Raises `Invalid` where there is nothing."""
+    source = Path(source).expanduser()
+    if source.is_file():
+        return {source.name: source}
+    if not source.is_dir():
+        raise Invalid(f"There is no file or folder '{source}'.")
+    files = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
+    kept = {name: path for name, path in files.items() if not _left_behind(name)}
+    if not kept:
+        raise Invalid(f"The folder '{source}' has no files to upload.")
+    return kept
+
+
+def _left_behind(name: str) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
+
+
+def chunks_of(manifest: Manifest) -> list[Chunk]:
+    """Every chunk of every file, in order."""
+    return [
+        Chunk(path, digest, start, length, len(entry.chunks) == 1)
+        for path, entry in manifest.files.items()
+        for digest, (start, length) in zip(entry.chunks, spans(entry.size), strict=True)
+    ]
+
+
+def manifest_of(files: Mapping[str, Path]) -> Manifest:
+    """Hash files by the path they will have in the artefact, several chunks at once."""
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    work = [(name, start, length) for name, size in sizes.items() for start, length in spans(size)]
+
+    def digest(item: tuple[str, int, int]) -> tuple[str, str]:
+        name, start, length = item
+        sha = hashlib.sha256()
+        for piece in pieces(files[name], start, length):
+            sha.update(piece)
+        return name, sha.hexdigest()
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return Manifest.of_chunks(sizes, pool.map(digest, work))
+
+
+def pieces(path: Path, start: int, length: int) -> Iterator[bytes]:
+    """A range of a file in pieces of 1 MiB."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while length > 0 and (piece := file.read(min(PIECE, length))):
+            length -= len(piece)
+            yield piece
+
+
+def upload(wire: Wire, files: Mapping[str, Path], progress: Progress | None = None) -> str:
+    """Publish files as an artefact and return its hash. Done again after a break, it sends only what is missing."""
+    manifest = manifest_of(files)
+    distinct = {chunk.hash: chunk for chunk in chunks_of(manifest)}.values()
+
+    def send(chunk: Chunk) -> int:
+        address = f"/api/blobs/sha256/{chunk.hash}"
+        if chunk.length < _NOT_WORTH_ASKING or not wire.exists(address):
+            headers = {"Content-Length": str(chunk.length), "Content-Type": "application/octet-stream"}
+            wire.send("PUT", address, body=lambda: pieces(files[chunk.path], chunk.start, chunk.length), headers=headers)
+        return chunk.length
+
+    _in_parallel(send, distinct, progress)
+    published = str(wire.post("/api/artefacts", manifest.to_json())["hash"])
+    if published != manifest.hash:
+        raise Internal(f"The platform published artefact {published} where {manifest.hash} was sent.")
+    return published
+
+
+def fetch(wire: Wire, artefact: str, folder: str | Path, progress: Progress | None = None) -> Path:
+    """An artefact as a new folder, whole or not at all; every chunk is checked against the hash that was asked for.
+
+    Raises `Conflict` where the folder has something in it, `Damaged` where bytes do not match their hash.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Conflict(f"'{target}' exists and is not an empty folder; name another one.")
+    manifest = Manifest.from_bytes(wire.send("GET", f"/api/artefacts/{artefact}").content)
+    if manifest.hash != artefact:
+        raise Damaged(f"The manifest of artefact {artefact} does not match its hash; it was refused.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for path, entry in manifest.files.items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            with (partial / path).open("wb") as file:
+                file.truncate(entry.size)
+        _in_parallel(lambda chunk: _fetch_chunk(wire, artefact, chunk, partial / chunk.path), chunks_of(manifest), progress)
+        partial.chmod(0o755)
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def _fetch_chunk(wire: Wire, artefact: str, chunk: Chunk, file: Path) -> int:
+    """One chunk into its place, tried again where the connection breaks."""
+    for _ in PAUSES:
+        try:
+            return _fetch_once(wire, artefact, chunk, file)
+        except Unavailable:
+            continue
+    return _fetch_once(wire, artefact, chunk, file)
+
+
+def _fetch_once(wire: Wire, artefact: str, chunk: Chunk, file: Path) -> int:
+    headers = {} if chunk.whole else {"Range": f"bytes={chunk.start}-{chunk.start + chunk.length - 1}"}
+    sha, at = hashlib.sha256(), chunk.start
+    with file.open("r+b") as target:
+        for piece in wire.download(f"/api/artefacts/{artefact}/files/{quote(chunk.path)}", headers):
+            if at + len(piece) > chunk.start + chunk.length:
+                raise Damaged(f"'{chunk.path}' is longer than its manifest says; it was refused.")
+            os.pwrite(target.fileno(), piece, at)
+            sha.update(piece)
+            at += len(piece)
+    if sha.hexdigest() != chunk.hash:
+        raise Damaged(f"'{chunk.path}' does not match its hash; it was refused.")
+    return chunk.length
+
+
+def _in_parallel(work: Callable[[Chunk], int], chunks: Iterable[Chunk], progress: Progress | None) -> None:
+    """Do all chunks, a few at once; the first error stops what has not begun. Progress is told in this thread."""
+    waiting = list(chunks)
+    done, total = 0, sum(chunk.length for chunk in waiting)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        running: list[Future[int]] = [pool.submit(work, chunk) for chunk in waiting]
+        try:
+            for future in as_completed(running):
+                done += future.result()
+                if progress:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,381 @@
+"""`Yard`: every verb of the platform as one method. Answers are the management API's JSON, as plain dicts and lists.
+
+Verbs that start work wait for its end unless `wait=False`, and raise the work's own error if it failed; `on_event` sees every
+event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name means the newest version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import quote
+
+from modelyard.client import transfer
+from modelyard.client.answer import Answer
+from modelyard.client.outcome import ENDED, chosen, dataset_of, failure_of, origins
+from modelyard.client.profile import find
+from modelyard.client.wire import Wire
+from modelyard.errors import Crashed, Invalid, TimedOut, Unavailable
+
+Json = dict[str, Any]
+OnEvent = Callable[[Mapping[str, Any]], None]
+Kind = Literal["dataset", "model"]
+Goal = Literal["latency", "throughput", "size"]
+# Seconds between looks at a deployment that is on its way, and between tries to take up a broken stream of events.
+_LOOK, _AGAIN = 0.1, 1.0
+
+
+class Yard:
+    """A platform, spoken to over HTTP. Without arguments: the one of `MODELYARD_URL` and `MODELYARD_KEY`, else that of the
+    profile in `data` (`MODELYARD_DATA`, `~/.modelyard`). Safe to use from several threads."""
+
+    def __init__(self, url: str | None = None, key: str | None = None, data: str | Path | None = None) -> None:
+        self.profile = find(url, key, data)
+        self._wire = Wire(self.profile)
+        self._datatypes: dict[str, Mapping[str, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Yard({self.profile.url!r})"
+
+    def __enter__(self) -> Yard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._wire.close()
+
+    # Datasets and models
+
+    def upload(self, source: str | Path | Mapping[str, Path], on_event: OnEvent | None = None) -> str:
+        """Publish a file, a folder, or files by their path in the artefact; returns the artefact's hash."""
+        files = source if isinstance(source, Mapping) else transfer.files_of(source)
+        return transfer.upload(self._wire, files, _as_events("upload", on_event))
+
+    def fetch(self, reference: str, folder: str | Path, *, kind: Kind = "model", on_event: OnEvent | None = None) -> Path:
+        """A version's files as a new folder, every byte verified; whole or not at all."""
+        artefact = str(self.version(reference, kind)["artefact"])
+        return transfer.fetch(self._wire, artefact, folder, _as_events("download", on_event))
+
+    def import_dataset(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        target: str | None = None,
+        task: str | None = None,
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+        **config: Any,
+    ) -> Json:
+        """A dataset from 'sklearn:digits', a CSV file or a folder of images by class; `target` is the column to predict.
+        Returns the new version, or the job if not `wait`."""
+        inputs = {}
+        if str(source).startswith("sklearn:"):
+            config["source"] = str(source)
+        else:
+            inputs["files"] = f"artefact:{self.upload(source, on_event)}"
+        config |= {key: value for key, value in {"target": target, "task": task}.items() if value is not None}
+        job = self.submit("import-dataset", config, inputs, target={"kind": "dataset", "name": name})
+        return self.result(job["id"], on_event) if wait else job
+
+    def import_model(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        module: str | None = None,
+        inputs: Sequence[str] = (),
+        task: str | None = None,
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+        **config: Any,
+    ) -> Json:
+        """A model from an .onnx file, or weights with `module` ('model.py:SimpleModel': the file and the class they belong to);
+        `inputs` state forward's tensors, as 'x:FP32[-1,10]'. Returns the new version, or the job if not `wait`."""
+        files = transfer.files_of(path)
+        if module:
+            file, _, cls = module.rpartition(":")
+            if not file:
+                raise Invalid(f"'{module}' names no module; expected file.py:Class, for example model.py:SimpleModel.")
+            files |= transfer.files_of(file)
+            config["module"] = f"{Path(file).name}:{cls}"
+        config |= {"inputs": list(inputs)} if inputs else {}
+        config |= {"task": task} if task else {}
+        uploaded = {"files": f"artefact:{self.upload(files, on_event)}"}
+        job = self.submit("import-model", config, uploaded, target={"kind": "model", "name": name})
+        return self.result(job["id"], on_event) if wait else job
+
+    def version(self, reference: str, kind: Kind = "model") -> Json:
+        """One version by 'name', 'name@3' or 'name@alias'."""
+        name, _, number = reference.partition("@")
+        if not number:
+            number = str(self.versions(name, kind)["versions"][-1]["version"])
+        return dict(self._wire.get(f"{_collection(kind)}/{_part(name)}/versions/{_part(number)}"))
+
+    def versions(self, name: str, kind: Kind = "model") -> Json:
+        """A name's versions, oldest first, and its aliases."""
+        return dict(self._wire.get(f"{_collection(kind)}/{_part(name)}"))
+
+    def datasets(self) -> list[Json]:
+        return list(self._wire.get("/api/datasets"))
+
+    def models(self) -> list[Json]:
+        return list(self._wire.get("/api/models"))
+
+    def set_alias(self, reference: str, alias: str, kind: Kind = "model") -> Json:
+        """Make 'name@alias' mean the version that `reference` means now."""
+        version = self.version(reference, kind)
+        path = f"{_collection(kind)}/{_part(version['name'])}/aliases/{_part(alias)}"
+        self._wire.put(path, {"version": version["version"]})
+        return self.version(f"{version['name']}@{alias}", kind)
+
+    def delete(self, name: str, kind: Kind = "model") -> None:
+        """Forget a name with all its versions. Raises `Conflict` while something still uses it."""
+        self._wire.delete(f"{_collection(kind)}/{_part(name)}")
+
+    def lineage(self, reference: str, kind: Kind = "model") -> Json:
+        """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
+        version = self.version(reference, kind)
+        path = f"{_collection(kind)}/{_part(version['name'])}/versions/{version['version']}/lineage"
+        return dict(self._wire.get(path))
+
+    # Work
+
+    def train(
+        self,
+        name: str,
+        dataset: str,
+        recipe: str = "image-classifier",
+        *,
+        ranks: int = 1,
+        config: Mapping[str, Any] | None = None,
+        code: str | Path | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+    ) -> Json:
+        """Train model `name` on a dataset by a gang of `ranks`. `config` is the recipe's; `code` a file or folder with your
+        own module; `model` a version to continue. Returns the new version, or the job if not `wait`."""
+        inputs = {"dataset": f"dataset:{dataset}"}
+        inputs |= {"model": f"model:{model}"} if model else {}
+        inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
+        full = {"recipe": recipe, **(config or {})}
+        job = self.submit("train", full, inputs, target={"kind": "model", "name": name}, ranks=ranks, timeout=timeout)
+        return self.result(job["id"], on_event) if wait else job
+
+    def optimize(
+        self,
+        reference: str,
+        *,
+        dataset: str | None = None,
+        max_accuracy_drop: float = 1.0,
+        goal: Goal = "latency",
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+        **config: Any,
+    ) -> Json:
+        """Make variants of a model, measure them, and choose the best whose accuracy falls by at most `max_accuracy_drop`
+        percentage points. `dataset`: None is what it was trained on. Returns the chosen version, or the job if not `wait`."""
+        dataset = dataset or dataset_of(self.lineage(reference))
+        inputs = {"model": f"model:{reference}", "dataset": f"dataset:{dataset}"}
+        config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal}
+        target = {"kind": "model", "name": reference.partition("@")[0]}
+        job = self.submit("optimise", config, inputs, target=target)
+        return self.result(job["id"], on_event) if wait else job
+
+    def submit(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        target: Mapping[str, str] | None = None,
+        ranks: int = 1,
+        timeout: float | None = None,
+    ) -> Json:
+        """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'."""
+        body = {
+            "kind": kind,
+            "config": dict(config),
+            "inputs": dict(inputs),
+            "target": target,
+            "ranks": ranks,
+            "timeout": timeout,
+        }
+        return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
+
+    def jobs(self, state: str | None = None) -> list[Json]:
+        return list(self._wire.get("/api/jobs", state=state))
+
+    def job(self, job: str) -> Json:
+        return dict(self._wire.get(f"/api/jobs/{_part(job)}"))
+
+    def cancel(self, job: str) -> Json:
+        """Ask a job to stop; one that has ended stays as it is."""
+        return dict(self._wire.post(f"/api/jobs/{_part(job)}/cancel"))
+
+    def events(self, job: str, after: int = 0) -> Iterator[Json]:
+        """What a job has said so far, from event number `after` on."""
+        yield from self._wire.lines(f"/api/jobs/{_part(job)}/events", after=after, follow="false")
+
+    def follow(self, job: str, after: int = 0) -> Iterator[Json]:
+        """What a job says, from its start to its end; a broken connection is taken up where it broke for up to a minute."""
+        path, gives_up = f"/api/jobs/{_part(job)}/events", time.monotonic() + 60
+        while True:
+            try:
+                for event in self._wire.lines(path, after=after, follow="true"):
+                    after, gives_up = int(event["seq"]), time.monotonic() + 60
+                    yield event
+                    if event["type"] == "state" and event.get("state") in ENDED:
+                        return
+                if self.job(job)["state"] in ENDED:
+                    return
+            except TimedOut:
+                continue
+            except Unavailable:
+                if time.monotonic() > gives_up:
+                    raise
+            time.sleep(_AGAIN)
+
+    def logs(self, job: str, *, follow: bool = False) -> Iterator[str]:
+        """The lines that a job's ranks wrote."""
+        for event in self.follow(job) if follow else self.events(job):
+            if event["type"] == "log":
+                yield str(event["text"])
+
+    def wait(self, job: str, on_event: OnEvent | None = None) -> Json:
+        """Wait for a job's end and return it. Raises the job's own error if it failed or was cancelled."""
+        for event in self.follow(job):
+            if on_event:
+                on_event(event)
+        ended = self.job(job)
+        if ended["state"] != "succeeded":
+            raise failure_of(ended)
+        return ended
+
+    def result(self, job: str, on_event: OnEvent | None = None) -> Json:
+        """Wait for a job and return the version it made: the aliased one ('best') where it made several. Raises as `wait`."""
+        ended = self.wait(job, on_event)
+        return self.version(chosen(ended["outputs"])["reference"], ended["target"]["kind"])
+
+    # Serving
+
+    def deploy(self, name: str, model: str, *, wait: bool = True, replicas: int = 1, engine: str | None = None) -> Json:
+        """Serve a model version as `name`, or move `name` to it; calls go on being answered meanwhile. An alias is pinned now.
+        Returns when a replica of it answers, unless not `wait`. Raises the replica's own error if it cannot."""
+        body = {"name": name, "model": model, "replicas": replicas} | ({"engine": engine} if engine else {})
+        deployment = dict(self._wire.post("/api/deployments", body))
+        self._datatypes.pop(name, None)
+        return self._ready(deployment) if wait else deployment
+
+    def deployments(self) -> list[Json]:
+        return list(self._wire.get("/api/deployments"))
+
+    def deployment(self, name: str) -> Json:
+        return dict(self._wire.get(f"/api/deployments/{_part(name)}"))
+
+    def undeploy(self, name: str) -> None:
+        """End a deployment: calls under way are finished, new ones find nothing."""
+        self._wire.delete(f"/api/deployments/{_part(name)}")
+
+    def predict(
+        self, name: str, inputs: Mapping[str, Any] | None = None, *, image: Any = None, version: str | None = None
+    ) -> Answer:
+        """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
+        `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these. `version`: only that one may answer."""
+        from modelyard.client import oip  # numpy costs more than all the rest of the client
+
+        if (inputs is None) == (image is None):
+            raise Invalid("Say what to predict on: either inputs={'name': values} or image=….")
+        given = dict(inputs) if inputs is not None else {"image": oip.image_tensor(image)}
+        datatypes = self._signature(name) if oip.needs_signature(given) else {}
+        headers, body = oip.encode(given, datatypes)
+        path = f"/v2/models/{_part(name)}" + (f"/versions/{_part(version)}" if version else "") + "/infer"
+        response = self._wire.send("POST", path, body=lambda: (body,), headers=headers | {"Content-Length": str(len(body))})
+        return oip.decode(response.headers, response.content)
+
+    # Who used what
+
+    def receipt(self, of: Answer | str) -> Json:
+        """What an answer (or, by name, a deployment) rests on and what it used: {deployment, model, lineage, jobs, usage}.
+        `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those jobs and of
+        the deployment."""
+        name = of if isinstance(of, str) else of.deployment
+        serving = self.deployment(name)
+        version = serving["version"] if isinstance(of, str) else of.version
+        tree = self.lineage(f"{serving['model'].partition('@')[0]}@{version}")
+        jobs = [self.job(job) for job in dict.fromkeys(node["job"] for node in origins(tree) if node.get("job"))]
+        subjects = {name, *(job["id"] for job in jobs)}
+        used = [row for row in self.usage() if row["subject"] in subjects]
+        return {"deployment": name, "model": tree["reference"], "lineage": tree, "jobs": jobs, "usage": used}
+
+    def usage(self, *, since: str | None = None) -> list[Json]:
+        """What the project's jobs and deployments used."""
+        return list(self._wire.get("/api/usage", since=since))
+
+    def audit(self) -> list[Json]:
+        """Who did what, oldest first."""
+        return list(self._wire.get("/api/audit"))
+
+    def whoami(self) -> Json:
+        return dict(self._wire.get("/api/whoami"))
+
+    def keys(self) -> list[Json]:
+        return list(self._wire.get("/api/keys"))
+
+    def create_key(self, scope: str, *, name: str | None = None, expires: float | None = None) -> Json:
+        """A new API key of this project: {id, key, scope}; `key` is never shown again. `expires`: seconds from now."""
+        body = {"scope": scope, "name": name, "expires": expires}
+        return dict(self._wire.post("/api/keys", {key: value for key, value in body.items() if value is not None}))
+
+    def revoke_key(self, key: str) -> None:
+        """Revoke a key by its id; it is refused everywhere within a second."""
+        self._wire.delete(f"/api/keys/{_part(key)}")
+
+    def projects(self) -> list[Json]:
+        return list(self._wire.get("/api/projects"))
+
+    def create_project(self, name: str) -> Json:
+        return dict(self._wire.post("/api/projects", {"name": name}))
+
+    def _signature(self, name: str) -> Mapping[str, str]:
+        """The model's input datatypes by name; asked once."""
+        if name not in self._datatypes:
+            described = self._wire.get(f"/v2/models/{_part(name)}")
+            self._datatypes[name] = {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]}
+        return self._datatypes[name]
+
+    def _ready(self, deployment: Json, patience: float = 600.0) -> Json:
+        name, gives_up = deployment["name"], time.monotonic() + patience
+        while deployment["state"] != "ready":
+            if deployment["state"] == "failed":
+                raise Crashed(f"Deployment '{name}' of {deployment['model']} failed: {deployment['error']}")
+            if time.monotonic() > gives_up:
+                raise TimedOut(f"Deployment '{name}' was not ready within {patience:g} s; `modelyard deployment show {name}`.")
+            time.sleep(_LOOK)
+            deployment = self.deployment(name)
+        return deployment
+
+
+def _as_events(what: str, on_event: OnEvent | None) -> transfer.Progress | None:
+    """Tell a transfer's progress as a job's: one listener shows both."""
+    if on_event is None:
+        return None
+    return lambda done, total: on_event({"type": "progress", "what": what, "done": done, "total": total, "unit": "bytes"})
+
+
+def _collection(kind: Kind) -> str:
+    return f"/api/{kind}s"
+
+
+def _part(text: str) -> str:
+    """One path segment: nothing in a name can leave it."""
+    if text in ("", ".", ".."):
+        raise Invalid(f"'{text}' is not a name.")
+    return quote(text, safe="")

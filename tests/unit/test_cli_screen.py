@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import typer
+
+from modelyard.cli import screen
+
+
+def unstyled(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_json_is_exactly_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.say(True, {"name": "ä"}, "text")
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"name": "ä"}
+    assert said.err == ""
+
+
+def test_text_is_what_people_get(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.say(False, {"name": "m"}, "text")
+    screen.note("beside")
+    assert capsys.readouterr() == ("text\n", "beside\n")
+
+
+def test_columns_are_aligned_numbers_right() -> None:
+    text = unstyled(screen.table(("name", "calls", "note"), [("digits", 12, None), ("a", 1234, "x")]))
+    assert text.splitlines() == ["NAME    CALLS  NOTE", "digits     12", "a        1234  x"]
+    assert screen.table(("name",), [], "nothing") == "nothing"
+
+
+def test_states_are_coloured_and_nothing_else_is() -> None:
+    text = screen.table(("name", "state"), [("ready-to-go", "ready")])
+    assert typer.style("ready", fg="green") in text
+    assert "ready-to-go" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (64 << 20, "64.0 MiB"), (5 << 40, "5.0 TiB")]
+)
+def test_sizes_read_as_people_read_them(count: int, text: str) -> None:
+    assert screen.size(count) == text
+
+
+def test_a_sparkline_goes_from_lowest_to_highest() -> None:
+    assert screen.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert screen.sparkline([5, 5]) == "▁▁"
+    assert screen.sparkline([]) == ""
+    assert len(screen.sparkline(list(range(1000)), width=24)) == 24
+    assert screen.sparkline([0, float("nan"), 7]) == "▁ █"
+    assert screen.sparkline([float("nan")]) == ""
+
+
+def test_a_version_reads_in_one_line() -> None:
+    version = {"reference": "digits@1", "task": "image-classification", "artefact": "0123456789abcdef"}
+    assert screen.describe(version) == "digits@1 · image-classification · 0123456789ab"

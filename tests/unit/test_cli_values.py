@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelyard.cli import values
+from modelyard.errors import Invalid
+
+
+def test_settings_nest_and_are_json_where_they_can_be() -> None:
+    pairs = ["epochs=5", "module.loss=mse", 'module.inputs=["x0"]', "module.arguments.width=20", "note=a=b"]
+    assert values.nested(pairs) == {
+        "epochs": 5,
+        "module": {"loss": "mse", "inputs": ["x0"], "arguments": {"width": 20}},
+        "note": "a=b",
+    }
+
+
+@pytest.mark.parametrize("pairs", [["epochs"], ["=5"], ["a=1", "a.b=2"]])
+def test_settings_that_make_no_sense_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(Invalid):
+        values.nested(pairs)
+
+
+def test_tensors_are_json_or_files(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[[1, 2]]")
+    np.save(tmp_path / "y.npy", np.ones((1, 2), np.float32))
+    found = values.tensors(["a=[1]", f"x=@{tmp_path / 'x.json'}", f"y=@{tmp_path / 'y.npy'}"])
+    assert found["a"] == [1]
+    assert found["x"] == [[1, 2]]
+    assert found["y"].dtype == np.float32
+
+
+def test_a_numpy_file_with_objects_is_refused_unread(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.array([{"a": 1}], object))
+    with pytest.raises(Invalid, match="cannot be read"):
+        values.tensors([f"y=@{tmp_path / 'y.npy'}"])
+
+
+@pytest.mark.parametrize("pair", ["x", "x=[1", "x=@nowhere.json"])
+def test_inputs_that_cannot_be_read_are_named(pair: str) -> None:
+    with pytest.raises(Invalid):
+        values.tensors([pair])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [(None, None), ("90", 90), ("15m", 900), ("12h", 43200), ("30d", 2592000), ("1.5s", 1.5)]
+)
+def test_times_from_now(text: str | None, count: float | None) -> None:
+    assert values.seconds(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "d", "soon", "-1h", "0", "nan", "inf"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(Invalid):
+        values.seconds(text)

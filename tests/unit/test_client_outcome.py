@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelyard.client import outcome
+from modelyard.errors import Crashed, Invalid, Unsafe
+
+
+def node(reference: str, kind: str = "model", *parents: dict[str, Any]) -> dict[str, Any]:
+    return {"reference": reference, "kind": kind, "hash": f"hash of {reference}", "job": None, "parents": list(parents)}
+
+
+DATASET = node("digits@1", "dataset")
+TREE = node("cnn@2", "model", node("cnn@1", "model", DATASET), DATASET)
+
+
+def test_origins_come_nearest_first_and_once() -> None:
+    assert [found["reference"] for found in outcome.origins(TREE)] == ["cnn@2", "cnn@1", "digits@1"]
+
+
+def test_the_dataset_of_a_model_is_the_nearest() -> None:
+    assert outcome.dataset_of(node("cnn@3", "model", TREE)) == "digits@1"
+    with pytest.raises(Invalid, match="imported"):
+        outcome.dataset_of(node("cnn@1"))
+
+
+def test_the_output_with_an_alias_is_what_the_job_was_run_for() -> None:
+    outputs = [{"reference": "m@1", "alias": None}, {"reference": "m@2", "alias": "best"}, {"reference": "m@3", "alias": None}]
+    assert outcome.chosen(outputs)["reference"] == "m@2"
+    assert outcome.chosen(outputs[::2])["reference"] == "m@3"
+
+
+def test_a_failed_job_raises_its_own_error() -> None:
+    error = outcome.failure_of({"id": "j1", "state": "failed", "error": {"code": "unsafe_file", "message": "pickle with code"}})
+    assert isinstance(error, Unsafe)
+    assert error.message == "Job j1 failed: pickle with code"
+    assert isinstance(outcome.failure_of({"id": "j1", "state": "cancelled", "error": None}), Crashed)
+    assert "killed" in outcome.failure_of({"id": "j1", "state": "failed", "error": "rank 1 was killed"}).message
