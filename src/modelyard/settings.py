@@ -33,6 +33,7 @@ class Settings(BaseSettings):
         default="",
         description="Names clients use for this server besides addresses, localhost and the machine's own; commas; '*': any.",
     )
+    hosts: tuple[str, ...] = Field(default=(), description="Names this server goes by besides localhost and addresses (JSON list).")
     database: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder.")
     store: str = Field(default="", description="URL of the object store; empty: a folder in the data folder.")
     sandbox: Literal["auto", "require", "off"] = Field(

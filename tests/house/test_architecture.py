@@ -34,5 +34,9 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_nothing_names_this_machine() -> None:
     names = re.compile(r"/work/|/root/|\.\./shared|/opt/(wheels|pypi)")
     kept = [p for folder in ("src", "docs", "tests", "examples", "demo", "benchmarks") for p in (ROOT / folder).rglob("*")]
-    texts = [p for p in kept if p.suffix in {".py", ".md", ".toml", ".json", ".yaml"} and p != Path(__file__) and "yard" not in p.parts]
+    texts = [
+        p
+        for p in kept
+        if p.suffix in {".py", ".md", ".toml", ".json", ".yaml"} and p != Path(__file__) and "yard" not in p.parts
+    ]
     assert not [p for p in texts if names.search(p.read_text())]

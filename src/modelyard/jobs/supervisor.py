@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,23 @@ class Supervisor:
         self._spawn(self._accept(listener))
         self._spawn(self._sweep())
 
-    def keep(self, token: str, argv: list[str], *, env: dict[str, str] | None = None, log_file: Path | None = None) -> None:
-        """Start a fixed child and start it again, with growing pauses, whenever it ends."""
-        request = {"token": token, "label": "fixed", "argv": argv, "env": env if env is not None else dict(os.environ)}
+    def keep(
+        self,
+        token: str,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        log_file: Path | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        """Start a fixed child and start it again, with growing pauses, whenever it ends. `env` None is this process's own.
+
+        '{fd0}', '{fd1}', … in `argv` stand for the numbers of `fds`, which must stay open here.
+        """
+        request = {"token": token, "label": "fixed", "argv": argv, "env": dict(os.environ)}
         if log_file is not None:
             request["log"] = str(log_file)
-        self._keepers[token] = asyncio.get_running_loop().create_task(self._keep(request))
+        self._keepers[token] = asyncio.get_running_loop().create_task(self._keep(request, list(fds)))
 
     async def stop(self, grace: float = 10.0) -> None:
         """End every child and close the socket: gangs at once, then the fixed ones, then replicas, which those may still need.
@@ -129,12 +141,12 @@ class Supervisor:
         self._forget()
         return child
 
-    async def _keep(self, request: dict[str, Any]) -> None:
+    async def _keep(self, request: dict[str, Any], fds: list[int]) -> None:
         pause, loop = 0.1, asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
-                child = self.begin(request, [])
+                child = self.begin(request, fds)
                 await child.ended.wait()
                 _log.warning("a child ended and is started again", child=request["token"], exit=child.exit)
             except ModelyardError as error:

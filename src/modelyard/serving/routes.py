@@ -9,7 +9,7 @@ from fastapi import Request
 from modelyard.serving import service
 from modelyard.serving.service import Deployment
 from modelyard.serving.types import DeploymentRequest
-from modelyard.tenancy.routes import Caller, Routes
+from modelyard.tenancy.router import Caller, Routes
 from modelyard.tenancy.types import Scope
 
 routes = Routes(prefix="/api/deployments", tags=["deployments"])

@@ -79,9 +79,17 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
         session.add(row)
     row.model, row.version, row.artefact, row.engine, row.replicas = wanted
     row.task, row.updated = card.task, now()
-    row.generation, row.state, row.error, row.failures, row.retry_at = row.generation + 1, DeploymentState.pending, None, 0, None
+    row.generation, row.state, row.error, row.failures, row.retry_at = (
+        row.generation + 1,
+        DeploymentState.pending,
+        None,
+        0,
+        None,
+    )
     session.flush()
-    audit(session, caller.project, caller.key, "deployment.deploy", request.name, {"model": version.reference, "engine": engine})
+    audit(
+        session, caller.project, caller.key, "deployment.deploy", request.name, {"model": version.reference, "engine": engine}
+    )
     bump(session)
     return _show(session, row)
 
@@ -105,11 +113,13 @@ def deployments(session: Session, project: str) -> list[Deployment]:
     return [_show(session, row) for row in rows]
 
 
-def in_use(session: Session, project: str, model: str) -> str | None:
-    """Why a model cannot be deleted: the deployment that serves it, or None."""
-    query = select(DeploymentRow.name).where(DeploymentRow.project == project, DeploymentRow.model == model)
-    name = session.scalars(query.limit(1)).first()
-    return f"deployment '{name}' serves it" if name else None
+def in_use(session: Session, version: Version) -> str | None:
+    """Why a version cannot be deleted: the deployment that serves it, or None."""
+    query = select(DeploymentRow.name).where(
+        DeploymentRow.project == version.project, DeploymentRow.model == version.name, DeploymentRow.version == version.number
+    )
+    name = session.scalars(query.limit(1)).first() if version.kind == "model" else None
+    return f"deployment '{name}'" if name else None
 
 
 def routes(session: Session) -> list[Route]:

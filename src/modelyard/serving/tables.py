@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import BigInteger, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from modelyard.db import Base
@@ -54,3 +54,19 @@ class ReplicaRow(Base):
     started: Mapped[datetime]
     changed: Mapped[datetime]
     signature: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class MeterRow(Base):
+    """What was settled of one slot of a gateway's meter file: the counters up to which the ledger has it."""
+
+    __tablename__ = "meters"
+
+    file: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(BigInteger)
+    calls: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    units: Mapped[int] = mapped_column(BigInteger)
+    cpu_us: Mapped[int] = mapped_column(BigInteger)
+    bytes_in: Mapped[int] = mapped_column(BigInteger)
+    bytes_out: Mapped[int] = mapped_column(BigInteger)

@@ -1,0 +1,132 @@
+"""`modelyard up` and `modelyard node`: the supervisor's process. It binds the port, starts the fixed children and waits.
+
+The listening socket is made here and handed to the gateway, so that a taken port is known before anything starts and a
+restarted gateway refuses no connection. This process holds no database and no web framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from modelyard import telemetry
+from modelyard.app import Ready
+from modelyard.errors import Conflict, Crashed, Invalid, from_wire
+from modelyard.jobs.supervisor import Supervisor, lock
+from modelyard.settings import Settings
+
+_log = telemetry.log(__name__)
+BACKLOG = 2048
+PATIENCE = 60.0
+
+
+def up(settings: Settings, ready: Ready | None) -> None:
+    """See `modelyard.app.up`."""
+    telemetry.configure("supervisor", settings.log_level)
+    held = lock(settings.data)
+    try:
+        with listen(settings.host, settings.port) as listener:
+            url = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
+            _prepare(settings, url)
+            asyncio.run(_run(settings, listener, url, ready))
+    finally:
+        os.close(held)
+
+
+def node(settings: Settings) -> None:
+    """See `modelyard.app.node`."""
+    telemetry.configure("supervisor", settings.log_level)
+    held = lock(settings.data)
+    try:
+        asyncio.run(_run(settings, None, "", None))
+    finally:
+        os.close(held)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on host:port (0: a free one). Raises `Conflict` where the port is taken, `Invalid` for a bad host."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except socket.gaierror as error:
+        raise Invalid(f"'{host}' is no address of this machine: {error.strerror}.") from error
+    except OSError as error:
+        raise Conflict(f"Port {port} of {host} cannot be had ({error.strerror}): choose another with --port.") from error
+    return listener
+
+
+def command(process: str, settings: Settings, *words: str) -> list[str]:
+    """How a process of the platform is started: with exactly these settings."""
+    return [sys.executable, "-m", "modelyard.app.process", process, settings.model_dump_json(), *words]
+
+
+def _prepare(settings: Settings, url: str) -> None:
+    """Migrate in a child: this process stays small. Raises what the child raised."""
+    done = subprocess.run(command("migrate", settings, url), stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        try:
+            said = json.loads(done.stdout)["error"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Crashed(f"Preparing {settings.data} ended with exit {done.returncode}.") from error
+        raise from_wire(said["code"], said["message"])
+
+
+async def _run(settings: Settings, listener: socket.socket | None, url: str, ready: Ready | None) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    supervisor = Supervisor(settings.run)
+    await supervisor.start()
+    try:
+        if listener is not None:
+            supervisor.keep("control", command("control", settings), log_file=settings.logs / "control.log")
+            gateway = command("gateway", settings, "{fd0}")
+            supervisor.keep("gateway", gateway, log_file=settings.logs / "gateway.log", fds=[listener.fileno()])
+            waiting = asyncio.ensure_future(_announce(settings.logs, url, ready))
+            await asyncio.wait([waiting, asyncio.ensure_future(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        await stop.wait()
+    finally:
+        await supervisor.stop()
+
+
+async def _announce(logs: Path, url: str, ready: Ready | None) -> None:
+    """Wait until the platform answers, then say so. Raises `Crashed` if it does not within a minute."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not await asyncio.to_thread(_answers, url):
+        if asyncio.get_running_loop().time() > deadline:
+            raise Crashed(f"The platform was not ready within {PATIENCE:g} s; the files in {logs} say why.")
+        await asyncio.sleep(0.05)
+    if ready is not None:
+        ready(url, None)
+
+
+def _answers(url: str) -> bool:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _shown(host: str) -> str:
+    """The host as a client on this machine reaches it."""
+    if host in ("0.0.0.0", ""):  # noqa: S104 - shown, not bound
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,54 @@
+"""Books what a meter counted: the ledger's entries and the counters they reach up to, in one transaction.
+
+Called by the gateway's settling thread through `app`; `meter` itself knows no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import delete, select
+
+from modelyard.db import Database
+from modelyard.serving.meter import Counters, Settlement
+from modelyard.serving.tables import MeterRow
+from modelyard.tenancy.ledger import UsageEntry, record
+
+
+def settle(database: Database, settlements: Sequence[Settlement]) -> None:
+    """Append what was used to the ledger and keep the new totals. All or nothing."""
+    with database.begin() as session:
+        record(session, [_entry(settlement) for settlement in settlements])
+        for settlement in settlements:
+            session.merge(MeterRow(file=settlement.file, slot=settlement.slot, **settlement.total._asdict()))
+
+
+def settled(database: Database, file: str) -> Mapping[int, Counters]:
+    """Up to where a meter file was booked, by slot."""
+    with database.read() as session:
+        rows = session.scalars(select(MeterRow).where(MeterRow.file == file))
+        return {row.slot: Counters(*(getattr(row, name) for name in Counters._fields)) for row in rows}
+
+
+def forget(database: Database, file: str) -> None:
+    """Drop what was kept of a file that is booked whole and gone; its entries in the ledger stay."""
+    with database.begin() as session:
+        session.execute(delete(MeterRow).where(MeterRow.file == file))
+
+
+def _entry(settlement: Settlement) -> UsageEntry:
+    who, used = settlement.identity, settlement.used
+    return UsageEntry(
+        project=who.project,
+        source=settlement.source,
+        key=who.key,
+        kind="serving",
+        subject=who.deployment,
+        version=who.model,
+        calls=used.calls,
+        units=used.units,
+        cpu_us=used.cpu_us,
+        bytes_in=used.bytes_in,
+        bytes_out=used.bytes_out,
+        errors=used.errors,
+    )
