@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelyard.errors import Damaged, Invalid, NotFound, TooLarge, Unavailable
+from modelyard.errors import Damaged, Invalid, NotFound, TooLarge, Unavailable, not_found
 from modelyard.storage import transfer
 from modelyard.storage.checkpoints import Checkpoints
 from modelyard.storage.folders import OpenFolder, remove, seal, sync_folder
-from modelyard.storage.manifest import CHUNK, Manifest, check_hash
+from modelyard.storage.manifest import CHUNK, FileEntry, Manifest, check_hash
 from modelyard.storage.stores import Buffer, ObjectStore
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -92,6 +92,10 @@ class Artefacts:
                     self._fetch(project, manifest, target)
         return target
 
+    def stat(self, project: str, digest: str, path: str) -> FileEntry:
+        """Size and root of one file. Raises `NotFound`."""
+        return _entry(self.manifest(project, digest), path)
+
     def read_range(self, project: str, digest: str, path: str, start: int, length: int) -> bytes:
         """Bytes of a file from the store; the chunks they lie in are verified. Raises `Invalid` outside the file."""
         return b"".join(self.stream(project, digest, path, start, start + length))
@@ -100,9 +104,7 @@ class Artefacts:
         """The same in pieces of at most 4 MiB; `end` is exclusive, None the end of the file. What can be refused is refused
         before this returns, but for `Damaged`, which names the file when the reading gets there."""
         manifest = self.manifest(project, digest)
-        if path not in manifest.files:
-            raise NotFound(f"There is no file '{path}' in artefact {digest}.")
-        size = manifest.files[path].size
+        size = _entry(manifest, path).size
         stop = size if end is None else end
         if not 0 <= start <= stop <= size:
             raise Invalid(f"The range {start} to {stop} is not inside '{path}', which has {size} bytes.")
@@ -158,6 +160,12 @@ class Artefacts:
             yield
         finally:
             os.close(fd)
+
+
+def _entry(manifest: Manifest, path: str) -> FileEntry:
+    if path not in manifest.files:
+        raise not_found("file", path, manifest.files)
+    return manifest.files[path]
 
 
 def _sound(manifest: Manifest, folder: Path) -> bool:
