@@ -218,7 +218,7 @@ def _engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
-        return create_engine(parsed, pool_pre_ping=True, pool_size=8, max_overflow=40)
+        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_size=8, max_overflow=40)
     except (ArgumentError, NoSuchModuleError) as error:
         raise Invalid("The setting 'database' is no URL we know: expected sqlite:///FILE or postgresql+psycopg://…") from error
     except ModuleNotFoundError as error:
@@ -226,7 +226,8 @@ def _engine(url: str) -> Engine:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    options: dict[str, Any] = {"connect_args": {"timeout": 30, "check_same_thread": False}}
+    # hide_parameters: an error's text reaches the log, and what callers sent does not belong there.
+    options: dict[str, Any] = {"hide_parameters": True, "connect_args": {"timeout": 30, "check_same_thread": False}}
     if url.database and url.database != ":memory:":
         path = Path(url.database)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,10 @@ from typing import Annotated, Any, TypeVar, cast
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute, APIRouter, iter_route_contexts
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute
+from starlette.types import Message
 
 from modelyard.db import joined
 from modelyard.errors import Invalid
@@ -37,11 +39,13 @@ Caller = Annotated[Principal, Depends(principal)]
 
 
 class Route(APIRoute):
-    """A route with a declared scope. `secret`: its answer is shown once and never kept, not even for a repeat."""
+    """A route with a declared scope. `secret`: its answer is shown once and never kept, not even for a repeat.
+    `largest`: bytes its body may have."""
 
-    def __init__(self, *args: Any, scope: Scope, secret: bool = False, **options: Any) -> None:
+    def __init__(self, *args: Any, scope: Scope, secret: bool = False, largest: int = LARGEST_BODY, **options: Any) -> None:
         self.scope = Scope(scope)
         self.secret = secret
+        self.largest = largest
         super().__init__(*args, **options)
 
     def get_route_handler(self) -> Handler:
@@ -50,6 +54,7 @@ class Route(APIRoute):
         async def handler(request: Request) -> Response:
             # Sync work that may touch the database: a thread, never the loop.
             request.state.principal = await run_in_threadpool(authorise, request, self.scope)
+            request = _bounded(request, self.largest)
             if request.method == "POST" and "idempotency-key" in request.headers:
                 return await self._once(request, inner)
             return await inner(request)
@@ -84,6 +89,23 @@ def authorise(request: Request, scope: Scope) -> Principal:
     return found
 
 
+def _bounded(request: Request, largest: int) -> Request:
+    """The same request, whose body may be read up to `largest` bytes."""
+    length, seen = request.headers.get("content-length", ""), 0
+    if length.isdecimal() and int(length) > largest:
+        raise HTTPException(413)
+
+    async def receive() -> Message:
+        nonlocal seen
+        message = await request.receive()
+        seen += len(message.get("body", b""))
+        if seen > largest:
+            raise HTTPException(413)  # the one error that FastAPI lets pass while it reads a body
+        return message
+
+    return Request(request.scope, receive)
+
+
 async def _slot(request: Request, route: str) -> idempotency.Slot:
     name = request.headers["idempotency-key"]
     if not 1 <= len(name) <= 255 or not name.isascii() or not name.isprintable():
@@ -102,7 +124,7 @@ class Routes(APIRouter):
     """A router whose every route declares the scope it needs: `@routes.get("/api/x", scope=Scope.infer)`."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"redirect_slashes": False, "max_body_size": LARGEST_BODY, **options})
+        super().__init__(**{"redirect_slashes": False, **options})
 
     def get(self, path: str, *, scope: Scope, **options: Any) -> Callable[[Endpoint], Endpoint]:  # type: ignore[override]
         return self._declare("GET", path, scope, options)
@@ -123,7 +145,8 @@ class Routes(APIRouter):
         return self._declare("DELETE", path, scope, options)
 
     def _declare(self, method: str, path: str, scope: Scope, options: dict[str, Any]) -> Callable[[Endpoint], Endpoint]:
-        route = cast(type[APIRoute], partial(Route, scope=scope, secret=options.pop("secret", False)))
+        ours = {name: options.pop(name) for name in ("secret", "largest") if name in options}
+        route = cast(type[APIRoute], partial(Route, scope=scope, **ours))
 
         def declare(endpoint: Endpoint) -> Endpoint:
             self.add_api_route(path, endpoint, methods=[method], route_class_override=route, **options)

@@ -35,6 +35,7 @@ def create_key(request: Request, caller: Caller, body: KeyRequest) -> dict[str, 
     with state.db.begin() as session:
         made = service.create_key(session, caller.project, Scope[body.scope], state.pepper, body.name, expires)
         ledger.audit(session, caller.project, caller.key, "key.create", made.id, {"scope": body.scope, "name": body.name})
+    state.keyring.refresh()
     return made.to_json()
 
 
@@ -65,6 +66,7 @@ def create_project(request: Request, caller: Caller, body: ProjectRequest) -> di
         first = service.create_key(session, body.name, Scope.admin, state.pepper, "first administrator")
         ledger.audit(session, caller.project, caller.key, "project.create", body.name)
         ledger.audit(session, body.name, None, "key.create", first.id, {"scope": "admin", "name": "first administrator"})
+    state.keyring.refresh()
     return {**project, "key": first.to_json()}
 
 
