@@ -14,7 +14,7 @@ from modelyard.storage.folders import OpenFolder, remove, seal
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    target = tmp_path / "work/out"
+    target = tmp_path / "run/out"
     (target / "sub").mkdir(parents=True)
     (target / "sub/file").write_bytes(b"0123456789")
     (tmp_path / "secret").write_bytes(b"0123456789")
@@ -72,9 +72,9 @@ def test_a_folder_that_is_a_link_is_refused(folder, tmp_path):
 
 def test_no_component_below_a_trusted_folder_may_be_a_link(folder, tmp_path):
     (tmp_path / "job").mkdir()
-    (tmp_path / "job/a").symlink_to(tmp_path / "work")
-    assert OpenFolder(tmp_path / "work/out", tmp_path / "work").files
-    for sneaky in (tmp_path / "job/a/out", tmp_path / "job/../work/out", tmp_path / "secret"):
+    (tmp_path / "job/a").symlink_to(tmp_path / "run")
+    assert OpenFolder(tmp_path / "run/out", tmp_path / "run").files
+    for sneaky in (tmp_path / "job/a/out", tmp_path / "job/../run/out", tmp_path / "secret"):
         with pytest.raises(Invalid, match="not a plain folder"):
             OpenFolder(sneaky, tmp_path / "job")
 
