@@ -51,7 +51,7 @@ def node(settings: Settings) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on host:port (0: a free one). Raises `Conflict` where the port is taken, `Invalid` for a bad host."""
+    """A socket that listens on host:port (0: a free one). Raises `Conflict` for a taken port, `Invalid` for a bad host."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)

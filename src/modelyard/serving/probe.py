@@ -1,4 +1,4 @@
-"""Asks a replica how it is, over its own socket. Called by the controller's loop, which is sync; the gateway has its own way."""
+"""Asks a replica how it is, over its own socket, for the controller's sync loop; the gateway has its own way."""
 
 from __future__ import annotations
 
