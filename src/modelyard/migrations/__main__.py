@@ -17,7 +17,9 @@ def main() -> int:
     if path is None:
         sys.stdout.write("The tables are as the newest migration leaves them: nothing to write.\n")
         return 0
-    for step in (["check", "--fix", "--quiet"], ["format", "--quiet"]):
+    kept = [line for line in path.read_text().splitlines() if "# ### " not in line]  # Alembic's own remarks
+    path.write_text("\n".join(kept) + "\n")
+    for step in (["format", "--quiet"], ["check", "--fix", "--quiet"], ["format", "--quiet"]):
         subprocess.run([sys.executable, "-m", "ruff", *step, str(path)], check=True)
     sys.stdout.write(f"{path}\n")
     return 0
