@@ -33,7 +33,6 @@ def test_a_waiting_job_says_why() -> None:
 
 def test_a_failed_job_says_its_error() -> None:
     assert job_row(job(state="failed", error={"code": "invalid_request", "message": "no column"}))[-1] == "no column"
-    assert job_row(job(state="failed", error="no column"))[-1] == "no column"
 
 
 def test_a_running_job_says_how_far_it_is_and_an_ended_one_what_it_made() -> None:

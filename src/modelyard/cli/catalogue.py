@@ -105,8 +105,8 @@ def _shared(group: typer.Typer, kind: Kind) -> None:
     def listing(data: Data = None, as_json: AsJson = False) -> None:
         with open_yard(data) as yard:
             names = yard.datasets() if kind == "dataset" else yard.models()
-        rows = [(n["name"], n["version"], n["task"], str(n["artefact"])[:12], ", ".join(n["aliases"])) for n in names]
-        say(as_json, names, table(("name", "newest", "task", "hash", "aliases"), rows, f"No {kind}s yet."))
+        rows = [(n["name"], n["latest"], n["task"], _aliases(n["aliases"]), n["created"]) for n in names]
+        say(as_json, names, table(("name", "latest", "task", "aliases", "created"), rows, f"No {kind}s yet."))
 
     @group.command("show", help=f"Show a {kind} and its versions, or one version by name@3 or name@alias.")
     def show(reference: Reference, data: Data = None, as_json: AsJson = False) -> None:
@@ -115,9 +115,11 @@ def _shared(group: typer.Typer, kind: Kind) -> None:
                 version = yard.version(reference, kind)
                 return say(as_json, version, _details(version))
             body = yard.versions(reference, kind)
-        rows = [(v["reference"], v["task"], v["artefact"][:12], v["job"], v["created"]) for v in body["versions"]]
-        aliases = "".join(f"\n{reference}@{name} is {reference}@{number}" for name, number in body["aliases"].items())
-        say(as_json, body, table(("version", "task", "hash", "job", "created"), rows) + aliases)
+        rows = [
+            (v["reference"], v["task"], v["artefact"][:12], v["job"], v["created"], ", ".join(v["aliases"]))
+            for v in body["versions"]
+        ]
+        say(as_json, body, table(("version", "task", "hash", "job", "created", "aliases"), rows))
         return None
 
     @group.command("lineage", help=f"Show what a {kind} was made from, down to the data.")
@@ -164,9 +166,13 @@ def _delete(name: str, kind: Kind, yes: bool, data: Path | None, as_json: bool) 
     say(as_json, {"kind": kind, "name": name, "deleted": True}, f"{kind} {name} deleted")
 
 
+def _aliases(aliases: dict[str, int]) -> str:
+    return ", ".join(f"{name}={number}" for name, number in aliases.items())
+
+
 def _splits(version: dict[str, Any]) -> str:
     splits = version.get("metadata", {}).get("splits", {})
-    return "".join(f"\n  {name:<10} {split['rows']:>8,} rows" for name, split in splits.items())
+    return "".join(f"\n  {name:<10} {rows:>8,} rows" for name, rows in splits.items())
 
 
 def _details(version: dict[str, Any]) -> str:

@@ -132,10 +132,9 @@ def ps(
 def job_row(job: dict[str, Any]) -> tuple[Any, ...]:
     """A job as `ps` shows it: its target, how far it is, and why it waits or failed."""
     target = job["outputs"][0]["reference"] if job["outputs"] else (job["target"] or {}).get("name")
-    error = job["error"]
-    told = error["message"] if isinstance(error, dict) else error
+    told = job["error"]["message"] if job["error"] else job["why"]
     progress = progress_text(job["progress"]) if job["progress"] else None
-    return job["id"], job["kind"], target, job["state"], progress, told or job.get("why")
+    return job["id"], job["kind"], target, job["state"], progress, told
 
 
 def logs(job: Job, follow: Follow = False, data: Data = None, as_json: AsJson = False) -> None:

@@ -27,6 +27,8 @@ class Figures:
     def add(self, event: Mapping[str, Any]) -> None:
         self.step = int(event.get("step", 0))
         for name, value in event["values"].items():
+            if name == "seconds":
+                continue
             self.series.setdefault(name, []).append(float(value))
 
     def line(self, curves: bool) -> str:

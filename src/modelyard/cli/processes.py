@@ -27,22 +27,20 @@ def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJso
     """Start a whole platform on this machine; Ctrl-C ends it."""
     settings = load("modelyard.settings:read")(data=data, host=host, port=port)
 
-    def announce(url: str, token: str | None) -> None:
+    def ready(url: str) -> None:
         profile = settings.data / "profile.json"
-        body = {"url": url, "data": str(settings.data), "profile": str(profile), "token": token}
-        say(as_json, body, welcome(url, settings.data, profile, token))
+        say(as_json, {"url": url, "data": str(settings.data), "profile": str(profile)}, welcome(url, settings.data, profile))
 
-    load("modelyard.app:up")(settings, announce)
+    load("modelyard.app:up")(settings, ready)
 
 
-def welcome(url: str, data: Path, profile: Path, token: str | None) -> str:
+def welcome(url: str, data: Path, profile: Path) -> str:
     """What `up` says once it answers: where, with which key, and what to do next."""
     elsewhere = "" if data == Path("~/.modelyard").expanduser().resolve() else f" --data {data}"
     lines = [
         f"Modelyard answers at {url}",
         f"  data     {data}",
         f"  profile  {profile}  (URL and admin key; the command line uses it)",
-        *([f"  token    {token}  (once, for the first administrator)"] if token else []),
         "",
         "Next, in another terminal:",
         f"  modelyard dataset import digits --from sklearn:digits{elsewhere}",

@@ -40,7 +40,8 @@ def tree_text(tree: Mapping[str, Any], kinds: Mapping[str, str] | None = None) -
 
 
 def _rows(node: Mapping[str, Any], first: str, rest: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield f"{first}{node['reference']}", node
+    name = node["reference"] if node["kind"] != "artefact" else node.get("role") or "files"
+    yield f"{first}{name}", node
     parents: Sequence[Mapping[str, Any]] = node.get("parents", [])
     for number, parent in enumerate(parents, 1):
         last = number == len(parents)

@@ -17,10 +17,10 @@ def chosen(outputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def failure_of(job: Mapping[str, Any]) -> ModelyardError:
     """A failed or cancelled job's own error, naming the job."""
-    error = job.get("error")
-    if isinstance(error, Mapping):
-        return from_wire(str(error["code"]), f"Job {job['id']} {job['state']}: {error['message']}")
-    return Crashed(f"Job {job['id']} {job['state']}{f': {error}' if error else '.'}")
+    error = job["error"]
+    if error is None:
+        return Crashed(f"Job {job['id']} {job['state']}.")
+    return from_wire(str(error["code"]), f"Job {job['id']} {job['state']}: {error['message']}")
 
 
 def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -29,8 +29,8 @@ def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     while level:
         below: list[Mapping[str, Any]] = []
         for node in level:
-            if node["hash"] not in seen:
-                seen.add(node["hash"])
+            if node["reference"] not in seen:
+                seen.add(node["reference"])
                 yield node
             below += node.get("parents", [])
         level = below

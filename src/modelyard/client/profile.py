@@ -41,7 +41,7 @@ def find(
     """The profile to use. Raises `Unavailable` where no platform is known, `Unauthorized` where no key fits its URL."""
     environment = os.environ if environment is None else environment
     file = data_folder(data, environment) / "profile.json"
-    stored = read(file)
+    stored = None if url and key and data is None else read(file)
     sources = [
         (url, key),
         (environment.get("MODELYARD_URL") or None, environment.get("MODELYARD_KEY") or None),

@@ -1,0 +1,3 @@
+from modelyard.client import Yard as Yard
+
+__version__: str
