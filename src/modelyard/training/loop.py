@@ -47,9 +47,10 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
             load_weights(plan.network, model)
         trainer = Trainer.build(config, plan, dataset, gang, context)
         shapes = trainer.shapes()
-        trainer.fit()
-        if gang.rank == 0:
-            publish(Trained(config, plan, trainer.progress, shapes, gang.world), inputs, outputs, context)
+        with parallel.applied(trainer.network, gang) as trainer.model:
+            trainer.fit()
+    if context.rank == 0:
+        publish(Trained(config, plan, trainer.progress, shapes, context.world_size), inputs, outputs, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def make_optimiser(network: nn.Module, config: TrainConfig) -> optim.Optimizer:
 
 @dataclass(slots=True)
 class Trainer:
-    """One rank's training. `network` is the bare one, `model` the same as the gang trains it."""
+    """One rank's training. `network` is the bare one, `model` the same as the gang trains it (`parallel`)."""
 
     config: TrainConfig
     plan: Plan
@@ -114,8 +115,7 @@ class Trainer:
         if latest:
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}")
         train, select = (Rows.read(dataset, split, plan) for split in ("train", "select"))
-        model = parallel.apply(network, gang)
-        return cls(config, plan, gang, context, train, select, network, model, optimiser, progress)
+        return cls(config, plan, gang, context, train, select, network, network, optimiser, progress)
 
     @property
     def steps(self) -> int:

@@ -5,17 +5,28 @@ Now there is one, the data axis: every rank holds the whole network and a part o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modelyard.training.gang import Gang
 
 
-def apply(network: nn.Module, gang: Gang) -> nn.Module:
-    """`network` as the gang trains it; its own parameters, its forward."""
+@contextmanager
+def applied(network: nn.Module, gang: Gang) -> Iterator[nn.Module]:
+    """`network` as the gang trains it, while this lasts; its own parameters, its forward."""
     if gang.world == 1:
-        return network
-    return DistributedDataParallel(network, device_ids=[gang.device] if gang.device.type == "cuda" else None)
+        yield network
+        return
+    model = DistributedDataParallel(network, device_ids=[gang.device] if gang.device.type == "cuda" else None)
+    try:
+        yield model
+    finally:
+        # Whoever lets go of the process group last joins gloo's thread. The reducer would do so holding the GIL, which that
+        # thread may be waiting for: a deadlock. So the reducer goes first, also where a traceback still holds the model.
+        del model.logger, model.reducer
 
 
 def weight(own: int, rows: int, gang: Gang) -> float:
