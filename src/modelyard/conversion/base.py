@@ -41,7 +41,8 @@ CONVERTERS: Registry[Converter] = Registry("converter", {"onnx": "modelyard.conv
 @dataclass(frozen=True, slots=True)
 class Verification:
     """How far a candidate's outputs are from the reference's. `max_rel` counts relative to max(1, |reference|) and is what
-    `tolerance` bounds; `worst` is the row of the samples and `output` the tensor where it is; `batches` the sizes run."""
+    `tolerance` bounds (None: nothing is). `worst` is the row of the samples and `output` the tensor where it is found;
+    `batches` are the sizes run."""
 
     rows: int
     batches: tuple[int, ...]
@@ -49,18 +50,18 @@ class Verification:
     max_rel: float
     worst: int
     output: str
-    tolerance: float
+    tolerance: float | None
 
     @property
     def ok(self) -> bool:
-        return self.max_rel <= self.tolerance
+        return self.tolerance is None or self.max_rel <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "batches": list(self.batches), "ok": self.ok}
 
 
 def compare(
-    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float = TOLERANCE
+    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float | None = TOLERANCE
 ) -> Verification:
     """Run every row in both, in batches of 1, 2, 7 and more (of the fixed size where there is one). Raises `Invalid` where
     names, datatypes or shapes of outputs differ, or rows are not kept."""

@@ -1,0 +1,79 @@
+"""Which variant serves: a pure function over what was measured. It denies by default: a variant is chosen only if it is
+verified and every figure that counts is known and within the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.config import Goal
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One variant's figures on the select split. `accuracy` (for regression R²) lies in [`low`, `high`]; `drop` against the
+    original is in points. `size` in bytes, `p50_ms`/`p99_ms` at batch 1, `items_per_s` at batch 32."""
+
+    variant: str
+    verified: bool
+    accuracy: float
+    low: float
+    high: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    size: int
+    p50_ms: float
+    p99_ms: float
+    items_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`variant` is the chosen one; `verdicts` says of each why it was or wasn't."""
+
+    variant: str
+    verdicts: Mapping[str, str]
+
+
+# Less is better in each.
+_COSTS: Mapping[Goal, Callable[[Measured], float]] = {
+    "latency": lambda m: m.p50_ms,
+    "throughput": lambda m: -m.items_per_s,
+    "size": lambda m: m.size,
+}
+
+
+def choose(measured: Sequence[Measured], goal: Goal, max_drop: float) -> Choice:
+    """The best by `goal` among the verified that lose at most `max_drop` points; ties go to the more accurate, the smaller,
+    then by name. Raises `Invalid`, saying how close the nearest came, where there is none."""
+    cost = _COSTS[goal]
+    fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(cost(m))]
+    if not fit:
+        raise Invalid(_nearest(measured, max_drop))
+    best = min(fit, key=lambda m: (cost(m), -m.accuracy, m.size, m.variant))
+    return Choice(best.variant, {m.variant: _verdict(m, best, m in fit, goal, max_drop) for m in measured})
+
+
+def _verdict(m: Measured, best: Measured, fits: bool, goal: Goal, max_drop: float) -> str:
+    if m is best:
+        return f"best {goal} within {max_drop:g} points"
+    if fits:
+        return "within the budget"
+    if not m.verified:
+        return "not verified"
+    return f"loses {m.drop:.2f} points" if math.isfinite(m.drop) and m.drop > max_drop else "not measured"
+
+
+def _nearest(measured: Sequence[Measured], max_drop: float) -> str:
+    known = [m for m in measured if m.verified and math.isfinite(m.drop)]
+    if not known:
+        return "No variant could be verified against the original; the job's log says why."
+    nearest = min(known, key=lambda m: (m.drop, m.variant))
+    return (
+        f"No variant stays within {max_drop:g} points of the original: the nearest, {nearest.variant}, loses "
+        f"{nearest.drop:.2f} (interval {nearest.drop_low:.2f} to {nearest.drop_high:.2f}). Allow more with max_accuracy_drop."
+    )

@@ -1,0 +1,145 @@
+"""How good a model is, and how sure that is: scores with confidence intervals, and what a variant loses against the original on
+the same rows. Pure functions over predictions; they know no model and no dataset.
+
+Classification is scored by accuracy, regression by R², whose drop counts in points just as accuracy's does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from modelyard.errors import Invalid
+from modelyard.tensors import Array
+
+_RESAMPLES = 1000
+_RIGHT = "accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def wilson(right: int, rows: int, confidence: float = 0.95) -> Interval:
+    """A proportion with Wilson's score interval (E. B. Wilson, 1927, J. Am. Stat. Assoc. 22), right also near 0 and 1."""
+    if not 0 <= right <= rows or rows < 1:
+        raise Invalid(f"{right} of {rows} is no proportion.")
+    z2 = _z(confidence) ** 2
+    share = right / rows
+    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = math.sqrt(z2 * (share * (1 - share) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
+    # At 0 and 1 the bound is the estimate itself; rounding must not put it on the wrong side.
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+
+
+def paired_difference(first: Array, second: Array, confidence: float = 0.95) -> Interval:
+    """Share right in `first` minus share right in `second`, both bool [rows] over the same rows, with the interval of
+    R. G. Newcombe, 1998, Statistics in Medicine 17, 2635–2650, method 10 (square-and-add of Wilson's, correlated)."""
+    rows = len(first)
+    a, b = int((first & second).sum()), int((first & ~second).sum())
+    c, d = int((~first & second).sum()), int((~first & ~second).sum())
+    one, two = wilson(a + b, rows, confidence), wilson(a + c, rows, confidence)
+    phi = _phi(a, b, c, d)
+    difference = one.value - two.value
+
+    def half(towards: float, away: float) -> float:
+        return math.sqrt(max(0.0, towards**2 - 2 * phi * towards * away + away**2))
+
+    low = difference - half(one.value - one.low, two.high - two.value)
+    high = difference + half(one.high - one.value, two.value - two.low)
+    return Interval(difference, max(-1.0, low), min(1.0, high))
+
+
+def mse(predicted: Array, wanted: Array) -> float:
+    """Mean squared error."""
+    return float(np.mean((predicted.astype(np.float64) - wanted) ** 2))
+
+
+def r2(predicted: Array, wanted: Array) -> float:
+    """Coefficient of determination: 1 is perfect, 0 is as good as the mean. For constant `wanted`: 1 if perfect, else 0."""
+    return float(_r2s((predicted.astype(np.float64) - wanted)[None] ** 2, wanted.astype(np.float64), np.ones(len(wanted)))[0])
+
+
+def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Accuracy (Wilson) or R² (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions [rows]."""
+    _check(predicted, wanted)
+    if metric == _RIGHT:
+        return wilson(int((predicted == wanted).sum()), len(wanted), confidence)
+    return _bootstrap([predicted], wanted, lambda values: values[:, 0], confidence, seed)
+
+
+def drop(original: Array, variant: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """What `variant` loses against `original` on the same rows, in points (100 × accuracy or R²); negative is a gain.
+    Newcombe's paired interval for accuracy, a paired percentile bootstrap for R²."""
+    _check(original, wanted)
+    _check(variant, wanted)
+    if metric == _RIGHT:
+        found = paired_difference(original == wanted, variant == wanted, confidence)
+    else:
+        found = _bootstrap([original, variant], wanted, lambda values: values[:, 0] - values[:, 1], confidence, seed)
+    # Rounded so that 1 of 100 rows is 1.0 points, not 1.0000000000000009 and past a budget of 1.
+    return Interval(*(round(100 * value, 9) for value in (found.value, found.low, found.high)))
+
+
+def agreement(original: Array, variant: Array, metric: str) -> float:
+    """How alike two models predict, up to 1: the share of equal labels; for numbers R² of the variant against the original."""
+    return float(np.mean(original == variant)) if metric == _RIGHT else r2(variant, original)
+
+
+def _phi(a: int, b: int, c: int, d: int) -> float:
+    """Correlation of a 2×2 table, corrected for continuity where positive."""
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    excess: float = a * d - b * c
+    if excess > 0:
+        excess = max(0.0, excess - (a + b + c + d) / 2)
+    return excess / math.sqrt(product) if product else 0.0
+
+
+def _bootstrap(
+    models: list[Array], wanted: Array, statistic: Callable[[Array], Array], confidence: float, seed: int
+) -> Interval:
+    """`statistic` maps R² of each model, [resamples, models], to [resamples]; the same rows are drawn for all models."""
+    wanted = wanted.astype(np.float64)
+    squares = np.stack([(predicted.astype(np.float64) - wanted) ** 2 for predicted in models])
+    random, rows = np.random.default_rng(seed), len(wanted)
+    drawn = [
+        _r2s(squares, wanted, np.bincount(random.integers(0, rows, rows), minlength=rows).astype(np.float64))
+        for _ in range(_RESAMPLES)
+    ]
+    value = float(statistic(_r2s(squares, wanted, np.ones(rows))[None])[0])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistic(np.stack(drawn)), [tail, 1 - tail])
+    return Interval(value, min(value, float(low)), max(value, float(high)))
+
+
+def _r2s(squares: Array, wanted: Array, weights: Array) -> Array:
+    """R² of each model from its squared errors [models, rows], rows counted `weights` times."""
+    mean = weights @ wanted / weights.sum()
+    total = weights @ (wanted - mean) ** 2
+    errors: Array = squares @ weights
+    found: Array = 1 - errors / total if total > 0 else (errors == 0).astype(np.float64)
+    return found
+
+
+def _check(predicted: Array, wanted: Array) -> None:
+    if predicted.shape != wanted.shape or not len(wanted):
+        raise Invalid(
+            f"Predictions {list(predicted.shape)} and what was wanted {list(wanted.shape)} need the same rows, at least one."
+        )
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -1,0 +1,129 @@
+"""The job kind `optimise`: variants of a trained version are made, verified against it, measured through the engine that will
+serve them, and the best within the accuracy budget is chosen.
+
+Order matters: ranges come from the calibrate split, the choice from the select split; the report split is read last, for the
+original and the chosen one alone, so that its figures were never chosen by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from modelyard.data.datasets import Dataset
+from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
+from modelyard.engines.files import inside
+from modelyard.errors import Invalid
+from modelyard.kinds import Input, JobContext, Outputs
+from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluate import drop, mse, score
+from modelyard.optimisation.examples import Examples, Source
+from modelyard.optimisation.measure import Speed, measure
+from modelyard.optimisation.publish import Findings, publish
+from modelyard.optimisation.variants import Subject, Variant, make
+from modelyard.tensors import Array
+
+ORIGINAL = "original"
+_STEPS = 5
+_UNKNOWN = Speed(math.nan, math.nan, math.nan)
+
+
+def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
+    """Publishes every verified variant under its name, the chosen one with the alias 'best'. Raises `Invalid` where the version
+    cannot be converted, or no variant stays within the budget."""
+    subject = read(inputs)
+    context.progress(1, _STEPS)
+    variants = make(subject, config, context)
+    context.progress(2, _STEPS)
+    table = tabulate(subject, variants, config, context)
+    for step, row in enumerate(table):
+        context.metric(step, **{key: value for key, value in _known(row).items() if isinstance(value, float)})
+    context.report(metric=subject.source.metric, goal=config.goal, table=[_known(row) for row in table])
+    context.progress(3, _STEPS)
+    choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
+    rows = [
+        {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
+        for row in table
+    ]
+    report = judge(subject, next(v for v in variants if v.name == choice.variant), config)
+    context.progress(4, _STEPS)
+    context.report(table=rows, chosen=choice.variant, report=report)
+    findings = Findings(config, inputs, subject.source.metric, rows, report, choice.variant)
+    for variant in variants:
+        if variant.verified:
+            publish(findings, variant, outputs)
+    context.progress(_STEPS, _STEPS)
+
+
+def read(inputs: Mapping[str, Input]) -> Subject:
+    """The version and the examples it is judged by. Raises `Invalid` where it takes no open batch or does not fit the data."""
+    folder = inputs["model"].view.local()
+    card = ModelCard.load(folder)
+    source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
+    if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):
+        raise Invalid("The model takes batches of one fixed size only; optimising needs an open batch (dim 0).")
+    engine = cast(BatchEngine, ENGINES.get(card.engines[0])(folder, card))
+    return Subject(folder, card, engine, source, source.examples("select"))
+
+
+def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, context: JobContext) -> list[Measured]:
+    """The original and every variant on the select split; figures of one that does not run are NaN."""
+    engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.engine is not None}}
+    speeds = measure(engines, subject.select.inputs, config.seconds, context.check)
+    predictions = {name: subject.source.predict(engine, subject.select.inputs) for name, engine in engines.items()}
+    own = subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"]
+    there = [(ORIGINAL, True, inside(subject.folder, own).stat().st_size)]
+    there += [(v.name, v.verified, _size(v.folder)) for v in variants]
+    return [
+        Measured(
+            variant=name,
+            verified=verified,
+            size=size,
+            **_judged(predictions, name, subject, config),
+            **asdict(speeds.get(name, _UNKNOWN)),
+        )
+        for name, verified, size in there
+    ]
+
+
+def judge(subject: Subject, chosen: Variant, config: OptimiseConfig) -> dict[str, Any]:
+    """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
+    assert chosen.engine is not None
+    examples, metric = subject.source.examples("report"), subject.source.metric
+    engines = {ORIGINAL: subject.engine, "chosen": chosen.engine}
+    predictions = {name: subject.source.predict(engine, examples.inputs) for name, engine in engines.items()}
+    report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen.name}
+    for name, predicted in predictions.items():
+        report[name] = _figures(predicted, examples, metric, config)
+    lost = drop(predictions[ORIGINAL], predictions["chosen"], examples.wanted, metric, config.confidence, config.seed)
+    return {**report, "drop": lost.to_json()}
+
+
+def _figures(predicted: Array, examples: Examples, metric: str, config: OptimiseConfig) -> dict[str, float]:
+    figures = score(predicted, examples.wanted, metric, config.confidence, config.seed).to_json()
+    return figures if metric == "accuracy" else {**figures, "mse": mse(predicted, examples.wanted)}
+
+
+def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:
+    """The score of a variant and what it loses, as `Measured` has them."""
+    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high")
+    if name not in predictions:
+        return dict.fromkeys(names, math.nan)
+    wanted, metric = subject.select.wanted, subject.source.metric
+    own = score(predictions[name], wanted, metric, config.confidence, config.seed)
+    lost = drop(predictions[ORIGINAL], predictions[name], wanted, metric, config.confidence, config.seed)
+    return dict(zip(names, (own.value, own.low, own.high, lost.value, lost.low, lost.high), strict=True))
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the model's own files."""
+    return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+
+
+def _known(row: Measured) -> dict[str, Any]:
+    """A row as JSON: what could not be measured is None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

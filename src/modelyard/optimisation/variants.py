@@ -1,0 +1,120 @@
+"""Makes the variants of a version and proves each to be the same model: float ones number by number, eight-bit ones by how
+often they answer alike. Called by `search`; what a variant is worth is not decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from modelyard.conversion.base import CONVERTERS, compare, verify
+from modelyard.conversion.onnx import FILE
+from modelyard.engines.base import BatchEngine, ModelCard
+from modelyard.engines.files import inside
+from modelyard.engines.onnx import OnnxEngine, check
+from modelyard.errors import Invalid
+from modelyard.kinds import JobContext
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluate import agreement
+from modelyard.optimisation.examples import Examples, Source
+from modelyard.optimisation.quantise import QUANTISERS
+from modelyard.tensors import Array
+
+AGREEMENT = 0.95  # of an eight-bit variant's predictions with the original's, below which it is another model
+_ROWS = 256  # of calibration, and of numeric comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The version that is optimised: its folder, its card, its own engine, and the examples it is judged by."""
+
+    folder: Path
+    card: ModelCard
+    engine: BatchEngine
+    source: Source
+    select: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One candidate. `engine` is None where it could not be made or loaded; `proof` says how it compares, or why it doesn't."""
+
+    name: str
+    folder: Path
+    card: ModelCard
+    engine: BatchEngine | None
+    verified: bool
+    proof: Mapping[str, Any]
+
+
+def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> list[Variant]:
+    """The variants asked for, in that order. Raises `Invalid` where the version cannot be expressed in ONNX or, as floats,
+    answers otherwise there; the worst input is then kept in the job's folder."""
+    float32 = _float32(subject, context.work)
+    context.log(f"fp32: verified, greatest relative error {float32.proof['max_rel']:.2g}.")
+    calibration = subject.source.examples("calibrate", _ROWS, config.seed).inputs
+    made = []
+    for name in config.variants:
+        context.check()
+        variant = float32 if name == "fp32" else _eight_bit(name, subject, float32, calibration)
+        if not variant.verified:
+            context.log(f"{name}: not verified. {variant.proof['reason']}")
+        made.append(variant)
+    return made
+
+
+def _float32(subject: Subject, work: Path) -> Variant:
+    out = work / "fp32"
+    out.mkdir()
+    rows = _few(subject.select.inputs)
+    card = _to_onnx(subject, out, rows)
+    engine = OnnxEngine(out, card)
+    found = verify(subject.engine, engine, rows, keep=work)
+    return Variant("fp32", out, card, engine, verified=True, proof=found.to_json())
+
+
+def _to_onnx(subject: Subject, out: Path, rows: Mapping[str, Array]) -> ModelCard:
+    """From the module where there is one; an imported graph is its own float variant."""
+    card = subject.card
+    if card.module is not None:
+        return CONVERTERS.get("onnx").convert(subject.folder, card, out, rows)
+    path = inside(subject.folder, card.files["onnx"])
+    check(path)
+    onnx.save(onnx.load(path), out / FILE)
+    made = card.model_copy(update={"files": {"onnx": FILE}, "engines": ("onnx",)})
+    made.save(out)
+    return made
+
+
+def _eight_bit(name: str, subject: Subject, float32: Variant, calibration: Mapping[str, Array]) -> Variant:
+    """A failed try is a result as well: the variant is kept, unverified, with the reason."""
+    out = float32.folder.with_name(name)
+    out.mkdir()
+    engine = None
+    try:
+        QUANTISERS[name](float32.folder / FILE, out / FILE, calibration)
+        float32.card.save(out)
+        engine = OnnxEngine(out, float32.card)
+        proof = _agreement(subject, engine)
+    except Invalid as error:
+        proof = {"ok": False, "reason": error.message}
+    return Variant(name, out, float32.card, engine, verified=bool(proof["ok"]), proof=proof)
+
+
+def _agreement(subject: Subject, engine: BatchEngine) -> dict[str, Any]:
+    """Same shapes in every batch size, finite numbers, and at least `AGREEMENT` of the predictions alike."""
+    found = compare(subject.engine, engine, _few(subject.select.inputs), tolerance=None)
+    inputs, source = subject.select.inputs, subject.source
+    alike = agreement(source.predict(subject.engine, inputs), source.predict(engine, inputs), source.metric)
+    ok = math.isfinite(found.max_abs) and alike >= AGREEMENT
+    reason = "" if ok else f"It predicts {alike:.3f} like the original (its outputs differ by up to {found.max_abs:.3g})."
+    return {**found.to_json(), "agreement": round(alike, 6), "required": AGREEMENT, "ok": ok, "reason": reason}
+
+
+def _few(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array[:_ROWS] for name, array in inputs.items()}
