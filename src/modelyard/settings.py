@@ -9,11 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from modelyard.errors import Invalid
 
@@ -29,11 +36,9 @@ class Settings(BaseSettings):
     data: Path = Field(default=Path("~/.modelyard"), description="Folder that holds everything the platform keeps.")
     host: str = Field(default="127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 picks a free one.")
-    hosts: str = Field(
-        default="",
-        description="Names clients use for this server besides addresses, localhost and the machine's own; commas; '*': any.",
+    hosts: tuple[str, ...] = Field(
+        default=(), description="Names this server goes by besides localhost and addresses (JSON list); '*': any."
     )
-    hosts: tuple[str, ...] = Field(default=(), description="Names this server goes by besides localhost and addresses (JSON list).")
     database: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder.")
     store: str = Field(default="", description="URL of the object store; empty: a folder in the data folder.")
     sandbox: Literal["auto", "require", "off"] = Field(
@@ -59,9 +64,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        given = init_settings()
-        data = Path(str(given.get("data") or os.environ.get("MODELYARD_DATA") or "~/.modelyard")).expanduser()
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, data / "modelyard.toml")
+        file = TomlConfigSettingsSource(settings_cls, _folder(init_settings().get("data")) / "modelyard.toml")
+        return init_settings, env_settings, file
 
     def model_post_init(self, _: Any) -> None:
         object.__setattr__(self, "data", self.data.expanduser().resolve())
@@ -96,6 +100,11 @@ class Settings(BaseSettings):
         return self.data / "logs"
 
 
+def _folder(flag: Any) -> Path:
+    """The data folder, which must be known before the file in it can be read."""
+    return Path(str(flag or os.environ.get("MODELYARD_DATA") or "~/.modelyard")).expanduser().resolve()
+
+
 def read(**flags: Any) -> Settings:
     """Settings from flags (None: not given), environment and file. Raises `Invalid` naming every wrong setting."""
     known = {f"MODELYARD_{name.upper()}" for name in Settings.model_fields} | {"MODELYARD_URL", "MODELYARD_KEY"}
@@ -103,7 +112,14 @@ def read(**flags: Any) -> Settings:
     if unknown:
         raise Invalid(f"Unknown setting {', '.join(unknown)} in the environment; known are {', '.join(sorted(known))}.")
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
         raise Invalid(f"Wrong settings: {wrong}.") from error
+    except SettingsError as error:
+        raise Invalid(f'Wrong settings: {error}; a list is JSON, as in ["yard.lan"].') from error
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"modelyard.toml in the data folder is not TOML: {error}.") from error
+    if settings.data != _folder(flags.get("data")):
+        raise Invalid("modelyard.toml cannot say where the data folder is, for it lies in it: use --data or MODELYARD_DATA.")
+    return settings

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelyard.errors import Invalid
+
 Array = NDArray[Any]
 
 # BF16 has no numpy type: it travels as raw 16-bit words and doors accept it only as binary.
@@ -35,8 +37,14 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 def datatype_of(array: Array) -> str:
-    """The protocol's name for an array's type; 'BYTES' for an object array of `bytes`."""
-    return _NAMES[array.dtype.newbyteorder("=")]
+    """The protocol's name for an array's type; 'BYTES' for an object array of `bytes`. Raises `Invalid` for a type that the
+    protocol does not have (complex numbers, dates, numpy's own strings)."""
+    name = _NAMES.get(array.dtype.newbyteorder("="))
+    if name is None:
+        raise Invalid(
+            f"Arrays of type '{array.dtype}' cannot be sent; those that can are {', '.join(map(str, DATATYPES.values()))}."
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One inference request, free of any protocol. `deadline` is a time.time(); `grant` the units it may use (None: no limit)."""
+    """One inference request, free of any protocol. `deadline` is a time.time(); `grant` the units it may use, None for any."""
 
     id: str
     project: str

@@ -5,7 +5,6 @@ the routes of control (FastAPI) and the gateway (its own HTTP). It knows no web 
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,8 +56,8 @@ def headers(error: ModelyardError) -> dict[str, str]:
 def check_source(method: str, host: str | None, origin: str | None, hosts: Collection[str] | None = None) -> None:
     """Refuse a change asked for by a foreign page: DNS rebinding and cross-site requests. Raises `Forbidden`.
 
-    `origin` must be this very host. With `hosts` (from `names`) the Host header must besides be one of them, 'localhost' or
-    an address: a rebound name is none of these.
+    `origin` must be this very host. With `hosts` the Host header must besides be one of them, 'localhost' or an address: a
+    rebound name is none of these. '*' among them allows any; without `hosts` (None) it is not looked at.
     """
     if method in _SAFE_METHODS:
         return
@@ -70,12 +69,6 @@ def check_source(method: str, host: str | None, origin: str | None, hosts: Colle
         raise Forbidden("Pages of another origin may not change anything here.")
 
 
-def names(setting: str) -> frozenset[str] | None:
-    """The names this server goes by, from the setting `hosts`: those listed and the machine's own; None for '*', any."""
-    listed = {name.strip().lower() for name in setting.split(",") if name.strip()}
-    return None if "*" in listed else frozenset(listed | {socket.gethostname().lower()})
-
-
 def _hostname(host: str | None) -> str:
     try:
         return (urlsplit(f"//{host or ''}").hostname or "").rstrip(".")
@@ -84,7 +77,7 @@ def _hostname(host: str | None) -> str:
 
 
 def _is_ours(name: str, hosts: Collection[str]) -> bool:
-    if name == "localhost" or name in hosts:
+    if name == "localhost" or any(known in ("*", name) for known in map(str.lower, hosts)):
         return True
     try:
         ipaddress.ip_address(name)
