@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,7 +51,13 @@ class Outputs(Protocol):
     """Where a job leaves what it made. Each output becomes a version of the job's target when the job succeeds."""
 
     def publish(
-        self, name: str, folder: Path, *, task: str | None = None, metadata: Mapping[str, Any] | None = None, alias: str | None = None
+        self,
+        name: str,
+        folder: Path,
+        *,
+        task: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
     ) -> None:
         """Hand over `folder` (it must lie inside `context.work` and not change afterwards) under a name unique in the job.
         `metadata` is stored with the version; `alias` is set to that version."""
@@ -115,7 +121,8 @@ Run = Callable[[Any, Mapping[str, Input], Outputs, JobContext], None]
 @dataclass(frozen=True, slots=True)
 class JobKind:
     """`run` is an import path ('package.module:function') so that naming a kind loads no heavy library.
-    `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks."""
+    `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks. `target`: what
+    its outputs become versions of; a submitter must then name it (a child job need not)."""
 
     name: str
     config: type[Config]
@@ -123,6 +130,7 @@ class JobKind:
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     gang: bool = False
+    target: Literal["dataset", "model"] | None = None
 
 
 @dataclass(slots=True)
@@ -156,7 +164,13 @@ class FolderOutputs:
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def publish(
-        self, name: str, folder: Path, *, task: str | None = None, metadata: Mapping[str, Any] | None = None, alias: str | None = None
+        self,
+        name: str,
+        folder: Path,
+        *,
+        task: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
     ) -> None:
         target = self.folder / name
         if folder != target:

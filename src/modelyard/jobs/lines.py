@@ -42,9 +42,11 @@ class LineBuffer:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line, parse_constant=lambda _: None)  # NaN and Infinity are no JSON: null
+        message: Any = json.loads(line, parse_constant=lambda _: None)  # NaN and Infinity are no JSON: null
     except (ValueError, RecursionError) as error:
         raise Invalid("A line that is not JSON was received.") from error
+    if b"\\ud" in line:  # perhaps half of a character, which no text may hold: a question mark in its place
+        message = json.loads(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
     if not isinstance(message, dict):
         raise Invalid("A line that is not a JSON object was received.")
     return message

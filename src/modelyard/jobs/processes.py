@@ -171,15 +171,17 @@ def _children(pid: int) -> Iterator[int]:
             yield from map(int, (task / "children").read_text().split())
 
 
-def strays(known: set[int]) -> list[int]:
-    """Kill children of this process that are not among `known` (orphans handed to it), reap the dead. Returns those killed."""
-    killed = []
-    for pid in [pid for pid in _children(os.getpid()) if pid not in known]:
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-    return killed
+def orphans(known: set[int]) -> set[int]:
+    """Children of this process that are not among `known`: processes whose parent is gone. The dead ones are reaped."""
+    found = {pid for pid in _children(os.getpid()) if pid not in known}
+    return {pid for pid in found if not _reaped(pid)}
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
 
 
 if sys.platform != "linux":

@@ -24,7 +24,7 @@ from typing import Any
 
 from modelyard.errors import Conflict, Invalid, ModelyardError, Unavailable
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.processes import Child, become_subreaper, strays
+from modelyard.jobs.processes import Child, become_subreaper, orphans
 from modelyard.telemetry import log
 
 _log = log(__name__)
@@ -120,7 +120,7 @@ class Supervisor:
         await asyncio.gather(*(c.stop(0) for c in children if c.label == "gang"))
         await asyncio.gather(*(c.stop(grace) for c in children if c.label == "fixed"))
         await asyncio.gather(*(c.stop(grace) for c in children))
-        _end_strays(set())
+        _end(orphans({child.pid for child in children}))
         if self._listener is not None:
             self._listener.close()
         self.socket.unlink(missing_ok=True)
@@ -192,10 +192,16 @@ class Supervisor:
                 raise Invalid(f"The supervisor knows start, stop and list, not '{other}'.")
 
     async def _sweep(self) -> None:
-        """End processes that slipped out of their group and whose child is gone (possible only without a sandbox)."""
+        """End processes that slipped out of their group and whose child is gone (possible only without a sandbox).
+
+        What is dying anyway gets a second for it.
+        """
+        seen: set[int] = set()
         while True:
             await asyncio.sleep(1.0)
-            _end_strays({c.pid for c in self._children.values()})
+            found = orphans({child.pid for child in self._children.values()})
+            _end(found & seen)
+            seen = found
 
     def _forget(self) -> None:
         ended = [token for token, child in self._children.items() if child.exit is not None]
@@ -208,9 +214,11 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _end_strays(known: set[int]) -> None:
-    for pid in strays(known):
+def _end(pids: set[int]) -> None:
+    for pid in pids:
         _log.warning("a stray process was ended", stray=pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def _receive(connection: socket.socket, fds: list[int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -49,6 +50,71 @@ class Submission(Config):
     target: Target | None = None
     ranks: int = Field(default=1, ge=1, le=1024)
     timeout: float | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An input as pinned at submission. `kind` 'artefact': it is no version of anything and has no name."""
+
+    role: str
+    kind: Literal["dataset", "model", "artefact"]
+    name: str | None
+    number: int | None
+    artefact: str
+    metadata: Mapping[str, Any]
+
+    @property
+    def reference(self) -> str:
+        return f"artefact:{self.artefact}" if self.name is None else f"{self.name}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands in the database. `error` is {'code', 'message'}; `facts` are by rank; times are aware, in UTC."""
+
+    id: str
+    project: str
+    key: str
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    resolved: tuple[Resolved, ...]
+    target: Target | None
+    ranks: int
+    timeout: float | None
+    parent: str | None
+    state: State
+    cancelling: bool
+    attempt: int
+    token: str | None
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    error: Mapping[str, str] | None
+    progress: Mapping[str, Any] | None
+    facts: Mapping[str, Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]]
+    pids: Sequence[int]
+    cpu_us: int
+    why: str | None
+    events: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As the management API shows it; `inputs` as pinned."""
+        shown = ("id", "kind", "ranks", "timeout", "parent", "attempt", "error", "progress", "why")
+        times = {name: getattr(self, name) for name in ("created", "started", "finished")}
+        return {
+            **{name: getattr(self, name) for name in shown},
+            **{name: time.isoformat() if time else None for name, time in times.items()},
+            "state": self.state.value,
+            "config": dict(self.config),
+            "inputs": dict(self.inputs),
+            "target": self.target.model_dump() if self.target else None,
+            "facts": dict(self.facts),
+            "outputs": list(self.outputs),
+            "pids": list(self.pids),
+            "cpu_seconds": self.cpu_us / 1e6,
+        }
 
 
 @dataclass(frozen=True, slots=True)

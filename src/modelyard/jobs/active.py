@@ -1,0 +1,175 @@
+"""A job that runs, in control's memory: its gang, what the gang said and is not yet written, what it asked and is not yet
+answered. The scheduler holds one per attempt.
+
+What a gang says is a user's code speaking: it is read here, once, bounded, and turned into what may be written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelyard.errors import Conflict, Invalid, ModelyardError, from_wire
+from modelyard.jobs.records import Said
+from modelyard.jobs.types import NAME, Event, Gang, GangHandle, Job, State, Submission
+from modelyard.storage import Manifest
+
+_LONGEST_TEXT = 8192
+# Log lines and metrics kept of one attempt; what comes after is dropped, and said to be.
+MOST_LINES = 100_000
+_MOST_FACTS = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A published output, in the store but not yet registered."""
+
+    name: str
+    manifest: Manifest
+    task: str | None
+    metadata: Mapping[str, Any]
+    alias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a rank asked and waits for: 'output', 'checkpoint', 'submit' or 'wait'."""
+
+    ask: int
+    type: str
+    body: Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class Active:
+    """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
+    stored, with the question that it answers; `waits` the children that are waited for, by question."""
+
+    job: Job
+    folder: Path
+    preparing: Future[Gang] | None = None
+    handle: GangHandle | None = None
+    said: list[Said] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    questions: list[Question] = field(default_factory=list)
+    storing: list[tuple[Question, Future[Any]]] = field(default_factory=list)
+    waits: dict[int, str] = field(default_factory=dict)
+    resumes: bool = False
+    outputs: dict[str, Output] = field(default_factory=dict)
+    ended: Mapping[str, Any] | None = None
+    verdict: ModelyardError | None = None
+    cancelled_at: float | None = None
+    _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _lines: int = 0
+
+    @property
+    def token(self) -> str:
+        assert self.job.token is not None, "only a claimed job is active"
+        return self.job.token
+
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._facts
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Note what the gang said. Raises `Invalid` for what no gang may say. Once there is a verdict only its end counts."""
+        if events and events[-1].type == "ended":
+            self.ended = events[-1].body
+        try:
+            for event in events if self.verdict is None else ():
+                self._take(event.type, event.body)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise Invalid(f"The job's code sent a message that is none: {error!r}.") from error
+
+    def _take(self, kind: str, body: Mapping[str, Any]) -> None:
+        match kind:
+            case "started":
+                self.changes |= {"state": State.running, "pids": [int(pid) for pid in body["pids"]]}
+            case "log":
+                self._line("log", {"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT]})
+            case "metric":
+                values = {str(name): _finite(value) for name, value in body["values"].items()}
+                self._line("metric", {"step": int(body["step"]), "values": values})
+            case "progress":
+                self._progress({"done": int(body["done"]), "total": int(body["total"]), "unit": str(body["unit"])[:40]})
+            case "report":
+                self._report(str(int(body["rank"])), dict(body["facts"]))
+            case "output" | "checkpoint" | "submit" | "wait":
+                self.questions.append(Question(int(body["ask"]), kind, body))
+            case "ended":
+                pass
+            case _:
+                raise Invalid(f"The job's code sent a message of unknown type '{kind[:40]}'.")
+
+    def _line(self, kind: str, body: Mapping[str, Any]) -> None:
+        self._lines += 1
+        if self._lines < MOST_LINES:
+            self.said.append((kind, body))
+        elif self._lines == MOST_LINES:
+            self.said.append(("log", {"rank": 0, "text": f"(more than {MOST_LINES} lines; what follows is not kept)"}))
+
+    def _progress(self, progress: Mapping[str, Any]) -> None:
+        if self.said and self.said[-1][0] == "progress":
+            self.said.pop()
+        self.said.append(("progress", progress))
+        self.changes["progress"] = progress
+
+    def _report(self, rank: str, facts: Mapping[str, Any]) -> None:
+        self._facts.setdefault(rank, {}).update(facts)
+        if len(json.dumps(self._facts)) > _MOST_FACTS:
+            raise Invalid(f"The job reported more than {_MOST_FACTS} bytes of facts; put large things in an output.")
+        self.said.append(("report", {"rank": int(rank), "facts": facts}))
+        self.changes["facts"] = {r: dict(f) for r, f in self._facts.items()}
+
+    def check_output(self, body: Mapping[str, Any]) -> tuple[str, Path, str | None, dict[str, Any], str | None]:
+        """The parts of a question to publish. Raises `Invalid` or `Conflict` for what cannot be an output."""
+        name, task, alias = str(body["name"]), body["task"], body["alias"]
+        if not re.fullmatch(NAME, name):
+            raise Invalid(f"'{name[:80]}' is no name of an output: a-z, 0-9, '.', '_', '-', at most 63.")
+        if name in self.outputs:
+            raise Conflict(f"The output '{name}' was published already.")
+        return name, self.within(body["folder"]), task and str(task), dict(body["metadata"]), alias and str(alias)
+
+    def within(self, folder: Any) -> Path:
+        """A folder the gang named, which must lie in its work folder. Raises `Invalid`; links are found when it is read."""
+        work, path = self.folder / "work", Path(str(folder))
+        if work not in path.parents or ".." in path.parts:
+            raise Invalid(f"'{path.name}' does not lie in the job's work folder; only what does can be handed over.")
+        return path
+
+    def child(self, body: Mapping[str, Any]) -> Submission:
+        """A question to submit a child job, as a submission. Raises `Invalid`."""
+        said = body["submission"]
+        asked = {name: said[name] for name in ("kind", "config", "inputs", "ranks")}
+        return Submission.model_validate(asked)
+
+    @property
+    def error(self) -> ModelyardError | None:
+        """What went wrong, if anything did."""
+        said = (self.ended or {}).get("error")
+        return self.verdict or (from_wire(str(said["code"]), str(said["message"])) if said else None)
+
+    @property
+    def cpu_us(self) -> int:
+        """Microseconds of processor time, as far as is known."""
+        said = (self.ended or {}).get("cpu_seconds")
+        return int(said * 1e6) if isinstance(said, int | float) and 0 <= said < 1e9 else 0
+
+    @property
+    def units(self) -> int:
+        """What the ranks say they worked on: samples, else rows."""
+        for name in ("samples", "rows"):
+            counts: list[int] = [facts[name] for facts in self._facts.values() if isinstance(facts.get(name), int)]
+            if counts:
+                return max(0, min(sum(counts), 1 << 62))
+        return 0
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

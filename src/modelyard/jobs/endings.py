@@ -1,0 +1,86 @@
+"""How an attempt of a job ends in the books: everything that follows from it, in one transaction.
+
+The scheduler calls these. A job that succeeded, the versions it made, their lineage and aliases, what it used and the note in
+the audit log are written together or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelyard.catalogue import service as catalogue
+from modelyard.catalogue.types import Parent, Version
+from modelyard.db import Session
+from modelyard.errors import ModelyardError
+from modelyard.jobs import records
+from modelyard.jobs.active import Active, Output
+from modelyard.jobs.types import Job, State
+from modelyard.tenancy import ledger
+from modelyard.tenancy.ledger import UsageEntry
+
+
+def succeed(session: Session, active: Active) -> None:
+    """The job succeeded: its outputs become versions of its target. Raises what the catalogue refuses, and `Lost`."""
+    job = active.job
+    parents = [Parent(one.role, one.kind, one.name, one.number, one.artefact) for one in job.resolved]
+    made = [_register(session, job, output, parents) for output in active.outputs.values()]
+    chosen = next((shown["reference"] for shown in made if shown["alias"]), made[-1]["reference"] if made else None)
+    _use(session, active, version=chosen or "", calls=1, units=active.units)
+    _end(session, active, State.succeeded, outputs=made)
+
+
+def fail(session: Session, active: Active, state: State, error: ModelyardError | None) -> None:
+    """The job failed or was cancelled; nothing it published counts."""
+    _use(session, active, calls=1, errors=int(state is State.failed))
+    said = {"code": error.code, "message": error.message} if error else None
+    _end(session, active, state, error=said)
+
+
+def again(session: Session, active: Active, why: str) -> None:
+    """The gang was lost: the job goes back to the queue, what was used so far is charged."""
+    job = active.job
+    _use(session, active, errors=1)
+    records.cancel_children(session, job.id)
+    records.append(session, job.id, [*active.said, ("log", {"rank": 0, "text": why})])
+    records.change(session, job.id, job.token, cpu_us=job.cpu_us + active.cpu_us)
+    records.requeue(session, job.id, job.token, why)
+
+
+def _register(session: Session, job: Job, output: Output, parents: list[Parent]) -> dict[str, Any]:
+    """Make one output a version of the job's target, or leave it an artefact where there is none."""
+    catalogue.record_artefact(session, job.project, output.manifest)
+    version: Version | None = None
+    if job.target is not None:
+        version = catalogue.register(
+            session,
+            job.project,
+            kind=job.target.kind,
+            name=job.target.name,
+            artefact=output.manifest.hash,
+            task=output.task,
+            metadata=output.metadata,
+            job=job.id,
+            parents=parents,
+        )
+        if output.alias is not None:
+            catalogue.set_alias(session, job.project, version.kind, version.name, output.alias, version.number)
+    reference = version.reference if version else None
+    return {"name": output.name, "reference": reference, "hash": output.manifest.hash, "alias": output.alias}
+
+
+def _end(session: Session, active: Active, state: State, **values: Any) -> None:
+    job = active.job
+    records.cancel_children(session, job.id)
+    records.append(session, job.id, active.said)
+    changes = {name: value for name, value in active.changes.items() if name in ("progress", "facts")}
+    records.evolve(session, job.id, job.token, state, cpu_us=job.cpu_us + active.cpu_us, cancelling=False, **changes, **values)
+    ledger.audit(session, job.project, job.key, f"job.{state.value}", job.id, {"kind": job.kind})
+
+
+def _use(session: Session, active: Active, **counts: Any) -> None:
+    job = active.job
+    source = f"job:{job.id}:{job.attempt}"
+    used = UsageEntry(
+        project=job.project, source=source, key=job.key, kind="job", subject=job.id, cpu_us=active.cpu_us, **counts
+    )
+    ledger.record(session, [used])

@@ -1,0 +1,41 @@
+"""Everything on this node that a gang needs before it starts. The scheduler runs it beside its loop, outside transactions."""
+
+from __future__ import annotations
+
+from modelyard.db import now
+from modelyard.jobs.active import Active
+from modelyard.jobs.types import Gang, GangInput
+from modelyard.kinds import JobKind
+from modelyard.plugins import Registry
+from modelyard.settings import Settings
+from modelyard.storage import Artefacts
+
+
+def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, settings: Settings) -> Gang:
+    """Verified inputs, the newest checkpoint of an earlier attempt, a fresh work folder, the time that is left.
+
+    Raises `NotFound` or `Damaged` for an input, `Unavailable` where the store fails.
+    """
+    job, kind = active.job, kinds.get(active.job.kind)
+    work = active.folder / "work"
+    work.mkdir(mode=0o700, parents=True)
+    inputs = {
+        one.role: GangInput(one.reference, one.artefact, one.metadata, artefacts.local(job.project, one.artefact))
+        for one in job.resolved
+    }
+    resume = artefacts.latest_checkpoint(job.project, job.id, active.folder / "resume") if job.attempt > 1 else None
+    spent = (now() - job.started).total_seconds() if job.started else 0.0
+    return Gang(
+        token=active.token,
+        job=job.id,
+        run=kind.run,
+        config_path=f"{kind.config.__module__}:{kind.config.__qualname__}",
+        config=job.config,
+        inputs=inputs,
+        ranks=job.ranks,
+        work=work,
+        resume=resume,
+        memory=settings.job_memory,
+        timeout=max(1.0, (job.timeout or settings.job_timeout) - spent),
+        heartbeat=settings.job_heartbeat,
+    )

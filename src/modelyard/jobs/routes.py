@@ -1,0 +1,103 @@
+"""The management API of jobs. It translates between HTTP and `service`, and streams a job's events as lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from modelyard.errors import CallerError
+from modelyard.jobs import service
+from modelyard.jobs.types import Job, Submission
+from modelyard.tenancy.router import authorise
+from modelyard.tenancy.routes import Caller, Routes
+from modelyard.tenancy.types import Scope
+
+Look = tuple[Job, Sequence[dict[str, Any]]]
+routes = Routes(prefix="/api/jobs", tags=["jobs"])
+
+# Seconds between two looks for new events of a followed job, and between two blank lines that keep the connection alive.
+_LOOK = 0.1
+_ALIVE = 15.0
+
+
+@routes.post("", scope=Scope.write, status_code=201)
+def submit(request: Request, caller: Caller, body: Submission) -> dict[str, Any]:
+    """Queue a job of a kind: its config, its inputs (role → reference) and what its outputs become versions of."""
+    state = request.app.state
+    with state.db.begin() as session:
+        job = service.submit(session, caller, body, state.kinds, cpus=state.executor.cpus())
+    state.scheduler.wake()
+    return job.to_json()
+
+
+@routes.get("", scope=Scope.write)
+def jobs(
+    request: Request, caller: Caller, state: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 1000
+) -> list[dict[str, Any]]:
+    """The project's jobs, newest first."""
+    with request.app.state.db.read() as session:
+        return [job.to_json() for job in service.jobs(session, caller.project, state, limit)]
+
+
+@routes.get("/{job}", scope=Scope.write)
+def show(request: Request, caller: Caller, job: str) -> dict[str, Any]:
+    """One job."""
+    with request.app.state.db.read() as session:
+        return service.get(session, caller.project, job).to_json()
+
+
+@routes.post("/{job}/cancel", scope=Scope.write)
+def cancel(request: Request, caller: Caller, job: str) -> dict[str, Any]:
+    """Ask a job to stop; one that has ended stays as it is."""
+    state = request.app.state
+    with state.db.begin() as session:
+        cancelled = service.cancel(session, caller, job)
+    state.scheduler.wake()
+    return cancelled.to_json()
+
+
+@routes.get("/{job}/events", scope=Scope.write)
+def events(
+    request: Request, caller: Caller, job: str, after: Annotated[int, Query(ge=0)] = 0, follow: bool = False
+) -> StreamingResponse:
+    """What happened to a job from event number `after` on, one JSON object a line; with `follow` until its end."""
+    first = _look(request, job, after)
+    return StreamingResponse(_lines(request, job, first, after, follow=follow), media_type="application/x-ndjson")
+
+
+async def _lines(request: Request, job: str, look: Look, after: int, *, follow: bool) -> AsyncIterator[str]:
+    """The one asynchronous function of the room: a follower that waits must not hold one of control's few threads."""
+    silent = 0.0
+    while True:
+        found, shown = look
+        for event in shown:
+            after = event["seq"]
+            yield json.dumps(event) + "\n"
+        if after >= found.events and (found.state.ended or not follow):
+            return
+        if shown:
+            silent = 0.0
+        else:
+            await asyncio.sleep(_LOOK)
+            silent += _LOOK
+        if silent >= _ALIVE:
+            silent = 0.0
+            yield "\n"
+        try:
+            look = await run_in_threadpool(_look, request, job, after)
+        except CallerError:
+            return  # the key was revoked meanwhile
+
+
+def _look(request: Request, job: str, after: int) -> Look:
+    """The job and its next events, if the request's key is still good."""
+    principal = authorise(request, Scope.write)
+    with request.app.state.db.read() as session:
+        found = service.get(session, principal.project, job)
+        return found, service.events(session, principal.project, job, after)

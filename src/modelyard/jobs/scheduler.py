@@ -1,0 +1,298 @@
+"""The loop that runs jobs: claim → resolve inputs → start the gang → poll → apply. Control runs one, in a thread.
+
+It can be killed at any line: what counts is in the database, written in one transaction a step, fenced by the attempt's token.
+The work of a job may be lost and done again; it is never done twice in the books. No process, file or network is touched
+inside a transaction. Decisions are elsewhere: who runs in `assign`, what a gang may say in `active`, how it ends in `endings`;
+ranks' questions are answered at the `desk`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor as Pool
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from modelyard.db import Database, Session, now
+from modelyard.errors import Crashed, Internal, ModelyardError, Unavailable
+from modelyard.jobs import endings, records
+from modelyard.jobs.active import Active
+from modelyard.jobs.assign import Queued, Running, assign
+from modelyard.jobs.desk import Desk
+from modelyard.jobs.prepare import prepare
+from modelyard.jobs.tables import JobRow
+from modelyard.jobs.types import Executor, Job, State
+from modelyard.kinds import JobKind
+from modelyard.plugins import Registry
+from modelyard.settings import Settings
+from modelyard.storage import Artefacts
+from modelyard.telemetry import UNEXPECTED, Counter, log
+
+_log = log(__name__)
+_ENDED = Counter("modelyard_jobs_ended_total", "Attempts of jobs that ended, by how.", ["state"])
+
+# Seconds between two looks at the queue when nothing happens: another control may have written to it.
+_LOOK = 0.5
+# Seconds after which a cancelled gang is killed from outside; its launcher does so after ten.
+_CANCEL_GRACE = 15.0
+_MOST_QUEUED = 1000
+
+
+class Scheduler:
+    """Runs the jobs of all projects. `pool` does what takes long: verifying inputs, storing outputs, removing folders."""
+
+    def __init__(
+        self,
+        db: Database,
+        artefacts: Artefacts,
+        executor: Executor,
+        settings: Settings,
+        kinds: Registry[JobKind],
+        *,
+        pool: Pool | None = None,
+    ) -> None:
+        self._db = db
+        self._artefacts = artefacts
+        self._executor = executor
+        self._settings = settings
+        self._kinds = kinds
+        self._pool = pool or ThreadPoolExecutor(4, thread_name_prefix="jobs")
+        self._desk = Desk(db, artefacts, executor, kinds, self._pool)
+        self._active: dict[str, Active] = {}
+        self._woken = True
+        self._looked = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until `stop` is set and `wake` was called. Gangs end with this process."""
+        while not stop.is_set() and not self._attempt(self.recover):
+            stop.wait(1.0)
+        while not stop.is_set():
+            self.tick()
+            self._executor.wait(_LOOK)
+        for active in self._active.values():
+            if active.handle is not None:
+                active.handle.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def wake(self) -> None:
+        """Have the queue looked at now; any thread may call it."""
+        self._woken = True
+        self._executor.wake()
+
+    def tick(self) -> None:
+        """One turn: every running job a step on, then the queue. Raises nothing: one job's trouble is its own."""
+        for active in list(self._active.values()):
+            self._guard(active)
+        if self._woken or time.monotonic() - self._looked >= _LOOK:
+            self._woken, self._looked = False, time.monotonic()
+            self._attempt(self._look)
+
+    def recover(self) -> None:
+        """Take over from a control that is gone: its gangs are ended, their jobs queued again."""
+        self._executor.end_gangs()
+        with self._db.begin() as session:
+            lost = (JobRow.state.in_((State.starting.value, State.running.value)), JobRow.token.is_not(None))
+            for row in session.scalars(select(JobRow).where(*lost)):
+                job = records.load(row)
+                self._conclude(session, Active(job, self._folder(job)), Crashed("Control was restarted while the job ran."))
+        for folder in self._settings.jobs.glob("*"):
+            self._pool.submit(_remove, folder)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        """Do something that must not end the loop; False where it failed, which is logged and counted."""
+        try:
+            work()
+        except OperationalError as error:
+            _log.warning("the database did not answer; trying again", error=str(error.orig))
+            return False
+        except Exception:  # noqa: BLE001 — the edge of the process: the loop goes on
+            UNEXPECTED.labels("scheduler").inc()
+            _log.exception("the scheduler failed")
+            return False
+        return True
+
+    def _guard(self, active: Active) -> None:
+        """One job's step; what goes wrong in it ends that job at most."""
+        try:
+            self._step(active)
+        except records.Lost:
+            self._drop(active)
+        except OperationalError as error:
+            _log.warning("the database did not answer; trying again", job=active.job.id, error=str(error.orig))
+        except ModelyardError as error:
+            self._condemn(active, error)
+        except Exception:  # noqa: BLE001 — the edge of the process: the job fails, the loop goes on
+            UNEXPECTED.labels("scheduler").inc()
+            _log.exception("a job's step failed", job=active.job.id)
+            self._condemn(active, Internal())
+
+    def _step(self, active: Active) -> None:
+        if active.handle is None:
+            self._begin(active)
+            return
+        active.take(active.handle.poll())
+        self._desk.settle(active)
+        self._write(active)
+        if active.ended is None and self._desk.serve(active):
+            self._woken = True
+        if active.ended is not None and not active.storing:
+            self._finish(active)
+        elif active.cancelled_at is not None and time.monotonic() - active.cancelled_at > _CANCEL_GRACE:
+            active.handle.kill()
+
+    def _begin(self, active: Active) -> None:
+        """Start the gang once its inputs are there."""
+        if active.verdict is not None or active.cancelled_at is not None:
+            self._finish(active)
+        elif active.preparing is not None and active.preparing.done():
+            gang = active.preparing.result()
+            try:
+                active.handle = self._executor.start_gang(gang)
+            except Unavailable as error:
+                raise Crashed(f"The job could not be started: {error.message}") from error
+
+    def _condemn(self, active: Active, error: ModelyardError) -> None:
+        """The job ends with this error as soon as its gang has."""
+        if active.verdict is None:
+            active.verdict = error
+            active.questions.clear()
+            if active.handle is not None:
+                active.handle.kill()
+        self._executor.wake()
+
+    def _write(self, active: Active) -> None:
+        """What the gang said since, into the database."""
+        if not active.said and not active.changes:
+            return
+        job, changes = active.job, dict(active.changes)
+        with self._db.begin() as session:
+            state = changes.pop("state", None)
+            if state is not None:
+                records.evolve(session, job.id, job.token, state, **changes)
+            elif changes:
+                records.change(session, job.id, job.token, **changes)
+            records.append(session, job.id, active.said)
+        active.said.clear()
+        active.changes.clear()
+
+    def _finish(self, active: Active) -> None:
+        """The gang is gone: write how the attempt ended."""
+        with self._db.begin() as session:
+            if active.verdict is None and (active.ended or {}).get("ok"):
+                endings.succeed(session, active)
+                state = State.succeeded
+            else:
+                state = self._conclude(session, active, active.error or Crashed("The gang ended without saying why."))
+        _ENDED.labels(state.value).inc()
+        self._drop(active, final=state.ended)
+
+    def _conclude(self, session: Session, active: Active, error: ModelyardError) -> State:
+        """Write the end of an attempt that did not succeed; a gang that was lost, not wrong, is started again."""
+        job = active.job
+        if active.cancelled_at is not None or job.cancelling or (active.ended or {}).get("cancelled"):
+            endings.fail(session, active, State.cancelled, None)
+            return State.cancelled
+        if isinstance(error, Crashed) and job.attempt <= self._settings.job_restarts:
+            endings.again(session, active, f"attempt {job.attempt} was lost and is started again: {error.message}")
+            return State.queued
+        endings.fail(session, active, State.failed, error)
+        return State.failed
+
+    def _drop(self, active: Active, *, final: bool = False) -> None:
+        """Let go of an attempt and of its folders; at the job's end also of its checkpoints."""
+        self._active.pop(active.job.id, None)
+        self._woken = True
+        if active.handle is not None and active.ended is None:
+            active.handle.kill()
+        folder = active.folder.parent if final else active.folder
+        if active.preparing is not None and not active.preparing.done():
+            active.preparing.add_done_callback(lambda _: _remove(folder))
+        else:
+            self._pool.submit(_remove, folder)
+        if final:
+            self._pool.submit(self._forget, active.job)
+
+    def _forget(self, job: Job) -> None:
+        self._attempt(lambda: self._artefacts.drop_checkpoints(job.project, job.id))
+
+    def _look(self) -> None:
+        """See to cancellations, to parents whose children ended, and to the queue."""
+        with self._db.read() as session:
+            asked = select(JobRow).where(JobRow.cancelling, JobRow.state.in_(records.UNENDED))
+            cancelling = [records.load(row) for row in session.scalars(asked)]
+            line = select(JobRow).where(JobRow.state == State.queued.value, JobRow.cancelling.is_(False))
+            first = line.order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(_MOST_QUEUED)
+            queued = {row.id: (Queued(row.id, row.ranks, row.place, row.priority), row.why) for row in session.scalars(first)}
+            children = [child for active in self._active.values() for child in active.waits.values()]
+            rows = session.scalars(select(JobRow).where(JobRow.id.in_(children))) if children else ()
+            ended = {row.id: records.load(row) for row in rows if State(row.state).ended}
+        for job in cancelling:
+            self._cancel(job)
+        for active in self._active.values():
+            active.resumes = any(child in ended for child in active.waits.values())
+        running = [Running(a.job.id, a.job.ranks, bool(a.waits), a.resumes) for a in self._active.values()]
+        plan = assign(self._executor.cpus(), [waiting for waiting, _ in queued.values()], running)
+        for name in plan.resume:
+            self._resume(self._active[name], ended)
+        self._start(plan.start, {name: why for name, why in plan.why.items() if name in queued and queued[name][1] != why})
+
+    def _cancel(self, job: Job) -> None:
+        active = self._active.get(job.id)
+        if active is None and job.state is State.queued:
+            lost = Active(job, self._folder(job))
+            with self._db.begin() as session:
+                endings.fail(session, lost, State.cancelled, None)
+            self._drop(lost, final=True)
+        elif active is not None and active.cancelled_at is None:
+            active.cancelled_at = time.monotonic()
+            if active.handle is not None:
+                active.handle.cancel()
+            self._executor.wake()
+
+    def _resume(self, active: Active, ended: Mapping[str, Job]) -> None:
+        """Tell a parent how its children ended."""
+        assert active.handle is not None
+        for ask, child in [(ask, child) for ask, child in active.waits.items() if child in ended]:
+            del active.waits[ask]
+            job = ended[child]
+            result = {"state": job.state.value, "error": job.error, "versions": list(job.outputs), "facts": dict(job.facts)}
+            active.handle.answer(ask, result)
+        active.resumes = False
+
+    def _start(self, names: Sequence[str], why: Mapping[str, str]) -> None:
+        """Claim the jobs that start, tell others why they wait, then prepare."""
+        if not names and not why:
+            return
+        claimed: list[Job] = []
+        with self._db.begin() as session:
+            for name in names:
+                row = session.get_one(JobRow, name)
+                lease = {
+                    "token": secrets.token_hex(8),
+                    "attempt": row.attempt + 1,
+                    "started": row.started or now(),
+                    "why": None,
+                }
+                records.evolve(session, name, None, State.starting, **lease)
+                session.refresh(row)
+                claimed.append(records.load(row))
+            for name, text in why.items():
+                records.change(session, name, None, why=text)
+        for job in claimed:
+            active = self._active[job.id] = Active(job, self._folder(job))
+            active.preparing = self._pool.submit(prepare, active, self._kinds, self._artefacts, self._settings)
+            active.preparing.add_done_callback(lambda _: self._executor.wake())
+
+    def _folder(self, job: Job) -> Path:
+        return self._settings.jobs / job.id / (job.token or "none")
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""The verbs of the jobs room: submit, look, cancel. Each takes a session and a project; routes and the scheduler (for child
+jobs) open the transaction. What runs a job is the scheduler; nothing here knows a process.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+
+from modelyard.db import Session, now
+from modelyard.errors import Invalid, NotFound
+from modelyard.jobs import records, submission
+from modelyard.jobs.tables import EventRow, JobRow
+from modelyard.jobs.types import Job, State, Submission
+from modelyard.kinds import JobKind
+from modelyard.plugins import Registry
+from modelyard.tenancy import ledger
+from modelyard.tenancy.types import Principal
+
+_PAGE = 1000
+
+
+def submit(
+    session: Session,
+    principal: Principal,
+    asked: Submission,
+    kinds: Registry[JobKind],
+    *,
+    cpus: int,
+    parent: Job | None = None,
+) -> Job:
+    """Queue a job. Raises `NotFound` (kind, inputs), `Invalid` (config, roles, ranks, target), each saying what there is.
+
+    `cpus` are the ranks that could ever run at once; `parent` the job that submits this one.
+    """
+    kind = kinds.get(asked.kind)
+    config = submission.check_config(kind, asked.config)
+    resolved = submission.check(session, principal.project, asked, kind, cpus, child=parent is not None)
+    created = now()
+    row = JobRow(
+        id=secrets.token_hex(6),
+        project=principal.project,
+        key=principal.key,
+        kind=asked.kind,
+        config=config,
+        inputs={one.role: submission.pinned(one) for one in resolved},
+        resolved=records.resolved_to_json(resolved),
+        target=asked.target.model_dump() if asked.target else None,
+        ranks=asked.ranks,
+        timeout=asked.timeout,
+        parent=parent.id if parent else None,
+        place=parent.created if parent else created,
+        state=State.queued.value,
+        created=created,
+    )
+    session.add(row)
+    session.flush()
+    records.append(session, row.id, [("state", {"state": State.queued.value})])
+    detail = {"kind": asked.kind, "inputs": row.inputs, "target": row.target, "parent": row.parent}
+    ledger.audit(session, principal.project, principal.key, "job.submit", row.id, detail)
+    session.refresh(row)
+    return records.load(row)
+
+
+def get(session: Session, project: str, job: str) -> Job:
+    """Raises `NotFound`, also for another project's job."""
+    row = session.get(JobRow, job, populate_existing=True)
+    if row is None or row.project != project:
+        raise NotFound(f"There is no job '{job[:80]}' in this project; GET /api/jobs lists them.")
+    return records.load(row)
+
+
+def jobs(session: Session, project: str, state: str | None = None, limit: int = _PAGE) -> list[Job]:
+    """The project's newest jobs, newest first; of one state if given. Raises `Invalid` for a state that is none."""
+    query = select(JobRow).where(JobRow.project == project).order_by(JobRow.created.desc(), JobRow.id).limit(limit)
+    if state is not None:
+        if state not in {known.value for known in State}:
+            raise Invalid(f"'{state[:80]}' is no state of a job; there are {', '.join(known.value for known in State)}.")
+        query = query.where(JobRow.state == state)
+    return [records.load(row) for row in session.scalars(query)]
+
+
+def cancel(session: Session, principal: Principal, job: str) -> Job:
+    """Ask a job to stop; one that has ended stays as it is."""
+    found = get(session, principal.project, job)
+    if not found.state.ended and not found.cancelling:
+        records.cancel(session, found)
+        ledger.audit(session, principal.project, principal.key, "job.cancel", job)
+    return get(session, principal.project, job)
+
+
+def events(session: Session, project: str, job: str, after: int = 0, limit: int = _PAGE) -> Sequence[dict[str, Any]]:
+    """A job's events from number `after` on, in order: {'seq', 'at', 'type', …}. Raises `NotFound` as `get`."""
+    get(session, project, job)
+    query = select(EventRow).where(EventRow.job == job, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
+    return [{**row.body, "seq": row.seq, "at": row.at.isoformat(), "type": row.type} for row in session.scalars(query)]

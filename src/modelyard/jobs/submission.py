@@ -1,0 +1,83 @@
+"""What makes a submission a job: every part of it is checked, and every input pinned, before anything is written.
+
+`service.submit` calls it. It decides from the kinds, the catalogue and the size of the cluster; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from modelyard.catalogue import service as catalogue
+from modelyard.catalogue.tables import ArtefactRow
+from modelyard.db import Session
+from modelyard.errors import Invalid, NotFound
+from modelyard.jobs.types import Resolved, Submission, Target
+from modelyard.kinds import JobKind
+
+_PREFIXES = "'dataset:NAME@VERSION', 'model:NAME@VERSION' or 'artefact:HASH'"
+
+
+def check_ranks(kind: JobKind, ranks: int, cpus: int) -> None:
+    """Raises `Invalid` unless the kind may have that many ranks and the cluster could ever run them."""
+    if ranks > 1 and not kind.gang:
+        raise Invalid(f"Jobs of kind '{kind.name}' run as one rank, not {ranks}.")
+    if ranks > cpus:
+        raise Invalid(f"{ranks} ranks need {ranks} processors at once; there are {cpus}. Ask for at most {cpus} ranks.")
+
+
+def check_target(kind: JobKind, target: Target | None, *, child: bool) -> None:
+    """Raises `Invalid` unless the target is what the kind makes."""
+    if kind.target is None or (target is None and child):
+        return
+    if target is None:
+        raise Invalid(f"A job of kind '{kind.name}' makes a {kind.target}: name it as \"target\".")
+    if target.kind != kind.target:
+        raise Invalid(f"A job of kind '{kind.name}' makes a {kind.target}, not a {target.kind}.")
+
+
+def check_config(kind: JobKind, config: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration, defaults filled in, as JSON. Raises `Invalid` naming every wrong field by its path."""
+    try:
+        return kind.config.model_validate(config).model_dump(mode="json")
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, ('config', *e['loc'])))}: {e['msg']}" for e in error.errors())
+        raise Invalid(f"The config is not one of kind '{kind.name}': {wrong}.") from error
+
+
+def check_roles(kind: JobKind, given: Collection[str]) -> None:
+    """Raises `Invalid` unless every required role is given and every given one known."""
+    known = (*kind.inputs, *kind.optional)
+    if missing := [role for role in kind.inputs if role not in given]:
+        raise Invalid(f"A job of kind '{kind.name}' needs the input '{missing[0]}'.")
+    if unknown := [role for role in given if role not in known]:
+        there = ", ".join(f"'{role}'" for role in known) or "no inputs"
+        raise Invalid(f"A job of kind '{kind.name}' has no input '{unknown[0]}'; it takes {there}.")
+
+
+def resolve(session: Session, project: str, role: str, reference: str) -> Resolved:
+    """Pin one input. Raises `NotFound` for what does not exist in the project, `Invalid` for what is no reference."""
+    kind, _, name = reference.partition(":")
+    if kind in ("dataset", "model") and name:
+        version = catalogue.resolve(session, project, cast(Any, kind), name)
+        return Resolved(role, version.kind, version.name, version.number, version.artefact, version.metadata)
+    if kind == "artefact" and name:
+        if session.get(ArtefactRow, (project, name)) is None:
+            raise NotFound(f"There is no artefact {name[:80]} in this project; upload it first.")
+        return Resolved(role, "artefact", None, None, name, {})
+    raise Invalid(f"The input '{role}' is '{reference[:80]}': expected {_PREFIXES}.")
+
+
+def pinned(resolved: Resolved) -> str:
+    """The reference of an input with its kind before it: 'dataset:digits@1'."""
+    return resolved.reference if resolved.kind == "artefact" else f"{resolved.kind}:{resolved.reference}"
+
+
+def check(session: Session, project: str, asked: Submission, kind: JobKind, cpus: int, *, child: bool) -> tuple[Resolved, ...]:
+    """All checks but the config's, cheapest first; the inputs as pinned."""
+    check_ranks(kind, asked.ranks, cpus)
+    check_target(kind, asked.target, child=child)
+    check_roles(kind, asked.inputs)
+    return tuple(resolve(session, project, role, reference) for role, reference in asked.inputs.items())

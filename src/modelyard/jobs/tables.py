@@ -1,0 +1,58 @@
+"""The tables of the jobs room: one row a job, one row an event. Only `records` and `service` write them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from modelyard.db import Base, now
+
+
+class JobRow(Base):
+    """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
+    in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "project", "created"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(ForeignKey("projects.name"))
+    key: Mapped[str]
+    kind: Mapped[str]
+    config: Mapped[dict[str, Any]]
+    inputs: Mapped[dict[str, Any]]
+    resolved: Mapped[list[Any]]
+    target: Mapped[dict[str, Any] | None]
+    ranks: Mapped[int]
+    timeout: Mapped[float | None]
+    parent: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    priority: Mapped[int] = mapped_column(default=0)
+    place: Mapped[datetime]
+    state: Mapped[str] = mapped_column(index=True)
+    cancelling: Mapped[bool] = mapped_column(default=False)
+    attempt: Mapped[int] = mapped_column(default=0)
+    token: Mapped[str | None]
+    created: Mapped[datetime] = mapped_column(default=now)
+    started: Mapped[datetime | None]
+    finished: Mapped[datetime | None]
+    error: Mapped[dict[str, Any] | None]
+    progress: Mapped[dict[str, Any] | None]
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    outputs: Mapped[list[Any]] = mapped_column(default=list)
+    pids: Mapped[list[Any]] = mapped_column(default=list)
+    cpu_us: Mapped[int] = mapped_column(BigInteger, default=0)
+    why: Mapped[str | None]
+    events: Mapped[int] = mapped_column(default=0)
+
+
+class EventRow(Base):
+    """Something that happened to a job, or that it said."""
+
+    __tablename__ = "job_events"
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+    type: Mapped[str]
+    body: Mapped[dict[str, Any]]
