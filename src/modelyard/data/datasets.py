@@ -57,7 +57,8 @@ class DatasetCard(Config):
     source: dict[str, str]
 
     def save(self, folder: Path) -> None:
-        text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, sort_keys=True, allow_nan=False)
+        # unsorted: the order of the features is the order of the columns
+        text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, allow_nan=False)
         (folder / CARD).write_text(text + "\n")
 
     @property

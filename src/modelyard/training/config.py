@@ -15,7 +15,7 @@ class ImageClassifier(Config):
     """Recipe `image-classifier`: `width` channels in the first block, doubled in each further of `blocks`; training images are
     shifted by up to `shift` pixels."""
 
-    width: int = Field(default=24, ge=1, le=1024)
+    width: int = Field(default=32, ge=1, le=1024)
     blocks: int = Field(default=2, ge=1, le=8)
     shift: int = Field(default=1, ge=0, le=64)
 
@@ -42,7 +42,7 @@ class TrainConfig(Config):
     rises to that. `dtype` float64 is for comparing runs. `checkpoint_every` counts epochs."""
 
     recipe: str = "image-classifier"
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    epochs: int = Field(default=30, ge=1, le=100_000)
     batch_size: int = Field(default=64, ge=1)
     lr: float = Field(default=0.004, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -225,7 +225,11 @@ class Trainer:
         """The shapes of input and output, found by asking for two rows. Raises `Invalid` where the answer does not fit."""
         inputs, _ = self.train.take(self.plan, slice(0, 2))
         self.network.eval()
-        with torch.no_grad():
-            answer = self.network(torch.from_numpy(inputs).to(self.gang.device, _DTYPES[self.config.dtype]))
+        try:
+            with torch.no_grad():
+                answer = self.network(torch.from_numpy(inputs).to(self.gang.device, _DTYPES[self.config.dtype]))
+        except (RuntimeError, TypeError, ValueError) as error:
+            name = type(self.network).__name__
+            raise Invalid(f"forward of {name} failed on an input of shape {list(inputs.shape)}: {error}") from error
         check_answer(self.plan, answer, inputs)
         return (-1, *inputs.shape[1:]), (-1, *answer.shape[1:])
