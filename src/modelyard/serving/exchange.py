@@ -1,0 +1,179 @@
+"""One inference request on an HTTP connection, from its head to its answer.
+
+`http` makes one per request and gives it to the gateway; the router tells it what comes back. It counts the call before the
+answer is written, exactly once, whatever happens: answered, failed, late, or its client gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from modelyard.errors import ModelyardError, Unavailable, from_wire
+from modelyard.serving.frames import Fault, PartFrame, Usage
+from modelyard.serving.gateway import Admission, Credentials, Gateway, too_large
+from modelyard.serving.router import Link, Underway
+from modelyard.tenancy import door as tenancy_door
+
+# What a body may take without asking the gateway for room.
+FREE = 64 << 10
+CLIENT_GONE = 499
+
+
+class Connection(Protocol):
+    """What an exchange needs of its HTTP connection."""
+
+    def now(self) -> float:
+        """A clock that never jumps, in seconds."""
+        ...
+
+    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> None:
+        """Write the answer when it is this exchange's turn. `head` None: plain JSON."""
+        ...
+
+
+class Exchange(Underway):
+    """`began` is a time.time(), `started` the connection's clock, both at the request's head."""
+
+    __slots__ = (
+        "_answer_head",
+        "_answered",
+        "_connection",
+        "_gateway",
+        "_gone",
+        "_parts",
+        "_reserved",
+        "_size",
+        "admission",
+        "began",
+        "body",
+        "credentials",
+        "head",
+        "id",
+        "keep_alive",
+        "refusal",
+        "response",
+        "started",
+        "url",
+        "whole",
+    )
+
+    def __init__(
+        self, gateway: Gateway, connection: Connection, url: bytes, credentials: Credentials, began: float, started: float
+    ) -> None:
+        self._gateway, self._connection = gateway, connection
+        self.url, self.credentials, self.began, self.started = url, credentials, began, started
+        self.admission: Admission | None = None
+        self.refusal: ModelyardError | None = None
+        self.head: dict[str, str] = {}
+        self.id = ""
+        self.keep_alive = True
+        self.body: bytes | bytearray = b""
+        self.whole = False
+        self.response: bytes | None = None
+        self.link: Link | None = None
+        self._size, self._reserved = 0, FREE
+        self._answered = self._gone = False
+        self._answer_head: dict[str, str] | None = None
+        self._parts: list[bytes] = []
+
+    def expect(self, size: int) -> None:
+        """The body will have `size` bytes. Raises `TooLarge`, or `Unavailable` where bodies already take all there is."""
+        if size > self._gateway.body_limit:
+            raise too_large(self._gateway.body_limit)
+        if size > self._reserved:
+            self._gateway.reserve(size - self._reserved)
+            self._reserved = size
+
+    def take(self, data: bytes) -> None:
+        """The next bytes of the body. Raises as `expect`."""
+        self._size += len(data)
+        if self._size > self._reserved:
+            limit = self._gateway.body_limit
+            self.expect(self._size if self._size > limit else min(2 * self._size, limit))
+        if not self.body:
+            self.body = data
+        elif isinstance(self.body, bytearray):
+            self.body += data
+        else:
+            self.body = bytearray(self.body) + data
+
+    def drop(self) -> None:
+        """The body is of no more use."""
+        self.body = b""
+        if self._reserved > FREE:
+            self._gateway.release(self._reserved - FREE)
+            self._reserved = FREE
+
+    def send(self) -> None:
+        """Give the whole request to a replica."""
+        assert self.admission is not None
+        self._gateway.send(self, self.admission, self.head, self.body, self.began)
+
+    def refuse(self, error: ModelyardError) -> None:
+        """Answer a request that never became a call."""
+        self._answered = True
+        self.drop()
+        status = tenancy_door.status(error)
+        self._gateway.metrics.refuse(status)
+        door = self._gateway.door(self.url)
+        self._connection.answer(self, status, tenancy_door.headers(error), door.error(error))
+
+    def abandon(self) -> None:
+        """The client is gone. A call that was sent is cancelled and still counted when the replica has said what it used."""
+        self._gone = True
+        if self.link is not None and not self._answered:
+            self.link.cancel(self)
+        else:
+            self.drop()
+
+    # Underway
+
+    def part(self, frame: PartFrame) -> None:
+        if frame.head is not None:
+            self._answer_head = frame.head
+        self._parts.append(frame.data)
+
+    def restart(self) -> bool:
+        self._answer_head = None
+        self._parts.clear()
+        return not self._gone and not self._answered
+
+    def ended(self, usage: Usage, error: Fault | None) -> None:
+        if self._answered:  # as late
+            self._count(usage, 0, 0, calls=0)
+        elif error is not None:
+            self._fail(usage, error)
+        else:
+            parts = self._parts
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._count(usage, CLIENT_GONE if self._gone else 200, len(body))
+            self._connection.answer(self, 200, self._answer_head, body)
+        self.drop()
+
+    def late(self, error: Fault) -> None:
+        if not self._answered:
+            self._fail(Usage(), error)
+
+    def _fail(self, usage: Usage, fault: Fault) -> None:
+        assert self.admission is not None
+        error = from_wire(fault.code, fault.message)
+        status = tenancy_door.status(error)
+        body = self.admission.door.error(error)
+        self._answered = True
+        self._count(usage, CLIENT_GONE if self._gone else status, len(body))
+        self._connection.answer(self, status, tenancy_door.headers(error), body)
+
+    def _count(self, usage: Usage, status: int, size: int, calls: int = 1) -> None:
+        assert self.admission is not None
+        seconds = self._connection.now() - self.started
+        received = len(self.frame.data) if calls else 0
+        self._gateway.settle(self.admission, usage, status, received, size, seconds, calls)
+
+
+def is_stale(error: ModelyardError, credentials: Credentials) -> bool:
+    """Whether a refusal may come from a memory that is behind the database: then it is worth a look."""
+    return error.code in _STALE and bool(credentials)
+
+
+_STALE = {"invalid_api_key", "not_found", Unavailable.code}

@@ -1,0 +1,183 @@
+"""The fixed set of frames between a gateway and a replica, and their bytes.
+
+A frame is its length (u32, little-endian) and a msgpack array whose first element is the frame's number; at most 64 KiB in
+all. `channel` moves them; `router` and `replica` say and understand them. Nothing here does input or output.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from modelyard.errors import Invalid
+
+MAX_FRAME = 1 << 16
+# A piece of a body in one frame; what is left of the 64 KiB is for names and headers.
+PIECE = 56 << 10
+_LENGTH = struct.Struct("<I")
+_NO_LENGTH = bytes(_LENGTH.size)
+
+
+class Fault(msgspec.Struct, array_like=True, gc=False):
+    """An error as it travels: `code` names the class of `errors`."""
+
+    code: str
+    message: str
+
+
+class Usage(msgspec.Struct, array_like=True, gc=False):
+    """What a call used: `units` of its task (rows, tokens, seconds) and microseconds of processor time."""
+
+    units: int = 0
+    cpu_us: int = 0
+
+
+class CallFrame(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """A new call, gateway to replica. `id` is unique on its connection; `deadline` a time.time(); `grant` the units it may
+    use (None: no limit); `head` the few headers the door's decoder needs; with `more` the body goes on in BODY frames."""
+
+    id: int
+    project: str
+    deployment: str
+    version: str
+    door: str
+    verb: str
+    deadline: float
+    grant: int | None
+    head: dict[str, str]
+    data: bytes = b""
+    more: bool = False
+
+
+class BodyFrame(msgspec.Struct, array_like=True, tag=2, gc=False):
+    """The next piece of a call's body."""
+
+    id: int
+    data: bytes
+    more: bool = False
+
+
+class PartFrame(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """A piece of an answer, replica to gateway. `seq` counts parts; a part larger than a frame comes as several with the same
+    `seq`, all but the last with `more`. `units` were used by this part. `head`: headers of the answer, on the first only."""
+
+    id: int
+    seq: int
+    units: int
+    data: bytes
+    head: dict[str, str] | None = None
+    more: bool = False
+
+
+class MoreFrame(msgspec.Struct, array_like=True, tag=4, gc=False):
+    """A replica asks for `units` beyond a call's grant."""
+
+    id: int
+    units: int
+
+
+class GrantFrame(msgspec.Struct, array_like=True, tag=5, gc=False):
+    """A gateway gives `units` more."""
+
+    id: int
+    units: int
+
+
+class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
+    """The last frame of a call. `queue_depth`: calls the replica holds now, from all gateways."""
+
+    id: int
+    usage: Usage
+    queue_depth: int
+    error: Fault | None = None
+
+
+class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
+    """Nobody waits for this call any more. It still ends with an END that says what it used."""
+
+    id: int
+
+
+class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
+    """Asked with `seq` alone; answered with the same `seq`. `state` is loading, ready, failed or draining; `metadata` the
+    public tensors; `steps` counts batches computed, so that a busy replica can be told from a hung one."""
+
+    seq: int
+    state: str = ""
+    metadata: dict[str, Any] = {}
+    error: Fault | None = None
+    queue_depth: int = 0
+    steps: int = 0
+
+
+class SubcallFrame(msgspec.Struct, array_like=True, tag=9, gc=False):
+    """A call made by a call (a pipeline's step), replica to gateway, under the parent call's `id`, project and grant."""
+
+    id: int
+    child: int
+    deployment: str
+    version: str | None
+    door: str
+    verb: str
+    head: dict[str, str]
+    data: bytes = b""
+    more: bool = False
+
+
+Frame = CallFrame | BodyFrame | PartFrame | MoreFrame | GrantFrame | EndFrame | CancelFrame | HealthFrame | SubcallFrame
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+def append(buffer: bytearray, frame: Frame) -> None:
+    """Append a frame's bytes to `buffer`. Raises `Invalid`, leaving `buffer` as it was, if it is longer than a frame may be."""
+    start = len(buffer)
+    buffer += _NO_LENGTH
+    _ENCODER.encode_into(frame, buffer, -1)
+    size = len(buffer) - start - _LENGTH.size
+    if size > MAX_FRAME:
+        del buffer[start:]
+        raise Invalid(f"A {type(frame).__name__} of {size} bytes does not fit a frame of {MAX_FRAME}.")
+    _LENGTH.pack_into(buffer, start, size)
+
+
+class Decoder:
+    """Bytes in any pieces → frames. Holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes. Raises `Invalid` on what is no frame; the connection is of no use then."""
+        rest = self._rest
+        source: bytes | bytearray = data
+        if rest:
+            rest += data
+            source = rest
+        frames: list[Frame] = []
+        end, at = len(source), 0
+        with memoryview(source) as view:
+            while end - at >= 4:
+                start = at + 4
+                stop = start + _LENGTH.unpack_from(source, at)[0]
+                if stop - start > MAX_FRAME:
+                    raise Invalid(f"The peer announced a frame of {stop - start} bytes; at most {MAX_FRAME} are allowed.")
+                if stop > end:
+                    break
+                frames.append(_decode(view[start:stop]))
+                at = stop
+        if source is rest:
+            del rest[:at]
+        elif at < end:
+            rest += data[at:]
+        return frames
+
+
+def _decode(data: memoryview) -> Frame:
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise Invalid(f"The peer sent bytes that are no frame: {error}.") from error

@@ -1,0 +1,371 @@
+"""The gateway's HTTP/1.1: uvicorn's httptools protocol, which takes the inference requests before ASGI sees them.
+
+A POST that a door answers becomes an `Exchange` and leaves as frames; every other request goes the ordinary way to the ASGI
+app. Both kinds may follow each other on one connection, pipelined too, and are answered in order. llhttp is strict about
+framing (a length given twice, or beside chunks, ends the connection), and nothing here is lenient about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from modelyard.errors import Invalid, ModelyardError
+from modelyard.serving.exchange import Exchange, is_stale
+from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway
+
+MAX_HEAD = 64 << 10  # bytes of a request's line and headers
+MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
+IDLE = 75.0  # seconds a connection may be silent between requests
+LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
+SMALL = 64 << 10  # a refused body of up to this size is read to its end, and the connection kept
+_READ = 256 << 10  # the most that arrives in one piece
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JSON = {"content-type": "application/json"}
+
+
+class InferenceProtocol(HttpToolsProtocol):
+    """A connection. `turns` holds its unanswered requests in order: exchanges, and (cycle, app) of ASGI. The first is being
+    answered; `incoming` is the exchange whose body is being read."""
+
+    gateway: ClassVar[Gateway]
+    _date: ClassVar[tuple[Any, bytes]] = (None, b"")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.turns: deque[Exchange | tuple[RequestResponseCycle, Any]] = deque()
+        self.incoming: Exchange | None = None
+        self.now = self.loop.time
+        self.since = 0.0
+        self._in_head = True
+        self._skip = False  # the message being parsed is not to be acted on
+        self._last = False  # no request after this one is answered
+        self._dropping = False  # nothing more is parsed
+        self._held = 0  # requests that wait for a look at the database
+        self._completed = self._fed = self._body = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.now()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for turn in self.turns:
+            if isinstance(turn, Exchange):
+                turn.abandon()
+            else:
+                turn[0].disconnected = True
+                turn[0].message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._dropping:
+            return
+        completed = self._completed
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._break(400, "The request is not valid HTTP/1.1.")
+        if completed != self._completed:
+            self._fed = 0
+            return
+        # What is neither body nor the framing of (at worst one-byte) chunks is headers or trailers.
+        self._fed += len(data)
+        if self._fed - 8 * self._body > MAX_HEAD + _READ * (not self._in_head):
+            self._break(431, f"The request's headers are larger than {MAX_HEAD} bytes.")
+
+    def pause_writing(self) -> None:
+        """The client does not read: take no more of its requests."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_on()
+
+    def shutdown(self) -> None:
+        """The server ends: answer what was asked, and close."""
+        self._last = True
+        if not self.turns:
+            self.transport.close()
+            return
+        turn = self.turns[-1]
+        (turn if isinstance(turn, Exchange) else turn[0]).keep_alive = False
+
+    def sweep(self, now: float, patience: float) -> None:
+        """Called about twice a second with the loop's clock: end what is idle, and requests that never become whole."""
+        if self.incoming is not None and now - self.incoming.started > patience and not self._held:
+            self._break(408, f"The request was not whole within {patience:g} seconds.")
+        elif not self.turns and now - self.since > IDLE:
+            self.transport.close()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        self.url, self.headers = b"", []
+        self._in_head, self._skip, self._body = True, self._last, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer, which must not pass for a header
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._skip:
+            return
+        if self.parser.should_upgrade():
+            self._skip = True
+            return
+        self.incoming = None
+        if self.parser.get_method() != b"POST" or not self._begin():
+            self._begin_asgi()
+        if len(self.turns) > MAX_PIPELINED:
+            self.flow.pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        if self._skip:
+            return
+        self._body += len(body)
+        exchange = self.incoming
+        if exchange is None:
+            super().on_body(body)
+        elif exchange.refusal is None:
+            try:
+                exchange.take(body)
+            except ModelyardError as error:
+                self._refuse_now(exchange, error)
+
+    def on_message_complete(self) -> None:
+        if self._skip:
+            return
+        self._in_head = True
+        self._completed += 1
+        exchange = self.incoming
+        if exchange is None:
+            super().on_message_complete()
+            return
+        self.incoming = None
+        exchange.whole = True
+        self._go(exchange)
+
+    # Inference requests
+
+    def _begin(self) -> bool:
+        """Begin an exchange if the request is a call; False where it is ASGI's."""
+        credentials: Credentials = ()
+        head: dict[str, str] = {}
+        special: dict[bytes, bytes] = {}
+        gateway = self.gateway
+        for name, value in self.headers:
+            if name in CREDENTIALS:
+                credentials += ((name, value),)
+            elif name in _SPECIAL:
+                special[name] = value
+            elif name in gateway.headers:
+                head[gateway.headers[name]] = value.decode("latin-1")
+        began = time.time()
+        exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
+        refusal: ModelyardError | None = None
+        try:
+            exchange.admission = gateway.admit(self.url, credentials, began)
+            if exchange.admission is None:
+                return False
+        except ModelyardError as error:
+            refusal = error
+        exchange.keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        self._last = not exchange.keep_alive
+        exchange.id = head["x-request-id"] = gateway.call_id(special.get(b"x-request-id"))
+        exchange.head = head
+        self.incoming = exchange
+        self.turns.append(exchange)
+        if refusal is not None and is_stale(refusal, credentials):
+            self._held += 1
+            self.flow.pause_reading()
+            gateway.refresh(lambda: self._look_again(exchange, special))
+        elif refusal is not None or special:
+            self._judge(exchange, special, refusal)
+        return True
+
+    def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes]) -> None:
+        """The memory is now what the database was after this request came."""
+        self._held -= 1
+        self._read_on()
+        if self.transport.is_closing() or exchange.refusal is not None:
+            return
+        refusal: ModelyardError | None = None
+        try:
+            exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time())
+        except ModelyardError as error:
+            refusal = error
+        self._judge(exchange, special, refusal)
+        if exchange.whole:
+            self._go(exchange)
+
+    def _go(self, exchange: Exchange) -> None:
+        """Send or refuse a whole request, once it is known which."""
+        if exchange.refusal is not None:
+            exchange.refuse(exchange.refusal)
+        elif exchange.admission is not None:
+            exchange.send()
+
+    def _judge(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError | None) -> None:
+        """What the headers say of the body. A refusal is answered when a small body is whole, else at once."""
+        expects = special.get(b"expect", b"").lower() == b"100-continue"
+        length = int(special.get(b"content-length", b"0"))
+        encoding = special.get(b"content-encoding", b"identity")
+        if refusal is None and encoding.lower() != b"identity":
+            refusal = Invalid("The body has a Content-Encoding; expected none: send it uncompressed.")
+        if refusal is None:
+            try:
+                exchange.expect(length)
+            except ModelyardError as error:
+                refusal = error
+        if refusal is None:
+            if expects and self.turns[0] is exchange and not exchange.whole:
+                self.transport.write(_CONTINUE)
+        elif exchange.whole or (length <= SMALL and not expects and b"transfer-encoding" not in special):
+            exchange.refusal = refusal
+        else:
+            self._refuse_now(exchange, refusal)
+
+    def _refuse_now(self, exchange: Exchange, error: ModelyardError) -> None:
+        """Refuse before the body is whole; the connection ends, because its next bytes are still that body."""
+        exchange.refusal, exchange.keep_alive = error, False
+        self._last = self._skip = True
+        self.incoming = None
+        exchange.refuse(error)
+
+    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> None:
+        """Write an answer when it is its turn."""
+        if self.transport.is_closing():
+            return
+        exchange.response = self._render(exchange, status, head, body)
+        if self.turns and self.turns[0] is exchange:
+            self._advance()
+
+    def _render(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> bytes:
+        defaults = self.server_state.default_headers
+        if self._date[0] is not defaults:
+            InferenceProtocol._date = defaults, b"".join(b"%b: %b\r\n" % pair for pair in defaults)
+        more = b"" if exchange.keep_alive else b"connection: close\r\n"
+        for name, value in (head or _JSON).items():
+            line = f"{name}: {value}"
+            if line.isprintable():  # no header of a replica may end its line
+                more += line.encode("latin-1", "replace") + b"\r\n"
+        if head is not None and "content-type" not in head:
+            more += b"content-type: application/json\r\n"
+        return b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            STATUS_LINE[status],
+            self._date[1],
+            more,
+            exchange.id.encode(),
+            len(body),
+            body,
+        )
+
+    # Turns
+
+    def _advance(self) -> None:
+        """Write every answer whose turn it is; start the ASGI request whose turn it is."""
+        turns = self.turns
+        while turns:
+            turn = turns[0]
+            if not isinstance(turn, Exchange):
+                super()._start_asgi_task(*turn)
+                return
+            if turn.response is None:
+                return
+            turns.popleft()
+            self.transport.write(turn.response)
+            self.since = self.now()
+            if not turn.keep_alive:
+                self._finish(turn.whole)
+                return
+        self._read_on()
+
+    def _finish(self, whole: bool) -> None:
+        """Close, but let a client that is still sending see its answer."""
+        self._last = self._dropping = True
+        if whole:
+            self.transport.close()
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
+
+    def _read_on(self) -> None:
+        if len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused:
+            self.flow.resume_reading()
+
+    def _begin_asgi(self) -> None:
+        """Let uvicorn see the request as if it had parsed it."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)
+        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers)
+        self.cycle = None  # type: ignore[assignment] # uvicorn would queue behind it; `turns` does
+        super().on_headers_complete()
+        self._last = not self.cycle.keep_alive
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.turns.append((cycle, app))
+        if len(self.turns) == 1:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.turns.popleft()
+        self.since = self.now()
+        super().on_response_complete()
+        if self.turns and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._advance()
+
+    # What cannot be parsed
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """No upgrade is offered here, so the request is served as if it had not asked; llhttp stopped at it."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._break(400, "This is no proxy.")
+            return
+        kept = [(n, v) for n, v in self.headers if n not in (b"upgrade", b"http2-settings", b"connection")]
+        if not self.parser.should_keep_alive():
+            kept.append((b"connection", b"close"))
+        lines = b"".join(b"%b: %b\r\n" % pair for pair in kept)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
+
+    def _break(self, status: int, message: str) -> None:
+        """The connection's bytes make no sense any more: answer so in turn, and end it."""
+        if self._dropping or self.transport.is_closing():
+            return
+        self._dropping = self._last = True
+        exchange, self.incoming = self.incoming, None
+        if exchange is None:
+            last = self.turns[-1] if self.turns else None
+            if isinstance(last, tuple) and last[0].more_body:
+                self.transport.abort()  # the app may have begun its answer
+                return
+            exchange = Exchange(self.gateway, self, self.url, (), time.time(), self.now())
+            exchange.id = self.gateway.call_id(None)
+            self.turns.append(exchange)
+        exchange.refusal, exchange.keep_alive = Invalid(message), False
+        exchange.drop()
+        self.gateway.metrics.refuse(status)
+        self.answer(exchange, status, None, self.gateway.door(exchange.url).error(exchange.refusal))
+
+
+_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})

@@ -1,0 +1,94 @@
+"""What the gateway measures of calls, for Prometheus. Counting a call costs a third of a microsecond: plain lists, no locks
+(one thread counts), turned into metrics only when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+# Seconds: from a tiny model's answer to a long generation's.
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Cell:
+    """The calls of one deployment's version: how many by status code, and how long they took."""
+
+    __slots__ = ("buckets", "codes", "seconds")
+
+    def __init__(self) -> None:
+        self.codes: dict[int, int] = {200: 0}
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.seconds = 0.0
+
+    def count(self, code: int, seconds: float) -> None:
+        codes = self.codes
+        codes[code] = codes.get(code, 0) + 1
+        self.buckets[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+
+Labels = tuple[str, str, str]  # project, deployment, version
+
+
+class CallMetrics:
+    """All cells of one gateway. `depths` tells how many calls each (project, deployment) has at its replicas."""
+
+    def __init__(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        self._cells: dict[Labels, Cell] = {}
+        self._depths = depths
+        self.refused: dict[int, int] = {}
+
+    def cell(self, project: str, deployment: str, version: str) -> Cell:
+        return self._cells.setdefault((project, deployment, version), Cell())
+
+    def refuse(self, code: int) -> None:
+        """Count a request that never became a call: no key, no such deployment, too large."""
+        self.refused[code] = self.refused.get(code, 0) + 1
+
+    def exposition(self, project: str | None) -> bytes:
+        """The metrics of one project's calls (None: of all) as Prometheus text."""
+        registry = CollectorRegistry()
+        registry.register(_View(self, project))
+        return generate_latest(registry)
+
+    def families(self, project: str | None) -> Iterator[Metric]:
+        calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=("project", "deployment", "version", "code"))
+        seconds = HistogramMetricFamily(
+            "modelyard_call_seconds", "From the request's head to the answer.", labels=("project", "deployment", "version")
+        )
+        for labels, cell in list(self._cells.items()):
+            if project in (None, labels[0]):
+                for code, number in list(cell.codes.items()):
+                    calls.add_metric((*labels, str(code)), number)
+                seconds.add_metric(labels, _cumulative(cell.buckets), cell.seconds)
+        depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=("project", "deployment"))
+        for owner, deployment, number in self._depths():
+            if project in (None, owner):
+                depth.add_metric((owner, deployment), number)
+        refused = CounterMetricFamily("modelyard_refused", "Requests that never became a call.", labels=("code",))
+        for code, number in list(self.refused.items()):
+            refused.add_metric((str(code),), number)
+        yield from (calls, seconds, depth, refused)
+
+
+class _View(Collector):
+    """What one project may see."""
+
+    def __init__(self, metrics: CallMetrics, project: str | None) -> None:
+        self._metrics, self._project = metrics, project
+
+    def collect(self) -> Iterator[Metric]:
+        return self._metrics.families(self._project)
+
+
+def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
+    found, total = [], 0
+    for bound, number in zip((*map(str, BOUNDS), "+Inf"), buckets, strict=True):
+        total += number
+        found.append((bound, float(total)))
+    return found

@@ -1,0 +1,151 @@
+"""Everything that is not the gateway's own goes to control, over its Unix socket, as it came.
+
+Bodies stream both ways. Headers that concern one connection stay on it; who asked from where is told by us and never by the
+client. Control checks keys itself: the relay adds no right and takes none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from modelyard.errors import Unavailable
+from modelyard.serving.front import Message, Receive, Send, respond
+from modelyard.telemetry import log
+from modelyard.tenancy import door
+
+_log = log(__name__)
+# Of one connection, or ours to say.
+_NOT_PASSED = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"expect",
+        b"forwarded",
+    }
+)
+_TIMEOUT = httpx.Timeout(None, connect=5.0)  # a followed job's events may be silent for as long as it likes
+_LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)
+
+
+class Relay:
+    """An ASGI app in front of the one that listens on the Unix socket `socket`."""
+
+    def __init__(self, socket: Path) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS, retries=0)
+        # No environment (proxies), no redirects, no cookies: what came is what goes.
+        self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        request = _Request(receive)
+        outgoing = self._client.build_request(
+            scope["method"],
+            httpx.URL(scheme="http", host="control", raw_path=_target(scope)),
+            headers=_passed(scope),
+            content=request.body() if _has_body(scope) else None,
+        )
+        try:
+            response = await self._client.send(outgoing, stream=True)
+        except httpx.TransportError as error:
+            if not request.gone:
+                _log.warning("control not reached", error=type(error).__name__)
+                await _unavailable(scope, send)
+            return
+        try:
+            await _pass_back(scope, response, request, send)
+        finally:
+            await response.aclose()
+
+
+class _Request:
+    """A request's body as it arrives, and whether its client is still there."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
+
+    async def body(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise httpx.ReadError("the client went away")
+            if message.get("body"):
+                yield message["body"]
+            if not message.get("more_body"):
+                return
+
+    async def left(self) -> None:
+        """Return when the client goes away; for after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _target(scope: Message) -> bytes:
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
+
+
+def _has_body(scope: Message) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def _passed(scope: Message) -> list[tuple[bytes, bytes]]:
+    """The request's headers, without those of its connection and without any tale of who sent it."""
+    named = {token.strip().lower() for name, value in scope["headers"] if name == b"connection" for token in value.split(b",")}
+    kept = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in _NOT_PASSED and name not in named and not name.startswith(b"x-forwarded-")
+    ]
+    client = scope.get("client")
+    kept += [(b"x-forwarded-for", str(client[0] if client else "").encode()), (b"x-forwarded-proto", scope["scheme"].encode())]
+    return kept
+
+
+async def _pass_back(scope: Message, response: httpx.Response, request: _Request, send: Send) -> None:
+    """Stream the answer; stop asking for it when the client goes away."""
+    headers = [(n.lower(), v) for n, v in response.headers.raw if n.lower() not in _NOT_PASSED]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    copying = asyncio.ensure_future(_copy(response, send))
+    leaving = asyncio.ensure_future(request.left())
+    try:
+        await asyncio.wait([copying, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if copying.done():
+            copying.result()
+    finally:
+        for task in (copying, leaving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _copy(response: httpx.Response, send: Send) -> None:
+    async for piece in response.aiter_raw():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _unavailable(scope: Message, send: Send) -> None:
+    error = Unavailable("The control process does not answer; deployments still do. Try again shortly.")
+    body = msgspec.json.encode(door.body(error))
+    await respond(scope, send, door.status(error), body, "application/json", door.headers(error))

@@ -1,0 +1,246 @@
+"""Which replica takes a call, and the connections to them.
+
+`choose` decides; `Router` keeps one connection a replica, sends each call to the one with the least to do, and gives a call
+whose replica is lost or ending to another one, once. It knows frames and endpoints, not what is asked or by whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from modelyard.errors import TimedOut, Unavailable
+from modelyard.serving.channel import Channel
+from modelyard.serving.frames import (
+    CallFrame,
+    CancelFrame,
+    EndFrame,
+    Fault,
+    Frame,
+    GrantFrame,
+    HealthFrame,
+    MoreFrame,
+    PartFrame,
+    Usage,
+)
+from modelyard.serving.types import Endpoint
+
+FIRST_RETRY, LAST_RETRY = 0.05, 2.0  # seconds between attempts to connect
+SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken last
+_NO_REPLICA = Fault(Unavailable.code, "No replica of this deployment can be reached; try again shortly.")
+_LOST = Fault(Unavailable.code, "The replica ended before it answered; try again.")
+_LATE = Fault(TimedOut.code, "The call was not answered in the time allowed.")
+
+
+def choose(loads: Sequence[tuple[int, int]], turn: int) -> int:
+    """The index of the least load, a pair (how doubtful, calls outstanding); among equals the one whose `turn` it is."""
+    least = min(loads)
+    equals = [index for index, load in enumerate(loads) if load == least]
+    return equals[turn % len(equals)]
+
+
+class Underway:
+    """A call between gateway and replica; whoever sends one is told here. `frame` is kept whole until the call ends, so that
+    it can be sent again."""
+
+    __slots__ = ("frame", "group", "link", "retried")
+    frame: CallFrame
+    group: Group
+    link: Link | None
+    retried: bool
+
+    def part(self, frame: PartFrame) -> None:
+        """A piece of the answer."""
+        raise NotImplementedError
+
+    def ended(self, usage: Usage, error: Fault | None) -> None:
+        """The end: called once, also after `late`."""
+        raise NotImplementedError
+
+    def late(self, error: Fault) -> None:
+        """The deadline passed; `ended` will follow with what was used."""
+        raise NotImplementedError
+
+    def restart(self) -> bool:
+        """Forget what arrived; False where some of it was already passed on, so that the call cannot be sent again."""
+        raise NotImplementedError
+
+
+class Link:
+    """The connection to one replica. `up` is None while the first attempt to connect runs."""
+
+    def __init__(self, router: Router, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.calls: dict[int, Underway] = {}
+        self.depth = 0
+        self.up: bool | None = None
+        self.draining = False
+        self.retired = False
+        self._router, self._loop = router, loop
+        self._channel = Channel(loop, self._received, self._lost)
+        self._wait = FIRST_RETRY
+        self._heard = loop.time()
+        self._asked = 0
+        self._connecting = loop.create_task(self._connect())
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """For `choose`: replicas that drain, do not answer or are not connected yet come last."""
+        doubt = self.draining or self.up is None or self._loop.time() - self._heard > SILENT
+        return int(doubt), max(len(self.calls), self.depth)
+
+    def send(self, call: Underway) -> None:
+        call.link = self
+        self.calls[call.frame.id] = call
+        self._channel.send_whole(call.frame)
+
+    def cancel(self, call: Underway) -> None:
+        if call.frame.id in self.calls:
+            self._channel.drop(call.frame.id)
+            self._channel.send(CancelFrame(call.frame.id))
+
+    def check(self, now: float) -> None:
+        """Ask how the replica is, and tell the calls that are late. `now` is a time.time()."""
+        if self.up:
+            self._asked += 1
+            self._channel.send(HealthFrame(self._asked))
+        late = [call for call in self.calls.values() if call.frame.deadline <= now]
+        for call in late:
+            self.cancel(call)
+            call.late(_LATE)
+        if self.retired and not self.calls:
+            self.close()
+
+    def close(self) -> None:
+        """Close for good."""
+        self.retired = True
+        self._connecting.cancel()
+        self._channel.close()
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                await self._loop.create_unix_connection(lambda: self._channel, self.endpoint.address)
+            except OSError:
+                self.up = False
+                self._give_back()
+                await asyncio.sleep(self._wait)
+                self._wait = min(LAST_RETRY, 2 * self._wait)
+            else:
+                self.up, self._wait, self._heard = True, FIRST_RETRY, self._loop.time()
+                return
+
+    def _received(self, frame: Frame) -> None:
+        if isinstance(frame, PartFrame):
+            call = self.calls.get(frame.id)
+            if call is not None:
+                call.part(frame)
+        elif isinstance(frame, EndFrame):
+            self.depth = frame.queue_depth
+            call = self.calls.pop(frame.id, None)
+            if call is not None:
+                self._ended(call, frame)
+        elif isinstance(frame, HealthFrame):
+            self._heard, self.depth = self._loop.time(), frame.queue_depth
+            self.draining = frame.state != "ready"
+        elif isinstance(frame, MoreFrame):
+            self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
+
+    def _ended(self, call: Underway, frame: EndFrame) -> None:
+        if frame.error is not None and frame.error.code == Unavailable.code:
+            self.draining = True
+            self._router.again(call, frame.error)
+        else:
+            call.ended(frame.usage, frame.error)
+
+    def _lost(self, _: Exception | None) -> None:
+        self.up = False
+        self._channel = Channel(self._loop, self._received, self._lost)
+        self._give_back()
+        if not self.retired:
+            self._connecting = self._loop.create_task(self._connect())
+
+    def _give_back(self) -> None:
+        calls, self.calls, self.depth = list(self.calls.values()), {}, 0
+        for call in calls:
+            self._router.again(call, _LOST)
+
+
+class Group:
+    """The replicas of one route."""
+
+    __slots__ = ("_turn", "links")
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self.links = links
+        self._turn = 0
+
+    def pick(self, but: Link | None = None) -> Link | None:
+        """The link for the next call, never `but`; None where none is up or about to be."""
+        links = self.links
+        if len(links) == 1 and links[0].up and but is None:
+            return links[0]
+        links = [link for link in links if link.up is not False and link is not but]
+        if not links:
+            return None
+        self._turn += 1
+        return links[choose([link.load for link in links], self._turn)]
+
+
+class Router:
+    """All connections of one gateway. Every method runs on the event loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._links: dict[Endpoint, Link] = {}
+        self._old: set[Link] = set()
+        self._next = 0
+
+    def group(self, endpoints: Iterable[Endpoint]) -> Group:
+        """The connections to some replicas, made where there are none yet."""
+        return Group([self._link(endpoint) for endpoint in endpoints])
+
+    def keep(self, endpoints: Iterable[Endpoint]) -> None:
+        """Let go of every replica but these, once its calls have ended."""
+        for endpoint in self._links.keys() - set(endpoints):
+            link = self._links.pop(endpoint)
+            link.retired = True
+            self._old.add(link)
+
+    def number(self) -> int:
+        """A fresh id for a call."""
+        self._next += 1
+        return self._next
+
+    def send(self, call: Underway) -> None:
+        """Send a call to the replica of its group that has the least to do."""
+        link = call.group.pick()
+        if link is None:
+            call.ended(Usage(), _NO_REPLICA)
+        else:
+            link.send(call)
+
+    def again(self, call: Underway, error: Fault) -> None:
+        """A replica did not take or finish a call: give it to another one, once, or end it with `error`."""
+        link = call.group.pick(but=call.link) if not call.retried and call.restart() else None
+        if link is None:
+            call.ended(Usage(), error)
+        else:
+            call.retried = True
+            link.send(call)
+
+    def check(self, now: float) -> None:
+        """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""
+        for link in (*self._links.values(), *self._old):
+            link.check(now)
+        self._old = {link for link in self._old if link.calls}
+
+    def close(self) -> None:
+        for link in (*self._links.values(), *self._old):
+            link.close()
+
+    def _link(self, endpoint: Endpoint) -> Link:
+        link = self._links.get(endpoint)
+        if link is None:
+            link = self._links[endpoint] = Link(self, self._loop, endpoint)
+        return link
