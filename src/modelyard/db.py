@@ -117,6 +117,8 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A read-only session; what is changed in it is thrown away."""
         with self._sessions() as session:
+            if self.engine.dialect.name != "sqlite":  # there each statement of a transaction has its own picture by default
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
             session.rollback()
 
