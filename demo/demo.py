@@ -31,10 +31,12 @@ from curve import chart, side_by_side
 from modelyard.cli.live import Live
 from modelyard.cli.receipt import receipt_text
 from modelyard.cli.screen import table
-from modelyard.client import Answer, Yard, started
+from modelyard.cli.variants import findings
+from modelyard.client import Answer, Yard
 from modelyard.errors import ModelyardError
 from modelyard.jobs.supervisor import lock
 from modelyard.storage.folders import remove
+from modelyard.testing import yard as started
 
 HERE = Path(__file__).parent
 YARD, RESULT = HERE / "yard", HERE / "result.json"
@@ -93,11 +95,13 @@ class Demo:
     def optimise(self, model: str) -> Json:
         with Live("optimise") as live:
             best = self.yard.optimize(model, max_accuracy_drop=MAX_ACCURACY_DROP, on_event=live.see)
-        facts: Json = self.yard.job(best["job"])["facts"]["0"]
-        say(json.dumps(facts, indent=1))
-        say(f"{best['reference']}  sha256 {best['artefact']}")
+        job = self.yard.job(best["job"])
+        facts: Json = job["facts"]["0"]
+        say(findings(facts))
+        say(f"{best['reference']}  sha256 {best['artefact']}  {job['cpu_seconds']:.1f} CPU-seconds")
         self.result["hashes"][best["reference"]] = best["artefact"]
-        self.result["variants"] = facts["variants"]
+        self.result |= {"variants": facts["table"], "chosen": facts["chosen"], "report": facts["report"]}
+        self.result["accuracies"]["report"] = {name: facts["report"][name]["value"] for name in ("original", "chosen")}
         return best
 
     def deploy(self, model: str) -> Json:
@@ -194,13 +198,15 @@ def run(yard: Yard) -> Json:
 
 def main() -> int:
     try:
+        for name in ("MODELYARD_URL", "MODELYARD_KEY"):
+            os.environ.pop(name, None)  # this run is about its own platform, whatever else the shell points to
         os.close(lock(YARD))
         remove(YARD)
-        with started(YARD) as yard:
+        with started(YARD, MODELYARD_LOG_LEVEL="warning") as yard:
             console.print(f"\nA platform of its own at [bold]{yard.profile.url}[/bold], in the empty folder {YARD}\n")
             result = run(yard)
-    except ModelyardError as error:
-        console.print(f"[red bold]error:[/] {error.message}\n[dim]The logs are in {YARD / 'logs'}.")
+    except (ModelyardError, RuntimeError) as error:
+        console.print(f"[red bold]error:[/] {error}\n[dim]The logs are in {YARD / 'logs'}.")
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted; the platform was ended.")

@@ -12,7 +12,7 @@ def metric(step: int, **values: float) -> dict[str, object]:
 def test_figures_show_the_newest_and_the_curve_of_the_loss() -> None:
     figures = Figures()
     for step, loss in enumerate((8.0, 4.0, 1.0)):
-        figures.add(metric(step, loss=loss, val_accuracy=0.5 + step / 10))
+        figures.add(metric(step, loss=loss, val_accuracy=0.5 + step / 10, seconds=1))
     assert figures.line(curves=True) == "loss 1 █▄▁  val accuracy 0.7"
     assert figures.line(curves=False) == "loss 1  val accuracy 0.7"
 

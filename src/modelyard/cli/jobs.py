@@ -12,7 +12,7 @@ import typer
 from modelyard.cli.live import Live, progress_text
 from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say, table
 from modelyard.cli.values import nested
-from modelyard.cli.variants import variants_table
+from modelyard.cli.variants import findings
 from modelyard.errors import Invalid
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train(
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= {"epochs": epochs} if epochs else {}
     with open_yard(data) as yard:
-        job = yard.train(name, dataset, recipe, ranks=ranks, config=full, code=code, model=model, timeout=timeout, wait=False)
+        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, timeout=timeout, wait=False, **full)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")
@@ -105,10 +105,8 @@ def optimize(
             return started(as_json, job)
         note(f"job {job['id']}")
         version = finish(yard, job, "optimize", logs=True)
-        facts = yard.job(job["id"])["facts"]
-    if not as_json and (variants := variants_table(facts)):
-        say(False, None, variants)
-    say(as_json, version | {"facts": facts.get("0", {})}, f"chosen {describe(version)}")
+        facts = yard.job(job["id"])["facts"]["0"]
+    say(as_json, version | {"facts": facts}, f"{findings(facts)}\nchosen {describe(version)}")
     return None
 
 

@@ -27,16 +27,15 @@ class Figures:
     def add(self, event: Mapping[str, Any]) -> None:
         self.step = int(event.get("step", 0))
         for name, value in event["values"].items():
-            if name == "seconds":
-                continue
             self.series.setdefault(name, []).append(float(value))
 
     def line(self, curves: bool) -> str:
-        """'loss 0.031 ▇▄▂▁  accuracy 0.981'; the curve is the loss's."""
+        """'loss 0.031 ▇▄▂▁  accuracy 0.981', the curve a loss's; what is neither loss nor accuracy stays out."""
         parts = []
         for name, values in self.series.items():
-            curve = f" {sparkline(values)}" if curves and name.endswith("loss") and len(values) > 1 else ""
-            parts.append(f"{name.replace('_', ' ')} {values[-1]:.4g}{curve}")
+            if name.endswith(("loss", "accuracy")):
+                curve = f" {sparkline(values)}" if curves and name.endswith("loss") and len(values) > 1 else ""
+                parts.append(f"{name.replace('_', ' ')} {values[-1]:.4g}{curve}")
         return "  ".join(parts)
 
 

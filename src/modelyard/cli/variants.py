@@ -1,28 +1,48 @@
-"""The variants an optimise job measured, as a table: whatever figures it reports, one row a variant."""
+"""What an optimise job found, for people: its variants side by side, and the chosen one on data it was not chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from modelyard.cli.screen import size, table
 
-
-def variants_table(facts: Mapping[str, Any]) -> str:
-    """A table of `facts["0"]["variants"]`, empty where the job reported none."""
-    rows = facts.get("0", {}).get("variants", [])
-    if not rows:
-        return ""
-    header = [name for name, value in rows[0].items() if not isinstance(value, Mapping)]
-    return table([name.replace("_", " ") for name in header], [[cell(name, row.get(name)) for name in header] for row in rows])
+_HEADER = ("variant", "accuracy", "interval", "points lost", "size", "p50 ms", "p99 ms", "rows/s", "verdict")
 
 
-def cell(name: str, value: Any) -> Any:
-    """One figure as people read it: intervals as 'low–high', sizes in bytes with their unit, flags as a mark."""
-    if isinstance(value, bool):
-        return "✓" if value else ""
-    if name in ("size", "bytes") and isinstance(value, int):
-        return size(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "–".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
-    return value
+def findings(facts: Mapping[str, Any]) -> str:
+    """The table of variants on the select split, the chosen one marked, and the report split's figures below it."""
+    metric = facts["metric"]
+    header = [metric if name == "accuracy" else name for name in _HEADER]
+    return f"{table(header, [_row(row) for row in facts['table']])}\n{_report(facts['report'], metric)}"
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    mark = "→ " if row["chosen"] else "  "
+    return (
+        mark + row["variant"],
+        _figure(row["accuracy"], 4),
+        f"{_figure(row['low'], 3)}–{_figure(row['high'], 3)}",
+        _figure(row["drop"], 2),
+        size(row["size"]),
+        _figure(row["p50_ms"], 3),
+        _figure(row["p99_ms"], 3),
+        _figure(row["items_per_s"], 0),
+        row["verdict"],
+    )
+
+
+def _report(report: Mapping[str, Any], metric: str) -> str:
+    lost = report["drop"]
+    points = f"{lost['value']:.2f} points lost ({lost['low']:.2f} to {lost['high']:.2f})"
+    own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
+    return f"on {report['rows']} rows kept for the report: original {metric} {own}, chosen {chosen}, {points}"
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.4f} ({figure['low']:.3f}–{figure['high']:.3f})"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """A figure, or a dash where it could not be measured."""
+    return "—" if value is None else f"{value:,.{digits}f}"

@@ -4,8 +4,7 @@ It knows no database, no engine and no model library; what a platform decides, i
 """
 
 from modelyard.client.answer import Answer
-from modelyard.client.local import started
 from modelyard.client.profile import Profile
 from modelyard.client.yard import Yard
 
-__all__ = ["Answer", "Profile", "Yard", "started"]
+__all__ = ["Answer", "Profile", "Yard"]

@@ -153,20 +153,20 @@ class Yard:
         recipe: str = "image-classifier",
         *,
         ranks: int = 1,
-        config: Mapping[str, Any] | None = None,
         code: str | Path | None = None,
         model: str | None = None,
         timeout: float | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
+        **config: Any,
     ) -> Json:
-        """Train model `name` on a dataset by a gang of `ranks`. `config` is the recipe's; `code` a file or folder with your
-        own module; `model` a version to continue. Returns the new version, or the job if not `wait`."""
+        """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a version
+        to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
-        full = {"recipe": recipe, **(config or {})}
-        job = self.submit("train", full, inputs, target={"kind": "model", "name": name}, ranks=ranks, timeout=timeout)
+        config["recipe"] = recipe
+        job = self.submit("train", config, inputs, target={"kind": "model", "name": name}, ranks=ranks, timeout=timeout)
         return self.result(job["id"], on_event) if wait else job
 
     def optimize(

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+from modelyard.cli.variants import findings
+
+
+def row(variant: str, **changes: Any) -> dict[str, Any]:
+    accuracy = {"accuracy": 0.98123, "low": 0.961, "high": 0.992, "drop": 0.37}
+    speed = {"size": 2048, "p50_ms": 0.1234, "p99_ms": 0.5, "items_per_s": 12345.6}
+    return {"variant": variant, "chosen": False, "verdict": "within the budget", **accuracy, **speed} | changes
+
+
+INTERVAL = {"value": 0.98, "low": 0.95, "high": 0.99}
+REPORT = {"rows": 270, "original": INTERVAL, "chosen": INTERVAL, "drop": {"value": 0.0, "low": -0.5, "high": 0.5}}
+
+
+def test_variants_stand_side_by_side_with_the_chosen_one_marked() -> None:
+    rows = [row("original", drop=0.0), row("static-int8", chosen=True, verdict="best latency within 1 points")]
+    text = findings({"metric": "accuracy", "table": rows, "report": REPORT})
+    _, original, chosen, report = text.splitlines()
+    assert original.startswith("  original")
+    assert chosen.startswith("→ static-int8")
+    for figure in ("0.9812", "0.961–0.992", "0.37", "2.0 KiB", "0.123", "12,346", "best latency"):
+        assert figure in chosen
+    assert "270 rows" in report
+    assert "0.00 points lost (-0.50 to 0.50)" in report
+
+
+def test_what_could_not_be_measured_is_a_dash() -> None:
+    rows = [row("dynamic-int8", accuracy=None, low=None, high=None, drop=None, p50_ms=None, p99_ms=None, items_per_s=None)]
+    assert findings({"metric": "r2", "table": rows, "report": REPORT}).count("—") == 7
