@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelyard.conversion.base import WORST, compare, count, made_up, try_out, verify
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.errors import Invalid
+from modelyard.tensors import Signature, TensorSpec
+from modelyard.testing import FAKE_CARD, FakeEngine
+
+
+class Off(FakeEngine):
+    """Answers `by` more in the row whose inputs sum to `at`."""
+
+    by, at = 0.0, 5.0
+
+    def forward(self, batch):
+        y = super().forward(batch)["y"]
+        return {"y": np.where(y == self.at, y + self.by, y).astype(np.float32)}
+
+
+def off(by: float) -> FakeEngine:
+    engine = Off()
+    engine.by = by
+    return engine
+
+
+SAMPLES = {"x": np.stack([np.arange(100, dtype=np.float32), np.zeros(100, np.float32)], axis=1)}
+
+
+def test_the_same_model_in_all_batch_sizes() -> None:
+    candidate = FakeEngine()
+    found = compare(FakeEngine(), candidate, SAMPLES)
+    assert found.ok
+    assert (found.max_abs, found.max_rel, found.rows) == (0, 0, 100)
+    assert candidate.batches == [64, 36, 1, 2, 7]
+    assert found.batches == (1, 2, 7, 36, 64)
+
+
+def test_the_worst_row_is_found_and_kept(tmp_path: Path) -> None:
+    found = compare(FakeEngine(), off(0.5), SAMPLES)
+    assert not found.ok
+    assert (found.worst, found.output) == (5, "y")
+    assert found.max_abs == pytest.approx(0.5)
+    assert found.max_rel == pytest.approx(0.1)
+    with pytest.raises(Invalid, match=r"output 'y' differs by 0\.5 at row 5"):
+        verify(FakeEngine(), off(0.5), SAMPLES, keep=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / WORST)["x"], SAMPLES["x"][5:6])
+
+
+def test_tolerance_is_relative_above_one_and_absolute_below() -> None:
+    assert compare(FakeEngine(), off(4e-4), SAMPLES).ok
+    assert not compare(FakeEngine(), off(6e-4), SAMPLES).ok
+    assert compare(FakeEngine(), off(0.5), SAMPLES, tolerance=0.1001).ok
+    assert compare(FakeEngine(), off(9.0), SAMPLES, tolerance=None).ok
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_never_close(value: float) -> None:
+    assert not compare(FakeEngine(), off(value), SAMPLES, tolerance=1e9).ok
+    assert compare(off(value), off(value), SAMPLES).ok
+
+
+def test_other_names_types_and_shapes_are_refused() -> None:
+    def answering(**output: object) -> FakeEngine:
+        return FakeEngine(card=FAKE_CARD.model_copy(update={"outputs": (FAKE_CARD.outputs[0].model_copy(update=output),)}))
+
+    for other, said in (
+        ({"name": "z"}, "no output 'y'"),
+        ({"datatype": "FP64"}, "float64"),
+        ({"shape": (-1, 3)}, r"\[64, 3\]"),
+    ):
+        with pytest.raises(Invalid, match=said):
+            compare(FakeEngine(), answering(**other), SAMPLES)
+
+
+def test_a_fixed_batch_is_kept() -> None:
+    fixed = FakeEngine(card=FAKE_CARD.model_copy(update={"inputs": (TensorCard(name="x", datatype="FP32", shape=(8, 2)),)}))
+    assert compare(FakeEngine(), fixed, SAMPLES).batches == (8,)
+    assert set(fixed.batches) == {8}
+    with pytest.raises(Invalid, match="exactly 8 rows; there are 3"):
+        compare(FakeEngine(), fixed, {"x": SAMPLES["x"][:3]})
+
+
+def test_text_outputs_are_compared_as_they_are() -> None:
+    card = ModelCard(
+        task="t",
+        engines=("fake",),
+        files={},
+        inputs=FAKE_CARD.inputs,
+        outputs=(TensorCard(name="y", datatype="BYTES", shape=(-1,)),),
+    )
+    assert compare(FakeEngine(card=card), FakeEngine(card=card), SAMPLES).ok
+
+
+def test_samples_need_equal_rows() -> None:
+    assert count({"a": np.ones(3), "b": np.ones((3, 2))}) == 3
+    for wrong in ({}, {"a": np.ones(0)}, {"a": np.ones(1), "b": np.ones(2)}):
+        with pytest.raises(Invalid, match="equally many rows"):
+            count(wrong)
+
+
+def test_made_up_inputs_fit_the_signature() -> None:
+    specs = (
+        TensorSpec("a", "FP32", (-1, 3, -1)),
+        TensorSpec("b", "INT64", (-1,)),
+        TensorSpec("c", "BYTES", (-1, 2)),
+        TensorSpec("d", "FP64", None),
+    )
+    made = made_up(Signature(specs, ()), rows=5, size=7)
+    assert {name: (a.shape, a.dtype.name) for name, a in made.items()} == {
+        "a": ((5, 3, 7), "float32"),
+        "b": ((5,), "int64"),
+        "c": ((5, 2), "object"),
+        "d": ((5, 7), "float64"),
+    }
+    assert not made["b"].any()
+    assert made_up(Signature((TensorSpec("a", "FP32", (2, 1)),), ()))["a"].shape == (2, 1)
+
+
+def test_open_dims_are_tried_in_several_sizes_closed_ones_must_run() -> None:
+    def picky(batch):
+        if batch["x"].shape[1] != 64:
+            raise ValueError("64, please\nand more")
+        return {"y": batch["x"]}
+
+    tried = try_out(picky, Signature((TensorSpec("x", "FP32", (-1, -1)),), ()), (ValueError,))
+    assert tried is not None
+    assert tried[0]["x"].shape == (8, 64)
+    with pytest.raises(Invalid, match=r"shapes it states: 64, please$"):
+        try_out(picky, Signature((TensorSpec("x", "FP32", (-1, 5)),), ()), (ValueError,))
+
+    def never(batch):
+        raise ValueError
+
+    assert try_out(never, Signature((TensorSpec("x", "FP32", (-1, -1)),), ()), (ValueError,)) is None

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import SIMPLE, simple
+
+from modelyard.conversion.onnx import CONVERTER, FILE
+from modelyard.engines.onnx import OnnxEngine
+from modelyard.engines.torch import TorchEngine
+from modelyard.errors import Invalid
+
+SAMPLES = {"x": np.random.default_rng(0).standard_normal((1, 10)).astype(np.float32)}
+
+
+def test_one_sample_is_enough_for_an_open_batch(tmp_path: Path) -> None:
+    card = simple(tmp_path / "version")
+    (tmp_path / "out").mkdir()
+    made = CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)
+    assert (made.engines, made.files, made.module) == (("onnx",), {"onnx": FILE}, None)
+    x = np.random.default_rng(1).standard_normal((5, 10)).astype(np.float32)
+    np.testing.assert_allclose(
+        OnnxEngine(tmp_path / "out", made).forward({"x": x})["output"],
+        TorchEngine(tmp_path / "version", card).forward({"x": x})["output"],
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "return x if x.sum() > 0 else -x",  # decides by data
+        "return self.second(torch.relu(self.first(x))).reshape(3, 1)",  # knows its batch
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, forward: str) -> None:
+    card = simple(tmp_path / "version")
+    source = SIMPLE.replace("return self.second(torch.relu(self.first(x)))", forward)
+    (tmp_path / "version" / "model.py").write_text(source)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Invalid, match=r"exported") as caught:
+        CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)
+    assert len(caught.value.message) < 600
+    assert "\n" not in caught.value.message

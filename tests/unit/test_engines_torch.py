@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import simple
+
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.torch import TorchEngine, build_module, in_order, load_class, read_weights
+from modelyard.errors import Invalid, Unsafe
+
+
+def test_answers_as_the_module_does(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    module = load_class(tmp_path / "model.py", "SimpleModel")()
+    module.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
+    x = torch.randn(5, 10)
+    answer = TorchEngine(tmp_path, card).forward({"x": x.numpy()})
+    np.testing.assert_array_equal(answer["output"], module(x).detach().numpy())
+
+
+def test_safetensors_serve_as_well(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    save_file(torch.load(tmp_path / "model.pth", weights_only=True), tmp_path / "model.safetensors")
+    same = TorchEngine(tmp_path, card.model_copy(update={"files": {"weights": "model.safetensors"}}))
+    x = np.ones((2, 10), np.float32)
+    np.testing.assert_array_equal(same.forward({"x": x})["output"], TorchEngine(tmp_path, card).forward({"x": x})["output"])
+
+
+def test_the_batch_is_left_alone_and_may_be_read_only(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    source = (tmp_path / "model.py").read_text().replace("return self", "x.mul_(0)\n        return self")
+    (tmp_path / "model.py").write_text(source)
+    x = np.ones((2, 10), np.float32)
+    x.setflags(write=False)
+    TorchEngine(tmp_path, card).forward({"x": x})
+    assert (x == 1).all()
+
+
+def test_loading_leaves_nothing_in_the_artefact(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*")}
+    TorchEngine(tmp_path, card)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*")} == before
+
+
+def test_two_versions_of_a_file_do_not_mix(tmp_path: Path) -> None:
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / f"{name}").mkdir()
+        (tmp_path / name / "model.py").write_text(f"from torch import nn\nclass M(nn.Module):\n    value = {value}\n")
+    one, two = (load_class(tmp_path / name / "model.py", "M") for name in ("one", "two"))
+    assert (one.value, two.value) == (1, 2)
+
+
+def test_weights_of_another_module_are_refused_by_name(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    weights = torch.load(tmp_path / "model.pth", weights_only=True)
+    weights["third.bias"] = weights.pop("second.bias")
+    weights["first.bias"] = torch.zeros(7)
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(
+        Invalid, match=r"missing: second\.bias; unexpected: third\.bias; of another shape: first\.bias \(7,\) for \(20,\)"
+    ):
+        TorchEngine(tmp_path, card)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("class SimpleModel: pass", "defines no torch.nn.Module 'SimpleModel'; it defines none"),
+        ("from torch import nn\nclass Simple(nn.Module): pass", "it defines Simple"),
+        ("def", "cannot be run: "),
+        ("import no_such_library", "no_such_library"),
+    ],
+)
+def test_source_without_the_class_is_refused(tmp_path: Path, source: str, said: str) -> None:
+    card = simple(tmp_path)
+    (tmp_path / "model.py").write_text(source)
+    with pytest.raises(Invalid, match=said):
+        TorchEngine(tmp_path, card)
+
+
+def test_wrong_constructor_arguments_are_named(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    assert card.module is not None
+    with pytest.raises(Invalid, match="width"):
+        build_module(tmp_path, card.module.model_copy(update={"arguments": {"width": 3}}))
+
+
+def test_a_whole_pickled_model_is_refused_as_more_than_weights(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "m.pth")
+    with pytest.raises(Unsafe, match=r"state_dict\(\)"):
+        read_weights(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [([torch.ones(1)], "holds list"), ({"state_dict": {"w": torch.ones(1)}}, "a dict with state_dict")]
+)
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(Invalid, match=said):
+        read_weights(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pth"])
+@pytest.mark.parametrize("content", [b"", b"nonsense", bytes(8) + b"{}", b"\xff" * 64])
+def test_nonsense_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Invalid):
+        read_weights(tmp_path / name)
+
+
+def test_results_are_mapped_in_order_or_by_name() -> None:
+    a, b = torch.zeros(1), torch.ones(1)
+    assert in_order(a, ["y"]) == [a]
+    assert in_order((a, b), ["p", "q"]) == [a, b]
+    assert in_order({"q": b, "p": a}, ["p", "q"]) == [a, b]
+    assert in_order({"u": a, "v": b}, ["p", "q"]) == [a, b]
+    with pytest.raises(Invalid, match=r"gives 2 outputs; model\.json states 1: y"):
+        in_order((a, b), ["y"])
+
+
+def test_a_version_without_a_module_is_not_for_torch(tmp_path: Path) -> None:
+    tensor = TensorCard(name="x", datatype="FP32")
+    card = ModelCard(task="feature-extraction", engines=("onnx",), files={"onnx": "m"}, inputs=(tensor,), outputs=(tensor,))
+    with pytest.raises(Invalid, match="no module and weights"):
+        TorchEngine(tmp_path, card)
