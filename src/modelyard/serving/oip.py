@@ -276,20 +276,23 @@ def _count(shape: list[int]) -> str:
 
 
 def _numbers(flat: list[Any], spec: TensorSpec) -> Array:
+    """Raises `Invalid` where a number does not fit the datatype. JSON has no infinity, so one here was too large for FP32;
+    in short lists it is found sooner without numpy."""
+    dtype = DATATYPES[spec.datatype]
     try:
-        array = np.array(flat, DATATYPES[spec.datatype])
-    except OverflowError as error:
-        raise Invalid(f"Input '{spec.name}' has a number outside the range of {spec.datatype}.") from error
-    if spec.datatype == "FP32" and _too_large(flat, array):
-        raise Invalid(f"Input '{spec.name}' has a number outside the range of {spec.datatype}.")
-    return array
-
-
-def _too_large(flat: list[float], array: Array) -> bool:
-    """Whether a number became infinite in FP32; JSON itself has no infinity. For short lists numpy is the slower way."""
-    if len(flat) <= 32:
-        return max(flat) > _LARGEST or min(flat) < -_LARGEST
-    return not np.isfinite(array).all()
+        if spec.datatype != "FP32":
+            return np.array(flat, dtype)
+        if len(flat) <= 32:
+            if max(flat) <= _LARGEST and min(flat) >= -_LARGEST:
+                return np.array(flat, dtype)
+        else:
+            with np.errstate(over="ignore"):
+                array = np.array(flat, dtype)
+            if np.isfinite(array).all():
+                return array
+    except OverflowError:
+        pass
+    raise Invalid(f"Input '{spec.name}' has a number outside the range of {spec.datatype}.")
 
 
 def _flatten(given: _Input, spec: TensorSpec, data: Raw) -> list[Any]:
