@@ -1,0 +1,176 @@
+"""Gangs of real processes that meet over a file: n ranks do what one does, twice the same, also when cut off in between."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelyard.data.config import ImportDatasetConfig
+from modelyard.data.importing import run as import_dataset
+from modelyard.errors import Invalid
+from modelyard.kinds import Cancelled, FolderContext, FolderOutputs, FolderView, Input
+from modelyard.training.config import TrainConfig
+from modelyard.training.loop import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "simple_model"
+TEN = [f"x{i}" for i in range(10)]
+MODULE = {"name": "SimpleModel", "inputs": TEN, "weights": "simple_model.pth"}
+EXACT = {
+    "recipe": "module",
+    "dtype": "float64",
+    "epochs": 3,
+    "batch_size": 32,
+    "lr": 0.02,
+    "optimiser": "sgd",
+    "module": MODULE,
+}
+IMAGES = {"epochs": 4, "image_classifier": {"width": 8}}
+
+
+class Context(FolderContext):
+    """Cancels itself at the `limit`-th sign of life; prints what a launcher would be told."""
+
+    limit = 0
+
+    def check(self) -> None:
+        self.limit -= 1
+        if self.limit == 0:
+            raise Cancelled
+
+
+def rank_main(job: dict, rank: int) -> int:
+    """One rank; returns its exit code: 0, 3 with the error on stdout, or 4 where it was cut off."""
+    folder = Path(job["folder"])
+    context = Context(folder / "work", rank=rank, world_size=job["ranks"])
+    context.limit = job["limit"]
+    inputs = {role: Input(role, {}, FolderView(Path(path), role)) for role, path in job["inputs"].items()}
+    try:
+        run(TrainConfig.model_validate(job["config"]), inputs, FolderOutputs(folder), context)
+    except Invalid as error:
+        print(error.message)
+        return 3
+    except Cancelled:
+        os._exit(4)  # as a killed rank: the others get no goodbye
+    print(json.dumps({**context.facts, "metrics": context.metrics}))
+    return 0
+
+
+def fork_rank(job: dict, rank: int) -> int:
+    """As a launcher does: torch is imported, nothing has run yet. Its output goes to a file; an accident ends it with 1."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with (Path(job["folder"]) / f"rank-{rank}.txt").open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            code = rank_main(job, rank)
+            sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def launcher() -> None:
+    """A gang for each line on stdin; answers with the ranks' exit codes."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        ranks = [fork_rank(job, rank) for rank in range(job["ranks"])]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]), flush=True)
+
+
+@pytest.fixture(scope="module")
+def launch():
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def gang(folder: Path, config: dict, inputs: dict[str, Path], ranks: int, limit: int = 0) -> list[tuple[int, str]]:
+        """Run a gang to its end: exit code and output by rank."""
+        (folder / "work").mkdir(parents=True, exist_ok=True)
+        (folder / "work" / "rendezvous").unlink(missing_ok=True)
+        given = {role: str(path) for role, path in inputs.items()}
+        job = {"folder": str(folder), "config": config, "inputs": given, "ranks": ranks, "limit": limit}
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        codes = json.loads(process.stdout.readline())
+        return [(code, (folder / f"rank-{rank}.txt").read_text()) for rank, code in enumerate(codes)]
+
+    yield gang
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
+
+
+def facts(results: list[tuple[int, str]]) -> list[dict]:
+    assert [code for code, _ in results] == [0] * len(results), results
+    return [json.loads(out.splitlines()[-1]) for _, out in results]
+
+
+def imported(folder: Path, inputs: dict[str, Input], **config) -> Path:
+    folder.mkdir()
+    outputs = FolderOutputs(folder)
+    import_dataset(ImportDatasetConfig(**config), inputs, outputs, FolderContext(folder))
+    return outputs.published["dataset"]["folder"]
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """A number to predict from ten; 331 rows, so that no batch divides evenly."""
+    files, draw = tmp_path_factory.mktemp("numbers"), torch.Generator().manual_seed(0)
+    x = torch.randn(331, 10, generator=draw)
+    lines = [",".join(map(str, [*row, sum(row)])) for row in x.tolist()]
+    (files / "data.csv").write_text("\n".join([",".join([*TEN, "y"]), *lines]))
+    view = Input("artefact:f", {}, FolderView(files, "f"))
+    return {"dataset": imported(tmp_path_factory.mktemp("table") / "d", {"files": view}, target="y"), "code": EXAMPLE}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return {"dataset": imported(tmp_path_factory.mktemp("digits") / "d", {}, source="sklearn:digits")}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_gang_ends_with_the_parameters_of_a_single_process(launch, numbers, tmp_path, ranks):
+    alone = facts(launch(tmp_path / "alone", EXACT, numbers, 1))
+    together = facts(launch(tmp_path / "gang", EXACT, numbers, ranks))
+    one, many = (torch.load(tmp_path / name / "model" / "simple_model.pth") for name in ("alone", "gang"))
+    assert all(tensor.dtype == torch.float64 for tensor in one.values())
+    assert max(float((one[name] - many[name]).abs().max()) for name in one) <= 1e-12
+    assert together[0]["metrics"][-1]["loss"] == pytest.approx(alone[0]["metrics"][-1]["loss"], abs=1e-12)
+    assert sum(rank["samples"] for rank in together) == alone[0]["samples"]
+    assert len({rank["pid"] for rank in together}) == ranks
+    assert not any(rank["metrics"] for rank in together[1:])
+
+
+def test_two_ranks_twice_give_the_same_bytes_also_when_cut_off(launch, digits, tmp_path):
+    facts(launch(tmp_path / "first", IMAGES, digits, 2))
+    facts(launch(tmp_path / "again", IMAGES, digits, 2))
+    cut = launch(tmp_path / "cut", IMAGES, digits, 2, limit=45)  # 17 steps an epoch: in the third
+    assert any(code == 4 for code, _ in cut)
+    resumed = facts(launch(tmp_path / "cut", IMAGES, digits, 2))
+    assert [metric["step"] for metric in resumed[0]["metrics"]] == [3, 4]
+    first = {path.name: path.read_bytes() for path in (tmp_path / "first" / "model").iterdir()}
+    for other in ("again", "cut"):
+        assert first == {path.name: path.read_bytes() for path in (tmp_path / other / "model").iterdir()}
+    assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "first" / "model" / "model.safetensors").values())
+
+
+def test_every_rank_says_where_the_loss_stopped_being_a_number(launch, numbers, tmp_path):
+    results = launch(tmp_path, {**EXACT, "lr": 1e9, "schedule": "constant", "warmup": 0}, numbers, 2)
+    assert [code for code, _ in results] == [3, 3]
+    assert results[0][1] == results[1][1]
+    assert results[0][1].startswith("The loss became")
+
+
+def test_a_gang_larger_than_its_batches_is_refused_by_all(launch, numbers, tmp_path):
+    results = launch(tmp_path, {**EXACT, "batch_size": 1}, numbers, 2)
+    assert {code for code, _ in results} == {3}
+    assert "use a larger batch_size or fewer ranks" in results[0][1]
+
+
+if __name__ == "__main__":
+    launcher()
