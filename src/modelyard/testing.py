@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from modelyard.client import Yard
 from modelyard.engines.base import ModelCard, TensorCard
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Crashed, Invalid, ModelyardError, NotFound, from_wire
+from modelyard.jobs.lines import LineBuffer, encode
+from modelyard.jobs.rank import load, perform
+from modelyard.jobs.types import Event, Gang, ProcessStatus, ReplicaSpec
 from modelyard.storage.stores import Buffer, check_key
 from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
@@ -21,6 +32,27 @@ FAKE_CARD = ModelCard(
     inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 2)),),
     outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 1)),),
 )
+
+
+@contextmanager
+def yard(data: Path, *flags: str, **environment: str) -> Iterator[Yard]:
+    """A real platform of its own in `data`, on a free port, ended when the block is left; spoken to as its administrator.
+
+    `flags` go to `modelyard up`, `environment` (MODELYARD_…) to its process.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MODELYARD_")}
+    command = [sys.executable, "-m", "modelyard", "up", "--data", str(data), "--port", "0", "--json", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**kept, **environment}) as process:
+        try:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline() or '{"error": {"message": "it ended without a word"}}')
+            if "error" in said:
+                raise RuntimeError(f"The platform did not start: {said['error']['message']}")
+            with Yard(data=data) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 class MemoryStore:
@@ -102,3 +134,136 @@ def _filled(spec: TensorSpec, sums: Array) -> Array:
     if spec.datatype == "BYTES":
         return np.array([f"{value:g}".encode() for value in values.ravel()], dtype=object).reshape(values.shape)
     return values.astype(DATATYPES[spec.datatype])
+
+
+class InlineExecutor:
+    """An `Executor` without processes, for tests of what stands on one: ranks are threads of this process, replicas only noted.
+
+    No sandbox, no limits, no heartbeat; what a rank prints is not captured, and `kill` lets a thread run on unheard.
+    """
+
+    def __init__(self, cpus: int = 4) -> None:
+        self._cpus = cpus
+        self._replicas: dict[str, ProcessStatus] = {}
+        self._news = threading.Condition()
+        self._told = False
+
+    def start_gang(self, gang: Gang) -> InlineGang:
+        return InlineGang(gang, self.wake)
+
+    def start_replica(self, spec: ReplicaSpec) -> None:
+        self._replicas[spec.token] = ProcessStatus(spec.token, os.getpid(), None)
+
+    def stop_replica(self, token: str, grace: float = 5.0) -> None:
+        if token in self._replicas:
+            self._replicas[token] = ProcessStatus(token, os.getpid(), 0)
+
+    def replicas(self) -> Mapping[str, ProcessStatus]:
+        return dict(self._replicas)
+
+    def cpus(self) -> int:
+        return self._cpus
+
+    def end_gangs(self) -> None: ...
+
+    def wait(self, timeout: float) -> None:
+        with self._news:
+            self._news.wait_for(lambda: self._told, timeout)
+            self._told = False
+
+    def wake(self) -> None:
+        with self._news:
+            self._told = True
+            self._news.notify_all()
+
+
+class InlineGang:
+    """A gang of threads; implements `jobs.types.GangHandle`."""
+
+    def __init__(self, gang: Gang, wake: Callable[[], None]) -> None:
+        self._gang, self._wake = gang, wake
+        self._lock = threading.Lock()
+        self._events = [Event("started", {"pids": [os.getpid()] * gang.ranks})]
+        self._ports = [_InlinePort(self, rank) for rank in range(gang.ranks)]
+        self._endings: dict[int, Mapping[str, Any]] = {}
+        self._cpu_seconds = 0.0
+        self._ended = False
+        for port in self._ports:
+            threading.Thread(target=self._run, args=(port,), name=f"rank {port.rank}", daemon=True).start()
+        wake()
+
+    @property
+    def token(self) -> str:
+        return self._gang.token
+
+    def poll(self) -> Sequence[Event]:
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def answer(self, ask: int, value: Any, error: ModelyardError | None = None) -> None:
+        number, rank = divmod(ask, self._gang.ranks)
+        said = {"value": value} if error is None else {"error": {"code": error.code, "message": error.message}}
+        self._ports[rank].inbox.put({"answer": number, **said})
+
+    def cancel(self) -> None:
+        for port in self._ports:
+            port.inbox.put({"cancel": True})
+
+    def kill(self) -> None:
+        self.cancel()
+        self._end(Crashed("The gang was ended."))
+
+    def hear(self, rank: int, message: dict[str, Any]) -> None:
+        """A rank says something."""
+        kind = message.pop("type")
+        if "ask" in message:
+            message["ask"] = message["ask"] * self._gang.ranks + rank
+        if kind != "beat":
+            self._say(Event(kind, {**message, "rank": rank}))
+
+    def _say(self, event: Event) -> None:
+        with self._lock:
+            if not self._ended:
+                self._ended = event.type == "ended"
+                self._events.append(event)
+        self._wake()
+
+    def _run(self, port: _InlinePort) -> None:
+        try:
+            ending = perform(self._gang, *load(self._gang), port.rank, port)
+        except ModelyardError as error:
+            ending = {"type": "failed", "at": 0.0, "error": {"code": error.code, "message": error.message}}
+        with self._lock:
+            self._endings[port.rank] = ending
+            self._cpu_seconds += time.thread_time()
+            endings = list(self._endings.values())
+        if ending["type"] == "failed":
+            self.cancel()
+        if len(endings) == self._gang.ranks:
+            failed = min((e for e in endings if e["type"] == "failed"), key=lambda e: e["at"], default=None)
+            cause = from_wire(failed["error"]["code"], failed["error"]["message"]) if failed else None
+            self._end(cause, cancelled=cause is None and any(e["type"] == "cancelled" for e in endings))
+
+    def _end(self, error: ModelyardError | None, *, cancelled: bool = False) -> None:
+        said = None if error is None else {"code": error.code, "message": error.message}
+        ended = {"ok": said is None and not cancelled, "cancelled": cancelled, "error": said, "signal": None}
+        self._say(Event("ended", {**ended, "cpu_seconds": self._cpu_seconds}))
+
+
+class _InlinePort:
+    """A rank's end of its conversation, as lines of JSON like the real one."""
+
+    def __init__(self, gang: InlineGang, rank: int) -> None:
+        self.rank = rank
+        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._gang = gang
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self._gang.hear(self.rank, LineBuffer().feed(encode(message))[0])
+
+    def read(self, *, wait: bool) -> list[dict[str, Any]]:
+        messages = [self.inbox.get()] if wait else []
+        while not self.inbox.empty():
+            messages.append(self.inbox.get())
+        return messages

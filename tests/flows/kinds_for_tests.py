@@ -48,7 +48,8 @@ def copy(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     for path in inputs["files"].view.files if "files" in inputs else ():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(inputs["files"].view.open(path).read())
+        with inputs["files"].view.open(path) as file:
+            target.write_bytes(file.read())
     (folder / "note.txt").write_text(config.text)
     context.report(rows=config.number)
     outputs.publish("copy", folder, task="text-generation", metadata={"note": config.text}, alias="best")
@@ -148,6 +149,10 @@ def parent(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     context.report(ends=[end["state"] for end in ends], children=children)
 
 
+def asks(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    context.report(child=context.submit("copy", {}, {}))
+
+
 def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Try to reach what a gang may not reach; each fact says what happened."""
 
@@ -164,12 +169,12 @@ def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
         network=attempt(connect),
         shadow=attempt(lambda: Path("/etc/shadow").read_text()),
         database=attempt(lambda: Path(config.text).read_bytes()),
-        home=attempt(lambda: os.listdir(Path("~root").expanduser() / ".ssh")),
+        home=attempt(lambda: list(Path("/home").iterdir())),
         write_system=attempt(lambda: Path("/usr/canary").write_text("x")),
         write_root=attempt(lambda: Path("/canary").write_text("x")),
         write_package=attempt(lambda: (Path(sys.modules["modelyard"].__file__).parent / "canary").write_text("x")),
         write_input=attempt(lambda: (inputs["files"].view.local() / "canary").write_text("x")) if inputs else "none",
-        processes=len([name for name in os.listdir("/proc") if name.isdigit()]),
+        processes=len(list(Path("/proc").glob("[0-9]*"))),
         environment=sorted(os.environ),
         capabilities=next(
             line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
@@ -209,6 +214,7 @@ NAMES = [
     "floods",
     "counts",
     "parent",
+    "asks",
     "escapes",
     "strays",
     "links",

@@ -130,6 +130,15 @@ class LocalExecutor:
         with contextlib.suppress(BlockingIOError):
             self._waker.send(b"x")
 
+    def close(self) -> None:
+        """Let go of every gang, which ends it; replicas go on."""
+        with self._lock:
+            for gang in self._gangs.values():
+                gang.socket.close()
+            self._gangs.clear()
+        self._woken.close()
+        self._waker.close()
+
     def processes(self) -> dict[str, dict[str, Any]]:
         """All children of the supervisor by token: pid, exit, cpu, label."""
         return self.request({"do": "list"})

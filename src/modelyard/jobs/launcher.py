@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wire
@@ -44,12 +44,13 @@ class ControlGone(Exception):
 
 
 class Launcher:
-    """Runs one gang to its end."""
+    """Runs one gang to its end. `buffer` has read control's lines so far, `more` are those that followed the gang."""
 
-    def __init__(self, control: socket.socket, gang: Gang, buffer: LineBuffer) -> None:
+    def __init__(self, control: socket.socket, gang: Gang, buffer: LineBuffer, more: Sequence[dict[str, Any]] = ()) -> None:
         self._control = control
         self._gang = gang
         self._incoming = buffer
+        self._more = list(more)
         self._outgoing = b""
         self._selector = selectors.DefaultSelector()
         self._ranks: list[Forked] = []
@@ -63,6 +64,7 @@ class Launcher:
         """Fork, watch, tell control how it ended. Raises `ControlGone`."""
         self._fork(function, config)
         self._selector.register(self._control, selectors.EVENT_READ, self._hear_control)
+        self._obey(self._more)
         while any(rank.exit is None for rank in self._ranks):
             for key, _ in self._selector.select(0.05 if self._end_at is not None else _BEAT / 2):
                 key.data()
@@ -218,7 +220,10 @@ class Launcher:
             data = b""
         if not data:
             raise ControlGone
-        for message in self._incoming.feed(data):
+        self._obey(self._incoming.feed(data))
+
+    def _obey(self, messages: Sequence[dict[str, Any]]) -> None:
+        for message in messages:
             if message.get("cancel"):
                 self._cancel()
             elif "answer" in message:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from modelyard import plugins
 from modelyard.errors import Crashed, Internal, Invalid, ModelyardError, from_wire
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.types import Gang
@@ -176,6 +177,17 @@ class RankContext:
             elif message.get("answer") == self._asks:
                 answer = message
         return answer
+
+
+def load(gang: Gang) -> tuple[Run, Any]:
+    """The kind's function and its configuration. Raises what is to be told to the submitter."""
+    try:
+        return plugins.load(gang.run), plugins.load(gang.config_path).model_validate(dict(gang.config))
+    except ModelyardError:
+        raise
+    except Exception as error:
+        tail = traceback.format_exc()[-_TAIL:]
+        raise Internal(f"The job kind could not be loaded: {type(error).__name__}: {error}\n{tail}") from error
 
 
 def inputs(gang: Gang) -> dict[str, Input]:

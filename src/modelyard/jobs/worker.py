@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import socket
 import sys
-import traceback
 from typing import Any
 
-from modelyard import plugins
-from modelyard.errors import Internal, ModelyardError
+from modelyard.errors import ModelyardError
 from modelyard.jobs.launcher import ControlGone, Launcher
 from modelyard.jobs.lines import LineBuffer
+from modelyard.jobs.rank import load
 from modelyard.jobs.types import Gang
-from modelyard.kinds import Run
 
 
 def main(fd: int) -> None:
@@ -26,11 +24,12 @@ def main(fd: int) -> None:
     control, buffer = socket.socket(fileno=fd), LineBuffer()
     control.set_inheritable(False)
     try:
-        gang = _read_gang(control, buffer)
+        first, *more = _read(control, buffer)
         control.setblocking(False)
-        launcher = Launcher(control, gang, buffer)
+        gang = Gang.from_wire(first)
+        launcher = Launcher(control, gang, buffer, more)
         try:
-            function, config = _load(gang)
+            function, config = load(gang)
         except ModelyardError as error:
             launcher.fail(error)
         else:
@@ -40,22 +39,12 @@ def main(fd: int) -> None:
         sys.exit("control is gone")
 
 
-def _read_gang(control: socket.socket, buffer: LineBuffer) -> Gang:
+def _read(control: socket.socket, buffer: LineBuffer) -> list[dict[str, Any]]:
+    """The first messages: the gang, and perhaps already more."""
     while data := control.recv(65536):
         if messages := buffer.feed(data):
-            return Gang.from_wire(messages[0])
+            return messages
     raise ControlGone
-
-
-def _load(gang: Gang) -> tuple[Run, Any]:
-    """The kind's function and its configuration. Raises what is to be told to the submitter."""
-    try:
-        return plugins.load(gang.run), plugins.load(gang.config_path).model_validate(dict(gang.config))
-    except ModelyardError:
-        raise
-    except Exception as error:
-        tail = traceback.format_exc()[-2000:]
-        raise Internal(f"The job kind could not be loaded: {type(error).__name__}: {error}\n{tail}") from error
 
 
 if __name__ == "__main__":

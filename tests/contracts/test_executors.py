@@ -1,0 +1,168 @@
+"""What every `Executor` promises, over local processes and over threads."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelyard.errors import Conflict
+from modelyard.jobs.executor import LocalExecutor
+from modelyard.jobs.types import Event, Executor, Gang, GangHandle, GangInput
+from modelyard.settings import Settings
+from modelyard.testing import InlineExecutor
+
+KINDS = Path(__file__).parents[1] / "flows"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    settings = Settings(data=tmp_path_factory.mktemp("yard"), job_cpus=4)
+    process = subprocess.Popen([sys.executable, "-m", "modelyard.jobs.supervisor", str(settings.run)])
+    while not (settings.run / "supervisor.sock").exists():
+        time.sleep(0.01)
+    executor = LocalExecutor(settings, extra_readonly=[KINDS])
+    yield executor
+    executor.close()
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+@pytest.fixture(params=["local", "inline"])
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    monkeypatch.syspath_prepend(KINDS)
+    return InlineExecutor(cpus=4) if request.param == "inline" else request.getfixturevalue("local")
+
+
+def gang(folder: Path, run: str, *, ranks: int = 1, inputs: dict[str, GangInput] | None = None, **config: Any) -> Gang:
+    work = folder / "work"
+    work.mkdir()
+    path = f"kinds_for_tests:{run}"
+    return Gang(folder.name, "job", path, "kinds_for_tests:Plan", config, inputs or {}, ranks, work, memory=4 << 30)
+
+
+def listen(executor: Executor, handle: GangHandle, answer: Any = None) -> list[Event]:
+    """All events of a gang to its end; every question is answered with `answer`."""
+    heard: list[Event] = []
+    deadline = time.monotonic() + 30
+    while not heard or heard[-1].type != "ended":
+        assert time.monotonic() < deadline, heard
+        for event in handle.poll():
+            heard.append(event)
+            if "ask" in event.body:
+                handle.answer(event.body["ask"], answer)
+        executor.wait(0.2)
+    return heard
+
+
+def of(events: list[Event], kind: str) -> list[Any]:
+    return [event.body for event in events if event.type == kind]
+
+
+def test_a_gang_tells_what_it_does_and_ends_last(executor: Executor, tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "a.txt").write_text("a")
+    files = {"files": GangInput("artefact:0", "0", {}, inputs)}
+    handle = executor.start_gang(gang(tmp_path, "copy", inputs=files, number=3, text="note"))
+    assert handle.token == tmp_path.name
+    heard = listen(executor, handle)
+    assert [event.type for event in heard] == ["started", "report", "output", "ended"]
+    assert len(heard[0].body["pids"]) == 1
+    assert of(heard, "report") == [{"facts": {"rows": 3}, "rank": 0}]
+    assert of(heard, "output")[0] | {"ask": 0, "folder": ""} == {
+        "name": "copy",
+        "folder": "",
+        "task": "text-generation",
+        "metadata": {"note": "note"},
+        "alias": "best",
+        "ask": 0,
+        "rank": 0,
+    }
+    assert Path(of(heard, "output")[0]["folder"], "a.txt").read_text() == "a"
+    ended = of(heard, "ended")[0]
+    assert (ended["ok"], ended["cancelled"], ended["error"], ended["signal"]) == (True, False, None, None)
+    assert ended["cpu_seconds"] >= 0
+    assert handle.poll() == []
+
+
+def test_one_rank_that_raises_ends_the_others(executor: Executor, tmp_path: Path) -> None:
+    ended = of(listen(executor, executor.start_gang(gang(tmp_path, "raises", ranks=2, rank=1))), "ended")[0]
+    assert not ended["ok"]
+    assert ended["error"]["code"] == "internal"
+    assert "rank 1: ValueError: boom" in ended["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "code", "message"),
+    [
+        ("refuses", {}, "invalid_request", "not to my taste"),
+        ("exits", {"number": 3}, "invalid_request", "sys.exit(3)"),
+        ("exits", {"number": 0}, "invalid_request", "sys.exit(0)"),
+        ("users_code", {}, "invalid_request", "ZeroDivisionError"),
+        ("copy", {"unknown": 1}, "internal", "unknown"),
+        ("nothing", {}, "internal", "nothing"),
+    ],
+)
+def test_an_error_has_the_code_of_its_fault(
+    executor: Executor, tmp_path: Path, run: str, config: dict[str, Any], code: str, message: str
+) -> None:
+    ended = of(listen(executor, executor.start_gang(gang(tmp_path, run, **config))), "ended")[0]
+    assert (ended["ok"], ended["error"]["code"]) == (False, code)
+    assert message in ended["error"]["message"]
+
+
+def test_cancel_reaches_every_rank(executor: Executor, tmp_path: Path) -> None:
+    handle = executor.start_gang(gang(tmp_path, "waits", ranks=2))
+    handle.cancel()
+    ended = of(listen(executor, handle), "ended")[0]
+    assert (ended["ok"], ended["cancelled"], ended["error"]) == (False, True, None)
+
+
+def test_kill_ends_a_gang_that_would_not(executor: Executor, tmp_path: Path) -> None:
+    handle = executor.start_gang(gang(tmp_path, "waits"))
+    handle.kill()
+    ended = of(listen(executor, handle), "ended")[0]
+    assert (ended["ok"], ended["error"]["code"]) == (False, "crashed")
+
+
+def test_an_answer_may_be_an_error(executor: Executor, tmp_path: Path) -> None:
+    handle = executor.start_gang(gang(tmp_path, "copy"))
+    heard: list[Event] = []
+    while not heard or heard[-1].type != "ended":
+        heard += handle.poll()
+        for body in [e.body for e in heard if e.type == "output"][:1]:
+            handle.answer(body["ask"], None, Conflict("the name is taken"))
+        executor.wait(0.2)
+    assert of(heard, "ended")[0]["error"] == {"code": "conflict", "message": "the name is taken"}
+
+
+def test_questions_of_several_ranks_get_their_own_answers(executor: Executor, tmp_path: Path) -> None:
+    handle = executor.start_gang(gang(tmp_path, "asks", ranks=3))
+    heard: list[Event] = []
+    while not heard or heard[-1].type != "ended":
+        for event in handle.poll():
+            heard.append(event)
+            if event.type == "submit":
+                handle.answer(event.body["ask"], f"child of {event.body['rank']}")
+        executor.wait(0.2)
+    assert {body["rank"]: body["facts"] for body in of(heard, "report")} == {
+        rank: {"child": f"child of {rank}"} for rank in range(3)
+    }
+
+
+def test_wake_ends_a_wait(executor: Executor) -> None:
+    began = time.monotonic()
+    executor.wake()
+    executor.wait(20.0)
+    assert time.monotonic() - began < 10
+
+
+def test_processors_are_counted(executor: Executor) -> None:
+    assert executor.cpus() == 4
+    assert executor.replicas() == {}
+    executor.stop_replica("unknown")
+    executor.end_gangs()
