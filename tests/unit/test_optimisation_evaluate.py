@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, score, wilson
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_scipys(counts: tuple[int, int], confidence: float) -> None:
+    right, rows = counts
+    ours, theirs = wilson(right, rows, confidence), binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert 0 <= ours.low <= ours.value <= ours.high <= 1
+
+
+def test_no_rows_are_no_proportion() -> None:
+    for right, rows in ((0, 0), (2, 1), (-1, 1)):
+        with pytest.raises(Invalid):
+            wilson(right, rows)
+
+
+def table(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.repeat([True, True, False, False], [both, first, second, neither]),
+        np.repeat([True, False, True, False], [both, first, second, neither]),
+    )
+
+
+def test_the_paired_interval_is_the_published_one() -> None:
+    """Complete response before and after consolidation therapy (Cavo et al., 2012), as worked out by Fagerland et al., 2017."""
+    found = paired_difference(*table(59, 6, 16, 80))
+    assert (found.value, found.low, found.high) == pytest.approx((-0.0621, -0.1186, -0.0046), abs=5e-5)
+
+
+@given(st.tuples(*[st.integers(0, 60)] * 4).filter(lambda t: sum(t) > 0))
+def test_the_paired_interval_holds_the_difference_and_mirrors(counts: tuple[int, int, int, int]) -> None:
+    first, second = table(*counts)
+    found, mirrored = paired_difference(first, second), paired_difference(second, first)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((-found.value, -found.high, -found.low), abs=1e-12)
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random, covered, rounds = np.random.default_rng(0), 0, 400
+    for _ in range(rounds):
+        counts = random.multinomial(150, [0.85, 0.06, 0.03, 0.06])
+        found = paired_difference(*table(*counts), 0.9)
+        covered += found.low <= 0.03 <= found.high
+    assert 0.86 <= covered / rounds <= 0.95
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=2, max_size=50))
+def test_mse_and_r2_are_scikit_learns(pairs: list[tuple[float, float]]) -> None:
+    predicted, wanted = np.array(pairs).T
+    assert mse(predicted, wanted) == pytest.approx(mean_squared_error(wanted, predicted))
+    if np.ptp(wanted) > 1e-3:
+        assert r2(predicted, wanted) == pytest.approx(r2_score(wanted, predicted), rel=1e-6, abs=1e-9)
+
+
+def test_r2_of_constants_is_scikit_learns_too() -> None:
+    constant = np.full(3, 2.0)
+    for predicted in (constant, constant + 1):
+        assert r2(predicted, constant) == r2_score(constant, predicted)
+
+
+def test_accuracy_is_scored_and_its_drop_counted_in_points() -> None:
+    wanted = np.arange(100) % 10
+    worse = wanted.copy()
+    worse[0] += 1
+    assert score(worse, wanted, "accuracy").value == accuracy_score(wanted, worse)
+    lost = drop(wanted, worse, wanted, "accuracy")
+    assert lost.value == 1.0
+    assert lost.low < 1 < lost.high
+    assert drop(worse, wanted, wanted, "accuracy").value == -1.0
+
+
+def test_r2_is_scored_and_its_drop_counted_in_points() -> None:
+    random = np.random.default_rng(0)
+    wanted = random.standard_normal(400)
+    good, bad = wanted + 0.1 * random.standard_normal(400), wanted + 0.5 * random.standard_normal(400)
+    own = score(bad, wanted, "r2")
+    assert own.value == pytest.approx(r2_score(wanted, bad))
+    assert own.low < own.value < own.high < own.low + 0.2
+    lost = drop(good, bad, wanted, "r2")
+    assert lost.value == pytest.approx(100 * (r2_score(wanted, good) - r2_score(wanted, bad)))
+    assert 0 < lost.low < lost.value < lost.high
+    assert drop(good, good, wanted, "r2").to_json() == {"value": 0, "low": 0, "high": 0}
+
+
+def test_bootstrap_intervals_repeat_by_seed_and_widen_with_confidence() -> None:
+    wanted = np.random.default_rng(1).standard_normal(50)
+    predicted = wanted + np.random.default_rng(2).standard_normal(50)
+    assert score(predicted, wanted, "r2", seed=3) == score(predicted, wanted, "r2", seed=3)
+    narrow, wide = score(predicted, wanted, "r2", 0.6), score(predicted, wanted, "r2", 0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_rows_must_match() -> None:
+    for predicted, wanted in ((np.ones(2), np.ones(3)), (np.ones(0), np.ones(0)), (np.ones((2, 1)), np.ones(2))):
+        with pytest.raises(Invalid, match="the same rows"):
+            score(predicted, wanted, "accuracy")
+
+
+def test_agreement_is_between_models_not_with_the_truth() -> None:
+    assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 0]), "accuracy") == 0.75
+    assert agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), "r2") == 1

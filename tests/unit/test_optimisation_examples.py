@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_datasets import COLUMNS, images, table, write
+
+from modelyard.data.datasets import Feature
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.errors import Invalid
+from modelyard.optimisation.examples import Source
+from modelyard.testing import FakeEngine
+
+IMAGE = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["light", "dark"], "input": "x", "output": "y"}
+
+
+def card(width: int | None, outputs: int, transform: dict | None = None, labels: tuple[str, ...] | None = None) -> ModelCard:
+    return ModelCard(
+        task="feature-extraction",
+        engines=("fake",),
+        files={},
+        inputs=(TensorCard(name="x", datatype="FP32", shape=None if width is None else (-1, width)),),
+        outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, outputs)),),
+        transform=transform,
+        labels=labels,
+    )
+
+
+class Answers(FakeEngine):
+    """Answers `of(batch)` as output y."""
+
+    def __init__(self, of) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, batch):
+        super().forward(batch)
+        return {"y": np.asarray(self.of(batch["x"]), np.float32)}
+
+
+@pytest.fixture
+def numbers(tmp_path: Path):
+    return table(tmp_path / "data", Feature(type="float"), lambda x: x.sum(axis=1))
+
+
+def test_columns_become_one_matrix_and_the_target_a_number(numbers) -> None:
+    source = Source(numbers.folder, card(10, 1), numbers)
+    found = source.examples("select")
+    assert source.metric == "r2"
+    assert (found.inputs["x"].shape, found.inputs["x"].dtype) == ((100, 10), np.float32)
+    np.testing.assert_allclose(found.wanted, found.inputs["x"].sum(axis=1), rtol=1e-4, atol=1e-5)
+    engine = Answers(lambda x: x.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(source.predict(engine, found.inputs), found.wanted, rtol=1e-4, atol=1e-5)
+    assert engine.batches == [64, 36]
+
+
+def test_fewer_rows_are_drawn_by_seed_in_order(numbers) -> None:
+    source = Source(numbers.folder, card(10, 1), numbers)
+    whole = source.examples("select").wanted.tolist()
+    some = source.examples("select", 10, seed=1).wanted.tolist()
+    assert len(some) == 10
+    assert [whole.index(value) for value in some] == sorted(whole.index(value) for value in some)
+    assert some == source.examples("select", 10, seed=1).wanted.tolist()
+    assert some != source.examples("select", 10, seed=2).wanted.tolist()
+    assert source.examples("select", 1000).wanted.tolist() == whole
+
+
+def test_what_training_noted_decides_columns_and_target(numbers, tmp_path: Path) -> None:
+    config = {"recipe": "module", "module": {"name": "M", "inputs": ["c3", "c1"], "target": "c0"}}
+    (tmp_path / "training.json").write_text(json.dumps({"config": config}))
+    found = Source(tmp_path, card(2, 1), numbers).examples("report")
+    np.testing.assert_array_equal(found.inputs["x"][:, 0], numbers.column("report", "c3").astype(np.float32))
+    np.testing.assert_array_equal(found.inputs["x"][:, 1], numbers.column("report", "c1").astype(np.float32))
+    np.testing.assert_array_equal(found.wanted, numbers.column("report", "c0"))
+
+
+def test_labels_are_compared_by_name_where_the_model_orders_them_otherwise(tmp_path: Path) -> None:
+    data = table(tmp_path / "data", Feature(type="label", names=("no", "yes")), lambda x: (x[:, 0] > 0).astype(int).tolist())
+    engine = Answers(lambda x: np.stack([x[:, 0], -x[:, 0]], axis=1))  # position 0 where c0 > 0
+    for labels, right in ((("yes", "no"), 1.0), (("no", "yes"), 0.0), (None, 0.0), (("maybe", "never"), 0.0)):
+        source = Source(tmp_path, card(10, 2, labels=labels), data)
+        found = source.examples("select")
+        assert source.metric == "accuracy"
+        assert np.mean(source.predict(engine, found.inputs) == found.wanted) == right
+
+
+def test_images_go_through_the_versions_transform(tmp_path: Path) -> None:
+    data = images(tmp_path / "data")
+    source = Source(tmp_path, card(None, 2, IMAGE), data)
+    found = source.examples("select")
+    assert found.inputs["x"].shape == (100, 1, 4, 4)
+    engine = Answers(lambda x: np.stack([x.mean(axis=(1, 2, 3)), np.full(len(x), 0.5)], axis=1))
+    assert (source.predict(engine, found.inputs) == found.wanted).all()
+
+
+def test_named_columns_go_through_the_versions_transform(numbers, tmp_path: Path) -> None:
+    transform = {"name": "columns", "columns": [{"name": "c2", "mean": 1.0}], "input": "x", "output": "y"}
+    source = Source(tmp_path, card(1, 1, transform), numbers)
+    found = source.examples("select")
+    np.testing.assert_allclose(found.inputs["x"][:, 0], numbers.column("select", "c2") - 1, rtol=1e-5, atol=1e-6)
+    assert source.predict(Answers(lambda x: x), found.inputs).shape == (100,)
+
+
+def test_data_that_does_not_fit_the_model_is_refused(numbers, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"takes x\[-1, 3\]; the dataset gives one matrix of 10 columns"):
+        Source(tmp_path, card(3, 1), numbers).examples("select")
+    with pytest.raises(Invalid, match="takes an image; the dataset has"):
+        Source(tmp_path, card(None, 2, IMAGE), numbers)
+    with pytest.raises(Invalid, match=r"takes columns of numbers"):
+        Source(tmp_path, card(3, 1), images(tmp_path / "images"))
+    source = Source(tmp_path, card(10, 2), numbers)
+    with pytest.raises(Invalid, match=r"answers \[2\] numbers a row; 'target' is one"):
+        source.predict(Answers(lambda x: x[:, :2]), source.examples("select").inputs)
+
+
+def test_a_dataset_without_target_or_rows_is_refused(tmp_path: Path) -> None:
+    features = {name: Feature(type="float") for name in COLUMNS}
+    aimless = write(tmp_path / "aimless", features, {"select": {name: [1.0] for name in COLUMNS}}, None)
+    with pytest.raises(Invalid, match="no target"):
+        Source(tmp_path, card(10, 1), aimless)
+    empty = write(tmp_path / "empty", features, {"select": {name: [] for name in COLUMNS}}, "c0")
+    with pytest.raises(Invalid, match="'select' of the dataset is empty"):
+        Source(tmp_path, card(9, 1), empty).examples("select")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import matmul
+
+from modelyard.kinds import FolderOutputs, FolderView, Input
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.publish import Findings, machine, publish, readme
+from modelyard.optimisation.variants import Variant
+
+ROW = {
+    "variant": "fp32",
+    "verified": True,
+    "accuracy": 0.97,
+    "low": 0.95,
+    "high": 0.98,
+    "drop": 0.0,
+    "drop_low": -1.0,
+    "drop_high": 1.0,
+    "size": 5,
+    "p50_ms": 0.1,
+    "p99_ms": 0.2,
+    "items_per_s": 1e4,
+    "verdict": "best latency within 1 points",
+    "chosen": True,
+}
+BROKEN = {
+    **dict.fromkeys(ROW),
+    "variant": "static-int8",
+    "verified": False,
+    "size": 0,
+    "verdict": "not verified",
+    "chosen": False,
+}
+REPORT = {"original": {"value": 0.96}, "chosen": {"value": 0.961, "low": 0.94, "high": 0.98}}
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> Findings:
+    view = FolderView(tmp_path, "hash")
+    inputs = {"model": Input("cnn@1", {}, view), "dataset": Input("digits@1", {}, view)}
+    return Findings(OptimiseConfig(), inputs, "accuracy", [ROW, BROKEN], REPORT, "fp32")
+
+
+def test_a_variant_is_handed_over_with_its_figures(findings: Findings, tmp_path: Path) -> None:
+    folder = tmp_path / "fp32"
+    folder.mkdir()
+    variant = Variant("fp32", folder, matmul(folder / "model.onnx"), None, True, {"ok": True})
+    outputs = FolderOutputs(tmp_path / "out")
+    publish(findings, variant, outputs)
+    made = outputs.published["fp32"]
+    assert made["alias"] == "best"
+    assert made["metadata"]["select"] == ROW
+    assert made["metadata"]["report"] == REPORT
+    assert made["metadata"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert '"accuracy", "value": 0.961' in (folder / "README.md").read_text()
+
+
+def test_the_table_shows_what_failed_too(findings: Findings) -> None:
+    text = readme(findings)
+    assert "| fp32 | 0.9700 | 0.9500 to 0.9800 | 0.00 | 5 | 0.100 | 0.200 | 10000 | best latency within 1 points |" in text
+    assert "| static-int8 | | | | | | | | not verified |" in text
+    assert "fp32 reaches accuracy 0.9610 (0.9400 to 0.9800), the original 0.9600" in text
+
+
+def test_the_machine_is_named() -> None:
+    assert machine()["cpus"] > 0
+    assert machine()["onnxruntime"]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_datasets import table
+from tiny_models import matmul, simple
+
+from modelyard.data.datasets import Feature
+from modelyard.engines.base import ENGINES, ModelCard
+from modelyard.engines.torch import TorchEngine
+from modelyard.errors import Invalid
+from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
+from modelyard.optimisation import search
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluate import r2
+
+COLUMNS = {
+    "variant",
+    "verified",
+    "accuracy",
+    "low",
+    "high",
+    "drop",
+    "size",
+    "p50_ms",
+    "p99_ms",
+    "items_per_s",
+    "verdict",
+    "chosen",
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
+    root = tmp_path_factory.mktemp("inputs")
+    engine = TorchEngine(root / "model", simple(root / "model"))
+    noise = np.random.default_rng(7)
+
+    def answers(x: np.ndarray) -> list[float]:
+        return (engine.forward({"x": x})["output"][:, 0] + 0.05 * noise.standard_normal(len(x))).tolist()
+
+    table(root / "data", Feature(type="float"), answers)
+    return {
+        "model": Input("simple@1", {}, FolderView(root / "model", "aa")),
+        "dataset": Input("numbers@2", {}, FolderView(root / "data", "bb")),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(inputs: dict[str, Input], tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderOutputs, FolderContext]:
+    return optimised(inputs, tmp_path_factory.mktemp("done"))
+
+
+def optimised(inputs: dict[str, Input], folder: Path, **config: object) -> tuple[FolderOutputs, FolderContext]:
+    (folder / "work").mkdir()
+    outputs, context = FolderOutputs(folder / "out"), FolderContext(folder / "work")
+    search.run(OptimiseConfig(seconds=0.05, max_accuracy_drop=2, **config), inputs, outputs, context)
+    return outputs, context
+
+
+def test_every_verified_variant_is_published_and_one_is_best(done: tuple[FolderOutputs, FolderContext]) -> None:
+    outputs, context = done
+    assert list(outputs.published) == ["fp32", "static-int8", "dynamic-int8"]
+    best = [name for name, made in outputs.published.items() if made["alias"] == "best"]
+    assert best == [context.facts["chosen"]]
+    for name, made in outputs.published.items():
+        assert made["task"] == "tabular-regression"
+        assert (made["metadata"]["variant"], made["metadata"]["chosen"]) == (name, [name] == best)
+        card = ModelCard.load(made["folder"])
+        assert card.engines == ("onnx",)
+        assert sorted(p.name for p in made["folder"].iterdir()) == [
+            "README.md",
+            "model.json",
+            "model.onnx",
+            "optimisation.json",
+        ]
+        assert ENGINES.get("onnx")(made["folder"], card).forward({"x": np.ones((2, 10), np.float32)})["output"].shape == (2, 1)
+
+
+def test_the_table_has_the_original_and_all_figures(done: tuple[FolderOutputs, FolderContext]) -> None:
+    _, context = done
+    rows = context.facts["table"]
+    assert [row["variant"] for row in rows] == ["original", "fp32", "static-int8", "dynamic-int8"]
+    assert all(set(row) >= COLUMNS for row in rows)
+    assert rows[0]["verdict"] == "original"
+    assert rows[1]["drop"] == pytest.approx(0, abs=1e-3)
+    assert [row["chosen"] for row in rows].count(True) == 1
+    assert all(row["low"] <= row["accuracy"] <= row["high"] and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    json.dumps(context.facts, allow_nan=False)
+
+
+def test_the_report_is_of_the_report_split(done: tuple[FolderOutputs, FolderContext], inputs: dict[str, Input]) -> None:
+    outputs, context = done
+    report = context.facts["report"]
+    subject = search.read(inputs)
+    held_out = subject.source.examples("report")
+    original = subject.source.predict(subject.engine, held_out.inputs)
+    assert report["rows"] == 80
+    assert report["original"]["value"] == pytest.approx(r2(original, held_out.wanted))
+    assert report["original"]["value"] != pytest.approx(context.facts["table"][0]["accuracy"], abs=1e-6)
+    best = outputs.published[context.facts["chosen"]]
+    assert best["metadata"]["report"] == report
+    whole = json.loads((best["folder"] / "optimisation.json").read_text())
+    assert whole["inputs"] == {
+        "dataset": {"hash": "bb", "reference": "numbers@2"},
+        "model": {"hash": "aa", "reference": "simple@1"},
+    }
+    others = [made for made in outputs.published.values() if made["alias"] is None]
+    assert [made["metadata"]["report"] for made in others] == [None, None]
+
+
+def test_the_card_for_people_shows_the_table(done: tuple[FolderOutputs, FolderContext]) -> None:
+    outputs, context = done
+    text = (outputs.published[context.facts["chosen"]]["folder"] / "README.md").read_text()
+    assert all(f"| {name} |" in text for name in ("original", "fp32", "static-int8", "dynamic-int8"))
+    assert "`simple@1`" in text
+    assert "report split" in text
+
+
+def test_the_smallest_is_chosen_when_size_is_the_goal(inputs: dict[str, Input], tmp_path: Path) -> None:
+    _, context = optimised(inputs, tmp_path, goal="size", variants=("fp32", "dynamic-int8"))
+    rows = {row["variant"]: row for row in context.facts["table"]}
+    smallest = min(("fp32", "dynamic-int8"), key=lambda name: rows[name]["size"])
+    assert context.facts["chosen"] == smallest
+
+
+def test_without_a_variant_in_the_budget_nothing_is_published_but_the_table_is_told(
+    inputs: dict[str, Input], tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    outputs, context = FolderOutputs(tmp_path / "out"), FolderContext(tmp_path / "work")
+    config = OptimiseConfig(seconds=0.05, max_accuracy_drop=0, variants=("static-int8",))
+    with pytest.raises(Invalid, match=r"No variant stays within 0 points .* static-int8, loses"):
+        search.run(config, inputs, outputs, context)
+    assert outputs.published == {}
+    assert [row["variant"] for row in context.facts["table"]] == ["original", "static-int8"]
+
+
+def test_a_fixed_batch_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:
+    matmul(tmp_path / "m.onnx", batch=4).save(tmp_path)
+    with pytest.raises(Invalid, match="one fixed size"):
+        search.read({**inputs, "model": Input("m@1", {}, FolderView(tmp_path))})
