@@ -47,8 +47,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
             load_weights(plan.network, model)
         trainer = Trainer.build(config, plan, dataset, gang, context)
         shapes = trainer.shapes()
-        with parallel.applied(trainer.network, gang) as trainer.model:
-            trainer.fit()
+        trainer.fit()
     if context.rank == 0:
         publish(Trained(config, plan, trainer.progress, shapes, context.world_size), inputs, outputs, context)
 
@@ -125,8 +124,10 @@ class Trainer:
     def fit(self) -> None:
         while self.progress.epochs < self.config.epochs:
             began = time.monotonic()
-            metrics = self.epoch(self.progress.epochs)
-            metrics |= {f"select_{name}": value for name, value in self.evaluate(self.select).items()}
+            # anew for each epoch: what torch learns of a network's order while it runs would change the order of sums on resume
+            with parallel.applied(self.network, self.gang) as self.model:
+                metrics = self.epoch(self.progress.epochs)
+                metrics |= {f"select_{name}": value for name, value in self.evaluate(self.select).items()}
             self.progress.epochs += 1
             self.progress.seen += len(self.train.target)
             self.progress.curve.append({"epoch": self.progress.epochs, **metrics})
