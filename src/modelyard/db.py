@@ -115,11 +115,12 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A read-only session; what is changed in it is thrown away."""
+        """A read-only session; what is changed in it is thrown away, and rows read in it stay readable after it."""
         with self._sessions() as session:
             if self.engine.dialect.name != "sqlite":  # there each statement of a transaction has its own picture by default
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
+            session.expunge_all()
             session.rollback()
 
     def close(self) -> None:

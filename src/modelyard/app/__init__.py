@@ -12,12 +12,12 @@ from collections.abc import Callable
 from modelyard.plugins import load
 from modelyard.settings import Settings
 
-# Called once the platform answers, with its URL and, where one was made, the one-time token of the first administrator.
-Ready = Callable[[str, str | None], None]
+# Called once the platform answers, with its URL.
+Ready = Callable[[str], None]
 
 
 def up(settings: Settings, ready: Ready | None = None) -> None:
-    """Run the platform on this machine until SIGINT or SIGTERM; `ready(url, token)` is called once it answers.
+    """Run the platform on this machine until SIGINT or SIGTERM; `ready(url)` is called once it answers.
 
     Raises `Conflict` where the port is taken or another `up` runs on the same folder.
     """

@@ -109,7 +109,7 @@ async def _announce(logs: Path, url: str, ready: Ready | None) -> None:
             raise Crashed(f"The platform was not ready within {PATIENCE:g} s; the files in {logs} say why.")
         await asyncio.sleep(0.05)
     if ready is not None:
-        ready(url, None)
+        ready(url)
 
 
 def _answers(url: str) -> bool:

@@ -1,0 +1,46 @@
+"""The gateway's process: its view of the database, bound to the data plane."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+from modelyard import migrations, telemetry
+from modelyard.app.migrate import pepper
+from modelyard.app.supervise import listen
+from modelyard.db import Database, revision
+from modelyard.serving import serve, service, settlement
+from modelyard.serving.follower import State
+from modelyard.settings import Settings
+from modelyard.tenancy.access import load_keys
+
+
+def run(settings: Settings, listener: int | None) -> None:
+    """See `modelyard.app.gateway`."""
+    telemetry.configure("gateway", settings.log_level)
+    database = Database(settings.database_url)
+    migrations.check(database)
+    bound = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
+    books = serve.Books(
+        load=partial(load, database),
+        revision=partial(number, database),
+        settle=partial(settlement.settle, database),
+        settled=partial(settlement.settled, database),
+        forget=partial(settlement.forget, database),
+    )
+    try:
+        serve.run(settings, pepper(settings), books, bound)
+    finally:
+        database.close()
+
+
+def load(database: Database) -> State:
+    """Keys and routes as of one revision."""
+    with database.read() as session:
+        return State(revision(session), load_keys(session), service.routes(session))
+
+
+def number(database: Database) -> int:
+    """The revision alone."""
+    with database.read() as session:
+        return revision(session)
