@@ -13,14 +13,7 @@ from typing import cast
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-# Libraries that phone home unless told not to; set before any of them is imported, inherited by every child.
-QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "OPENVINO_TELEMETRY_OPT_OUT": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from modelyard import QUIET as QUIET
 
 UNEXPECTED = Counter("modelyard_unexpected_errors_total", "Exceptions nobody expected, by process.", ["process"])
 

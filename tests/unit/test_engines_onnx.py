@@ -177,6 +177,11 @@ def test_external_data_is_found_in_sub_graphs(tmp_path: Path) -> None:
         check(tmp_path / "m.onnx")
 
 
+def test_onnxruntime_is_told_to_call_nobody_before_it_is_imported() -> None:
+    """It decides at its import; afterwards the variable would come too late."""
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
 def test_the_card_must_name_the_file(tmp_path: Path) -> None:
     card = matmul(tmp_path / "m.onnx").model_copy(update={"files": {}})
     with pytest.raises(Invalid, match=r"files\.onnx"):

@@ -24,6 +24,7 @@ from modelyard.tensors import Array, Signature, TensorSpec
 
 Device = Literal["cpu", "cuda"]
 
+# `modelyard.QUIET` keeps it silent from its import on; this is for whoever imported onnxruntime before us.
 ort.disable_telemetry_events()
 
 _DATATYPES = {
