@@ -88,9 +88,11 @@ class Exchange(Underway):
     def take(self, data: bytes) -> None:
         """The next bytes of the body. Raises as `expect`."""
         self._size += len(data)
+        limit = self._gateway.body_limit
+        if self._size > limit:
+            raise too_large(limit)
         if self._size > self._reserved:
-            limit = self._gateway.body_limit
-            self.expect(self._size if self._size > limit else min(2 * self._size, limit))
+            self.expect(min(2 * self._size, limit))
         if not self.body:
             self.body = data
         elif isinstance(self.body, bytearray):

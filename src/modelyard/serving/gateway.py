@@ -14,16 +14,15 @@ from typing import cast
 
 import httptools
 
-from modelyard.errors import NotFound, TooLarge, Unavailable, from_wire, not_found
+from modelyard.errors import NotFound, TooLarge, Unavailable, not_found
 from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Follower, State
-from modelyard.serving.frames import CallFrame, Fault, Usage
+from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters, Slot
 from modelyard.serving.metrics import CallMetrics, Cell
 from modelyard.serving.router import Group, Router, Underway
 from modelyard.serving.types import DeploymentState, Envelope, Route
 from modelyard.settings import Settings
-from modelyard.tenancy import door as tenancy_door
 from modelyard.tenancy.access import KeyRing, token_of
 from modelyard.tenancy.types import Principal, Scope
 
@@ -219,11 +218,6 @@ def check_ready(route: Route) -> None:
         why = f": {route.error}" if route.error else "; its owner can see why"
         raise Unavailable(f"Deployment '{route.deployment}' has failed{why}")
     raise Unavailable(f"Deployment '{route.deployment}' is not ready yet; try again shortly.")
-
-
-def status_of(fault: Fault) -> int:
-    """The HTTP status of an error that came over a wire."""
-    return tenancy_door.status(from_wire(fault.code, fault.message))
 
 
 def too_large(limit: int) -> TooLarge:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from modelyard.errors import Invalid, ModelyardError
+from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway
 
@@ -222,7 +222,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def _judge(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError | None) -> None:
         """What the headers say of the body. A refusal is answered when a small body is whole, else at once."""
         expects = special.get(b"expect", b"").lower() == b"100-continue"
-        length = int(special.get(b"content-length", b"0"))
+        length, chunked = int(special.get(b"content-length", b"0")), b"transfer-encoding" in special
         encoding = special.get(b"content-encoding", b"identity")
         if refusal is None and encoding.lower() != b"identity":
             refusal = Invalid("The body has a Content-Encoding; expected none: send it uncompressed.")
@@ -234,7 +234,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if refusal is None:
             if expects and self.turns[0] is exchange and not exchange.whole:
                 self.transport.write(_CONTINUE)
-        elif exchange.whole or (length <= SMALL and not expects and b"transfer-encoding" not in special):
+        elif exchange.whole or (length <= SMALL and not expects and not chunked and not isinstance(refusal, TooLarge)):
             exchange.refusal = refusal
         else:
             self._refuse_now(exchange, refusal)

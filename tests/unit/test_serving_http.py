@@ -1,0 +1,685 @@
+"""The gateway's HTTP over a transport by hand: framing, order, bodies, refusals, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving_fakes import FakeTransport
+from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
+from uvicorn.server import ServerState
+
+from modelyard.serving.follower import State
+from modelyard.serving.frames import Fault, PartFrame, Usage
+from modelyard.serving.http import IDLE, LINGER, MAX_HEAD, MAX_PIPELINED, InferenceProtocol
+
+AUTH = f"Authorization: Bearer {KEY}\r\n"
+
+
+async def app(scope, receive, send):
+    """Says what it was asked; '/slow' waits for the test."""
+    if scope["path"] == "/slow":
+        await scope["state"]["go"].wait()
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            scope["state"]["gone"].set()
+            return
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    text = b"%b %b %d" % (scope["method"].encode(), scope["raw_path"], len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+class Connection:
+    """One connection to a gateway, with its bench."""
+
+    def __init__(self, folder, **options):
+        self.bench = Bench(folder, **options)
+        self.router, self.gateway = self.bench.router, self.bench.gateway
+        self.go, self.gone = asyncio.Event(), asyncio.Event()
+        config = uvicorn.Config(app, http=InferenceProtocol, ws="none", lifespan="off", log_config=None, access_log=False)
+        config.load()
+        protocol = type("P", (InferenceProtocol,), {"gateway": self.gateway})
+        state = {"go": self.go, "gone": self.gone}
+        self.protocol = protocol(config, ServerState(), state, asyncio.get_running_loop())
+        self.transport = FakeTransport(self.protocol)
+        self.protocol.connection_made(self.transport)
+
+    def feed(self, *data):
+        for piece in data:
+            self.protocol.data_received(piece if isinstance(piece, bytes) else piece.encode())
+
+    async def settle(self):
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def answers(self):
+        """(status, headers, body) of everything written so far."""
+        data, found = self.transport.take(), []
+        while data:
+            head, _, data = data.partition(b"\r\n\r\n")
+            status = int(head.split(b" ")[1])
+            headers = dict(line.decode().lower().split(": ", 1) for line in head.split(b"\r\n")[1:])
+            size = int(headers.get("content-length", 0))
+            found.append((status, headers, data[:size]))
+            data = data[size:]
+        return found
+
+    def lose(self):
+        self.transport.closed = True
+        self.protocol.connection_lost(None)
+
+
+def post(body=b"{}", path="/v2/models/digits/infer", auth=AUTH, more="", length=None):
+    text = body if isinstance(body, bytes) else body.encode()
+    size = len(text) if length is None else length
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\n{auth}{more}Content-Length: {size}\r\n\r\n".encode() + text
+
+
+def chunked(*pieces, more="", trailers=""):
+    head = f"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\n{AUTH}{more}Transfer-Encoding: chunked\r\n\r\n"
+    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return head.encode() + body + b"0\r\n" + trailers.encode() + b"\r\n"
+
+
+def scene(**options):
+    """Run an async test with a connection."""
+
+    def wrap(test):
+        def run(tmp_path):
+            async def inner():
+                await test(Connection(tmp_path, **options))
+
+            asyncio.run(asyncio.wait_for(inner(), 20))
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return wrap
+
+
+# Calls
+
+
+@scene()
+async def test_a_call_and_its_answer(c):
+    c.feed(post(b'{"a":1}', more="X-Request-Id: mine\r\n"))
+    [call] = c.router.sent
+    assert call.frame.data == b'{"a":1}'
+    assert (call.frame.project, call.frame.deployment, call.frame.version, call.frame.door) == ("team", "digits", "3", "oip")
+    assert call.frame.head == {"x-request-id": "mine"}
+    assert call.frame.grant is None
+    assert not c.transport.written
+    c.router.answer(call, b'{"y":2}', units=4)
+    assert c.answers() == [
+        (200, {"content-type": "application/json", "x-request-id": "mine", "content-length": "7"}, b'{"y":2}')
+    ]
+    assert c.bench.counted() == [(1, 1, 0, 4, 7, 7, 7)]
+    assert not c.transport.closed
+
+
+@scene()
+async def test_the_count_is_made_before_the_answer_is_written(c):
+    counted = []
+    c.transport.write = lambda data: counted.append(c.bench.counted()[0].calls)
+    c.feed(post())
+    c.router.answer(c.router.sent[0])
+    assert counted == [1]
+
+
+@scene()
+async def test_a_connection_is_kept(c):
+    for number in range(3):
+        c.feed(post(b"%d" % number))
+        c.router.answer(c.router.sent[-1], b"%d" % number)
+    assert [body for _, _, body in c.answers()] == [b"0", b"1", b"2"]
+
+
+@scene()
+async def test_headers_of_a_replica_pass_and_cannot_end_their_line(c):
+    c.feed(post(more="Inference-Header-Content-Length: 5\r\n"))
+    assert c.router.sent[0].frame.head["inference-header-content-length"] == "5"
+    head = {"content-type": "application/octet-stream", "x-evil": "a\r\nset-cookie: b"}
+    c.router.answer(c.router.sent[0], b"xy", head)
+    [(status, headers, body)] = c.answers()
+    assert (status, headers["content-type"], body) == (200, "application/octet-stream", b"xy")
+    assert "x-evil" not in headers
+    assert "set-cookie" not in headers
+
+
+@scene()
+async def test_an_answer_in_several_parts(c):
+    c.feed(post())
+    [call] = c.router.sent
+    for seq, data in enumerate((b"a", b"b", b"c")):
+        call.part(PartFrame(1, seq, 1, data))
+    call.ended(Usage(3, 0), None)
+    assert c.answers()[0][2] == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("invalid_request", 400), ("unavailable", 503), ("timed_out", 504), ("internal", 500), ("?", 500)]
+)
+def test_errors_of_a_replica(tmp_path, code, status):
+    @scene()
+    async def run(c):
+        c.feed(post())
+        c.router.fail(c.router.sent[0], code, "because")
+        [(found, headers, body)] = c.answers()
+        assert (found, json.loads(body)) == (status, {"error": "because"})
+        assert ("retry-after" in headers) == (status == 503)
+        assert c.bench.counted()[0].errors == 1
+
+    run(tmp_path)
+
+
+@scene()
+async def test_a_late_call_is_answered_once_and_what_it_used_is_added(c):
+    c.feed(post(b"12345"))
+    [call] = c.router.sent
+    call.late(Fault("timed_out", "late"))
+    assert c.answers()[0][0] == 504
+    call.late(Fault("timed_out", "late"))
+    call.ended(Usage(8, 9), None)
+    assert c.answers() == []
+    assert c.bench.counted() == [(2, 1, 1, 8, 9, 5, len(b'{"error":"late"}'))]
+
+
+# Bodies
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=300), st.lists(st.integers(0, 700), max_size=6))
+def test_any_pieces_give_the_same_body(tmp_path_factory, body, cuts):
+    async def run():
+        for wire in (post(body), chunked(*([body[:7], body[7:]] if len(body) > 7 else [body] if body else []))):
+            c = Connection(tmp_path_factory.mktemp("c"))
+            places = sorted({min(cut, len(wire)) for cut in cuts})
+            c.feed(*(wire[a:b] for a, b in zip([0, *places], [*places, len(wire)], strict=True)))
+            assert [bytes(call.frame.data) for call in c.router.sent] == [body]
+
+    asyncio.run(run())
+
+
+@scene(body_limit=1000)
+async def test_a_length_beyond_the_limit_is_refused_before_the_body(c):
+    c.feed(post(b"", length=1001))
+    [(status, headers, body)] = c.answers()
+    assert (status, headers["connection"]) == (413, "close")
+    assert "larger than 1000 bytes" in json.loads(body)["error"]
+    assert c.transport.eof
+
+
+@scene(body_limit=200_000)
+async def test_a_large_length_is_refused_at_once_and_its_body_dropped(c):
+    c.feed(post(b"", length=10**12))
+    assert c.answers()[0][0] == 413
+    c.feed(b"x" * 100_000, post())
+    assert c.answers() == []
+    assert not c.router.sent
+    assert not c.transport.closed
+
+
+@scene(body_limit=1000)
+async def test_chunks_beyond_the_limit_are_refused_as_soon_as_they_pass_it(c):
+    whole = chunked(b"x" * 600, b"y" * 600, b"z" * 600)
+    c.feed(whole[:1600])
+    assert [status for status, _, _ in c.answers()] == [413]
+    c.feed(whole[1600:], post())
+    assert c.answers() == []
+    assert not c.router.sent
+
+
+@scene()
+async def test_continue_is_said_when_the_head_is_good(c):
+    c.feed(post(b"", length=5, more="Expect: 100-continue\r\n"))
+    assert c.transport.take() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    c.feed(b"12345")
+    assert c.router.sent[0].frame.data == b"12345"
+
+
+@scene()
+async def test_continue_is_not_said_to_the_refused(c):
+    c.feed(post(b"", length=5, more="Expect: 100-continue\r\n", auth=""))
+    [(status, headers, _)] = c.answers()
+    assert (status, headers["connection"]) == (401, "close")
+
+
+@scene()
+async def test_a_refused_small_body_keeps_the_connection(c):
+    c.feed(post(b"12345", auth=""), post())
+    c.router.answer(c.router.sent[0])
+    assert [status for status, _, _ in c.answers()] == [401, 200]
+
+
+@scene()
+async def test_a_refused_large_body_ends_the_connection_softly(c):
+    c.feed(post(b"x", auth="", length=1_000_000))
+    assert [status for status, _, _ in c.answers()] == [401]
+    assert c.transport.eof
+    assert not c.transport.closed
+
+
+@scene()
+async def test_compressed_bodies_are_refused(c):
+    c.feed(post(more="Content-Encoding: gzip\r\n"))
+    [(status, _, body)] = c.answers()
+    assert status == 400
+    assert "uncompressed" in json.loads(body)["error"]
+
+
+@scene(body_limit=1_000_000)
+async def test_bodies_share_a_bounded_room(c):
+    c.gateway.reserve(7_950_000)
+    c.feed(post(b"", length=200_000))
+    assert [status for status, _, _ in c.answers()] == [503]
+
+
+@scene(body_limit=1_000_000)
+async def test_room_is_given_back(c):
+    before = c.gateway._bodies
+    c.feed(post(b"x" * 300_000))
+    assert c.gateway._bodies < before
+    c.router.answer(c.router.sent[0])
+    assert c.gateway._bodies == before
+    c.feed(chunked(*[b"y" * 10_000] * 20))
+    assert c.gateway._bodies < before
+    c.lose()
+    c.router.answer(c.router.sent[1])
+    assert c.gateway._bodies == before
+
+
+# Access
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "says"),
+    [
+        (post(auth=""), 401, "No API key was given"),
+        (post(auth="Authorization: Bearer nonsense\r\n"), 401, "not valid"),
+        (post(auth=AUTH + "Authorization: Bearer my_k2_x\r\n"), 401, "malformed"),
+        (post(path="/v2/models/nosuch/infer"), 404, "No deployment 'nosuch'"),
+        (post(path="/v2/models/%2e%2e/infer"), 404, "No deployment '..'"),
+        (post(path="/v2/models/digits/versions/9/infer"), 404, "serves no version '9'"),
+        (post(path="/v2/models/rivals/infer"), 404, "No deployment 'rivals'"),
+    ],
+)
+def test_refusals(tmp_path, wire, status, says):
+    @scene(routes=[route(), route("rivals", project="rival")])
+    async def run(c):
+        c.feed(wire)
+        [(found, headers, body)] = c.answers()
+        assert found == status
+        assert says in json.loads(body)["error"]
+        assert "rival'" not in json.loads(body)["error"].replace("'rivals'", "")
+        assert re.fullmatch(r"[0-9a-f]{24}", headers["x-request-id"])
+        assert ("www-authenticate" in headers) == (status == 401)
+        assert not c.router.sent
+        assert not c.bench.counted()
+
+    run(tmp_path)
+
+
+@scene(keys=[])
+async def test_a_key_made_a_moment_ago_works_at_once(c):
+    follower = FakeFollower(lambda: c.gateway.apply(State(2, [record()], [route()])))
+    c.gateway.follow(follower)
+    c.feed(post(b"one"), b"POST /v2/mod")
+    assert not c.answers()
+    assert not c.transport.reading
+    follower.look()
+    assert c.transport.reading
+    assert c.router.sent[0].frame.data == b"one"
+    c.feed(b"els/digits/infer HTTP/1.1\r\n" + AUTH.encode() + b"Content-Length: 1\r\n\r\n2")
+    c.router.answer(c.router.sent[0], b"1")
+    c.router.answer(c.router.sent[1], b"2")
+    assert [body for _, _, body in c.answers()] == [b"1", b"2"]
+
+
+@scene(keys=[], body_limit=10_000_000)
+async def test_a_large_first_call_of_a_new_key(c):
+    follower = FakeFollower(lambda: c.gateway.apply(State(2, [record()], [route()])))
+    c.gateway.follow(follower)
+    c.feed(post(b"x" * 100, length=1_000_000))
+    follower.look()
+    c.feed(b"x" * 999_900)
+    assert len(c.router.sent[0].frame.data) == 1_000_000
+
+
+@scene(keys=[])
+async def test_a_key_that_is_still_unknown_after_a_look(c):
+    follower = FakeFollower()
+    c.gateway.follow(follower)
+    c.feed(post(), post())
+    assert len(follower.asked) == 2
+    follower.look()
+    assert [status for status, _, _ in c.answers()] == [401, 401]
+
+
+@scene(keys=[])
+async def test_a_client_that_leaves_during_the_look(c):
+    follower = FakeFollower(lambda: c.gateway.apply(State(2, [record()], [route()])))
+    c.gateway.follow(follower)
+    c.feed(post())
+    c.lose()
+    follower.look()
+    assert not c.router.sent
+
+
+@scene()
+async def test_without_any_key_nothing_is_looked_up(c):
+    follower = FakeFollower()
+    c.gateway.follow(follower)
+    c.feed(post(auth=""))
+    assert not follower.asked
+    assert c.answers()[0][0] == 401
+
+
+# Order
+
+
+@scene()
+async def test_pipelined_calls_are_answered_in_order(c):
+    c.feed(b"".join(post(b"%d" % number) for number in range(5)))
+    assert len(c.router.sent) == 5
+    for number in (3, 1, 0, 4, 2):
+        c.router.answer(c.router.sent[number], b"%d" % number)
+    assert [body for _, _, body in c.answers()] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@scene()
+async def test_calls_and_other_requests_keep_their_order(c):
+    other = b"GET /api/%d HTTP/1.1\r\nHost: x\r\n\r\n"
+    c.feed(post(b"0") + other % 1 + post(b"2") + other % 3 + other % 4 + post(b"5"))
+    await c.settle()
+    assert not c.answers()
+    c.router.answer(c.router.sent[2], b"5")
+    c.router.answer(c.router.sent[0], b"0")
+    await c.settle()
+    assert [body for _, _, body in c.answers()] == [b"0", b"GET /api/1 0"]
+    c.router.answer(c.router.sent[1], b"2")
+    await c.settle()
+    assert [body for _, _, body in c.answers()] == [b"2", b"GET /api/3 0", b"GET /api/4 0", b"5"]
+
+
+@scene()
+async def test_a_slow_request_of_asgi_holds_later_calls(c):
+    c.feed(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc" + post())
+    c.router.answer(c.router.sent[0], b"late")
+    await c.settle()
+    assert not c.answers()
+    c.go.set()
+    await c.settle()
+    assert [body for _, _, body in c.answers()] == [b"POST /slow 3", b"late"]
+
+
+@scene()
+async def test_a_refusal_waits_for_its_turn_and_nothing_follows_it(c):
+    c.feed(post(b"0") + post(b"x", auth="", length=1_000_000))
+    assert not c.answers()
+    c.router.answer(c.router.sent[0], b"0")
+    assert [status for status, _, _ in c.answers()] == [200, 401]
+    assert c.transport.eof
+
+
+@scene()
+async def test_reading_stops_when_too_much_is_pipelined(c):
+    c.feed(b"".join(post() for _ in range(MAX_PIPELINED + 1)))
+    assert not c.transport.reading
+    for call in c.router.sent:
+        c.router.answer(call)
+    assert c.transport.reading
+
+
+@scene()
+async def test_a_client_that_does_not_read_is_not_read(c):
+    c.protocol.pause_writing()
+    assert not c.transport.reading
+    c.protocol.resume_writing()
+    assert c.transport.reading
+
+
+# Ends
+
+
+@scene()
+async def test_connection_close_and_what_follows_it(c):
+    c.feed(post(b"0", more="Connection: close\r\n") + post(b"1"))
+    assert len(c.router.sent) == 1
+    c.router.answer(c.router.sent[0], b"0")
+    [(status, headers, _)] = c.answers()
+    assert (status, headers["connection"]) == (200, "close")
+    assert c.transport.closed
+
+
+@scene()
+async def test_http_1_0_is_answered_and_closed(c):
+    c.feed(post().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    c.router.answer(c.router.sent[0])
+    assert c.answers()[0][0] == 200
+    assert c.transport.closed
+
+
+@scene()
+async def test_a_client_that_leaves_cancels_its_call_and_is_still_counted(c):
+    c.feed(post(b"abc"))
+    c.lose()
+    [call] = c.router.sent
+    assert c.router.link.cancelled == [1]
+    assert c.bench.counted() == []
+    c.router.answer(call, b"unread", units=9)
+    assert c.bench.counted() == [(1, 1, 1, 9, 7, 3, 6)]
+    assert 'code="499"' in c.gateway.metrics.exposition("team").decode()
+    assert not call.restart()
+
+
+@scene()
+async def test_a_client_that_leaves_before_its_body_is_whole(c):
+    c.feed(post(b"a", length=100))
+    c.lose()
+    assert not c.router.sent
+
+
+@scene()
+async def test_a_client_that_leaves_an_app(c):
+    c.feed(b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nabc", b"")
+    await c.settle()
+    c.lose()
+    await c.settle()
+    assert c.gone.is_set()
+
+
+@scene()
+async def test_shutdown_closes_idle_and_finishes_the_rest(c):
+    c.feed(post())
+    c.protocol.shutdown()
+    assert not c.transport.closed
+    c.router.answer(c.router.sent[0])
+    assert c.answers()[0][1]["connection"] == "close"
+    assert c.transport.closed
+
+
+@scene()
+async def test_shutdown_of_an_idle_connection(c):
+    c.protocol.shutdown()
+    assert c.transport.closed
+
+
+@scene()
+async def test_an_idle_connection_is_closed(c):
+    now = asyncio.get_running_loop().time()
+    c.protocol.sweep(now + IDLE - 1, 60)
+    assert not c.transport.closed
+    c.feed("POST /v2/mod")
+    c.protocol.sweep(now + IDLE + 5, 60)
+    assert c.transport.closed
+
+
+@scene()
+async def test_a_body_that_never_ends_is_refused(c):
+    c.feed(post(b"x", length=50))
+    c.protocol.sweep(asyncio.get_running_loop().time() + 59, 60)
+    assert not c.answers()
+    c.protocol.sweep(asyncio.get_running_loop().time() + 61, 60)
+    assert [status for status, _, _ in c.answers()] == [408]
+    assert LINGER > 0
+
+
+@scene()
+async def test_a_call_under_way_is_not_idle(c):
+    c.feed(post())
+    c.protocol.sweep(asyncio.get_running_loop().time() + 1000, 60)
+    assert not c.transport.closed
+    assert not c.answers()
+
+
+# What is no HTTP
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        post(more="Transfer-Encoding: chunked\r\n"),
+        post().replace(b"Content-Length: 2", b"Content-Length: 2\r\nContent-Length: 2"),
+        post().replace(b"Content-Length: 2", b"Content-Length: 2\r\nContent-Length: 3"),
+        post().replace(b"Content-Length: 2", b"Content-Length: +2"),
+        post().replace(b"Content-Length: 2", b"Content-Length: 2, 2"),
+        post().replace(b"Content-Length: 2", b"Content-Length: -2"),
+        post().replace(b"Content-Length: 2", b"Content-Length: 99999999999999999999999"),
+        post().replace(b"Content-Length: 2", b"Content-Length : 2"),
+        post().replace(b"Host: x", b"Host: x\r\n folded"),
+        post().replace(b"Host: x", b"Ho\x00st: x"),
+        post().replace(b"Host: x", b"Host: x\x00y"),
+        post().replace(b"\r\n", b"\n"),
+        post().replace(b"Content-Length: 2", b"Transfer-Encoding: gzip, identity"),
+        post().replace(b"Content-Length: 2", b"Transfer-Encoding: xchunked"),
+        post().replace(b"Content-Length: 2", b"Transfer-Encoding: chunked, identity"),
+        b"CONNECT example:443 HTTP/1.1\r\nHost: example\r\n\r\n",
+    ],
+)
+def test_what_cannot_be_trusted_is_refused_and_closed(tmp_path, wire):
+    @scene()
+    async def run(c):
+        c.feed(wire, post())
+        await c.settle()
+        [(status, headers, _)] = c.answers()
+        assert (status, headers["connection"]) == (400, "close")
+        assert not c.router.sent
+        assert c.transport.closed or c.transport.eof
+
+    run(tmp_path)
+
+
+@scene()
+async def test_bad_chunks_end_a_call_that_was_not_sent(c):
+    c.feed(chunked(b"abc")[:-5] + b"zz\r\n", post())
+    assert [status for status, _, _ in c.answers()] == [400]
+    assert not c.router.sent
+
+
+@scene()
+async def test_bad_chunks_end_a_request_of_asgi(c):
+    c.feed(b"POST /api HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+    assert c.transport.aborted
+
+
+@scene()
+async def test_good_requests_before_a_bad_one_are_answered_first(c):
+    c.feed(post(b"0") + b"garbage\r\n\r\n")
+    assert not c.answers()
+    c.router.answer(c.router.sent[0], b"0")
+    assert [status for status, _, _ in c.answers()] == [200, 400]
+
+
+@pytest.mark.parametrize("pieces", [[b"X: " + b"a" * 5000 + b"\r\n"] * 40, [b"Y: "] + [b"b" * 10_000] * 20])
+def test_endless_headers(tmp_path, pieces):
+    @scene()
+    async def run(c):
+        c.feed(b"POST /v2/models/digits/infer HTTP/1.1\r\n")
+        fed = 0
+        for piece in pieces:
+            c.feed(piece)
+            fed += len(piece)
+            if c.transport.written:
+                break
+        assert fed <= MAX_HEAD + 10_000
+        assert [status for status, _, _ in c.answers()] == [431]
+
+    run(tmp_path)
+
+
+@scene()
+async def test_endless_trailers(c):
+    c.feed(chunked(b"a")[:-2])
+    for _ in range(100):
+        c.feed(b"T: " + b"a" * 9000 + b"\r\n")
+    assert [status for status, _, _ in c.answers()] == [431]
+    assert not c.router.sent
+
+
+@scene()
+async def test_trailers_are_no_headers(c):
+    c.feed(chunked(b"abc", trailers="X-Request-Id: forged\r\n"))
+    assert c.router.sent[0].id != "forged"
+    c.router.answer(c.router.sent[0])
+    c.feed(b"POST /api HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+    await c.settle()
+    assert all(name != b"authorization" for name, _ in c.protocol.scope["headers"])
+
+
+@scene()
+async def test_tiny_chunks_are_not_taken_for_headers(c):
+    wire = chunked(*[b"x"] * 100_000)
+    c.feed(*(wire[at : at + 50_000] for at in range(0, len(wire), 50_000)))
+    assert len(c.router.sent[0].frame.data) == 100_000
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: Upgrade, HTTP2-Settings\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket\r\n",
+    ],
+)
+def test_an_offered_upgrade_is_declined_by_answering(tmp_path, offer):
+    @scene()
+    async def run(c):
+        c.feed(post(b"abc", more=offer) + post(b"next"))
+        assert [call.frame.data for call in c.router.sent] == [b"abc", b"next"]
+        for call in c.router.sent:
+            c.router.answer(call)
+        c.feed(f"GET /api HTTP/1.1\r\nHost: x\r\n{offer}\r\n")
+        await c.settle()
+        assert [status for status, _, _ in c.answers()] == [200, 200, 200]
+
+    run(tmp_path)
+
+
+@scene()
+async def test_a_chunked_body_behind_an_offered_upgrade(c):
+    c.feed(chunked(b"ab", b"cd", more="Connection: Upgrade\r\nUpgrade: h2c\r\n"))
+    assert c.router.sent[0].frame.data == b"abcd"
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=500))
+def test_no_bytes_break_the_protocol(tmp_path_factory, data):
+    async def run():
+        c = Connection(tmp_path_factory.mktemp("c"))
+        c.feed(data)
+        c.feed(post(more="") + data)
+        await c.settle()
+
+    asyncio.run(run())

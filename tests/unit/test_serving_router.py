@@ -1,0 +1,317 @@
+"""The least busy replica takes a call; a lost one's calls go to another, once. Over real Unix sockets, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving_fakes import call
+
+from modelyard.serving.channel import Channel
+from modelyard.serving.frames import CallFrame, CancelFrame, EndFrame, Fault, HealthFrame, MoreFrame, PartFrame, Usage
+from modelyard.serving.router import Router, Underway, choose
+from modelyard.serving.types import Endpoint
+
+LOADS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=6)
+
+
+@given(LOADS, st.integers(0, 100))
+def test_the_least_load_is_chosen(loads, turn):
+    assert loads[choose(loads, turn)] == min(loads)
+
+
+@given(LOADS)
+def test_equals_take_turns(loads):
+    chosen = Counter(choose(loads, turn) for turn in range(60))
+    equals = [index for index, load in enumerate(loads) if load == min(loads)]
+    assert chosen == dict.fromkeys(equals, 60 // len(equals))
+
+
+class Asked(Underway):
+    __slots__ = ("done", "events", "restartable")
+
+    def __init__(self, group, number, deadline=2e9):
+        self.frame, self.group, self.link, self.retried = call(number, b"body", deadline=deadline), group, None, False
+        self.events, self.restartable = [], True
+        self.done = asyncio.get_running_loop().create_future()
+
+    def part(self, frame):
+        self.events.append(("part", frame.data))
+
+    def ended(self, usage, error):
+        self.events.append(("ended", usage.units, error.code if error else None))
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def late(self, error):
+        self.events.append(("late", error.code))
+
+    def restart(self):
+        self.events.clear()
+        return self.restartable
+
+
+class Replica:
+    """A fake replica on a real socket. `answers` decides what it says to a frame."""
+
+    def __init__(self, name, path):
+        self.name, self.path, self.got, self.channels = name, path, [], []
+        self.endpoint = Endpoint(name, str(path))
+        self.answers = self.echo
+        self.arrived = asyncio.Event()
+
+    async def start(self):
+        self.server = await asyncio.get_running_loop().create_unix_server(self._connected, str(self.path))
+        return self
+
+    def _connected(self):
+        channel = Channel(asyncio.get_running_loop(), lambda frame: self._received(channel, frame), lambda _: None)
+        self.channels.append(channel)
+        return channel
+
+    def _received(self, channel, frame):
+        self.got.append(frame)
+        self.arrived.set()
+        self.answers(channel, frame)
+
+    def echo(self, channel, frame):
+        if isinstance(frame, CallFrame):
+            channel.send(PartFrame(frame.id, 0, 1, self.name.encode()))
+            channel.send(EndFrame(frame.id, Usage(1, 5), 0))
+        elif isinstance(frame, HealthFrame):
+            channel.send(HealthFrame(frame.seq, "ready"))
+
+    def silent(self, channel, frame):
+        pass
+
+    def refuse(self, channel, frame):
+        if isinstance(frame, CallFrame):
+            channel.send(EndFrame(frame.id, Usage(), 0, Fault("unavailable", "The replica is ending.")))
+
+    async def die(self):
+        self.server.close()
+        for channel in self.channels:
+            channel.close()
+        self.path.unlink(missing_ok=True)
+
+    def calls(self):
+        return [frame.id for frame in self.got if isinstance(frame, CallFrame)]
+
+
+async def eventually(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not come to be")
+
+
+def over(count):
+    """Run `scenario(router, replicas, group)` with so many fake replicas."""
+
+    def wrap(scenario):
+        def test(tmp_path):
+            async def run():
+                loop = asyncio.get_running_loop()
+                replicas = [await Replica(f"r{n}", tmp_path / f"{n}.sock").start() for n in range(count)]
+                router = Router(loop)
+                try:
+                    await scenario(router, replicas, router.group([r.endpoint for r in replicas]))
+                finally:
+                    router.close()
+                    for replica in replicas:
+                        await replica.die()
+                    await asyncio.sleep(0.005)
+
+            asyncio.run(asyncio.wait_for(run(), 20))
+
+        test.__name__, test.__doc__ = scenario.__name__, scenario.__doc__
+        return test
+
+    return wrap
+
+
+async def ask(router, group, number=1, **options):
+    asked = Asked(group, number, **options)
+    router.send(asked)
+    return asked
+
+
+@over(1)
+async def test_a_call_sent_before_the_connection_is_made_waits_for_it(router, replicas, group):
+    asked = await ask(router, group)
+    await asked.done
+    assert asked.events == [("part", b"r0"), ("ended", 1, None)]
+
+
+@over(3)
+async def test_calls_spread_over_replicas(router, replicas, group):
+    for replica in replicas:
+        replica.answers = replica.silent
+    for number in range(9):
+        await ask(router, group, number)
+    await eventually(lambda: [len(r.calls()) for r in replicas] == [3, 3, 3])
+
+
+@over(2)
+async def test_a_reported_queue_counts_as_load(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    group.links[0].depth = 50
+    for number in range(5):
+        await (await ask(router, group, number)).done
+    assert len(replicas[0].calls()) <= 1
+
+
+@over(2)
+async def test_the_calls_of_a_lost_replica_go_to_another(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    replicas[0].answers = replicas[0].silent
+    asked = [await ask(router, group, number) for number in range(10)]
+    await eventually(lambda: replicas[0].calls())
+    await replicas[0].die()
+    await asyncio.gather(*(a.done for a in asked))
+    assert all(a.events == [("part", b"r1"), ("ended", 1, None)] for a in asked)
+    assert not group.links[0].calls
+    assert not group.links[1].calls
+
+
+@over(2)
+async def test_a_call_that_was_passed_on_is_not_sent_again(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    for replica in replicas:
+        replica.answers = replica.silent
+    asked = await ask(router, group)
+    asked.restartable = False
+    await eventually(lambda: replicas[0].calls() or replicas[1].calls())
+    await (replicas[0] if replicas[0].calls() else replicas[1]).die()
+    await asked.done
+    assert asked.events == [("ended", 0, "unavailable")]
+
+
+@over(1)
+async def test_a_lost_replica_without_another(router, replicas, group):
+    replicas[0].answers = replicas[0].silent
+    asked = await ask(router, group)
+    await eventually(replicas[0].calls)
+    await replicas[0].die()
+    await asked.done
+    assert asked.events == [("ended", 0, "unavailable")]
+    later = await ask(router, group, 2)
+    await later.done
+    assert later.events == [("ended", 0, "unavailable")]
+
+
+@over(1)
+async def test_a_replica_that_comes_back_is_found(router, replicas, group):
+    await (await ask(router, group)).done
+    await replicas[0].die()
+    await eventually(lambda: group.links[0].up is False)
+    await replicas[0].start()
+    await eventually(lambda: group.links[0].up)
+    again = await ask(router, group, 2)
+    await again.done
+    assert again.events[-1] == ("ended", 1, None)
+
+
+@over(2)
+async def test_a_replica_that_is_ending_hands_over(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    replicas[0].answers = replicas[0].refuse
+    for number in range(6):
+        asked = await ask(router, group, number)
+        await asked.done
+        assert asked.events[-1] == ("ended", 1, None)
+    assert len(replicas[0].calls()) == 1  # it was tried once, then taken last
+
+
+@over(2)
+async def test_a_call_is_handed_over_once(router, replicas, group):
+    for replica in replicas:
+        replica.answers = replica.refuse
+    asked = await ask(router, group)
+    await asked.done
+    assert asked.events == [("ended", 0, "unavailable")]
+    assert len(replicas[0].calls()) + len(replicas[1].calls()) == 2
+
+
+@over(1)
+async def test_a_late_call_is_told_and_cancelled_and_still_ends(router, replicas, group):
+    replicas[0].answers = replicas[0].silent
+    asked = await ask(router, group, deadline=50.0)
+    await eventually(replicas[0].calls)
+    router.check(40.0)
+    assert not asked.events
+    router.check(60.0)
+    assert asked.events == [("late", "timed_out")]
+    await eventually(lambda: any(isinstance(frame, CancelFrame) for frame in replicas[0].got))
+    replicas[0].channels[0].send(EndFrame(1, Usage(3, 9), 0))
+    await asked.done
+    assert asked.events == [("late", "timed_out"), ("ended", 3, None)]
+
+
+@over(1)
+async def test_a_replica_no_longer_wanted_finishes_its_calls_first(router, replicas, group):
+    replicas[0].answers = replicas[0].silent
+    asked = await ask(router, group)
+    await eventually(replicas[0].calls)
+    router.keep([])
+    router.check(0.0)
+    replicas[0].echo(replicas[0].channels[0], asked.frame)
+    await asked.done
+    router.check(0.0)
+    assert group.links[0].retired
+    await eventually(lambda: group.links[0].up is False)
+
+
+@over(2)
+async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    group.links[1]._heard -= 60
+    assert group.links[1].load > group.links[0].load
+    router.check(0.0)
+    await eventually(lambda: group.links[1].load == (0, 0))
+
+
+@over(1)
+async def test_more_is_granted(router, replicas, group):
+    def more(channel, frame):
+        if isinstance(frame, CallFrame):
+            channel.send(MoreFrame(frame.id, 100))
+
+    replicas[0].answers = more
+    await ask(router, group, 5)
+    await eventually(lambda: len(replicas[0].got) == 2)
+    assert (replicas[0].got[1].id, replicas[0].got[1].units) == (5, 100)
+
+
+@over(1)
+async def test_an_end_of_an_unknown_call_is_late_not_wrong(router, replicas, group):
+    await (await ask(router, group)).done
+    replicas[0].channels[0].send(EndFrame(99, Usage(), 0))
+    replicas[0].channels[0].send(PartFrame(99, 0, 0, b""))
+    assert (await ask(router, group, 2)) is not None
+
+
+def test_a_group_without_replicas_answers(tmp_path):
+    async def run():
+        router = Router(asyncio.get_running_loop())
+        asked = await ask(router, router.group([]))
+        assert asked.events == [("ended", 0, "unavailable")]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("given", [[Endpoint("a", "/nowhere/a.sock")]])
+def test_an_address_nobody_listens_at(given):
+    async def run():
+        router = Router(asyncio.get_running_loop())
+        asked = await ask(router, router.group(given))
+        await asyncio.wait_for(asked.done, 5)
+        assert asked.events == [("ended", 0, "unavailable")]
+        router.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
