@@ -160,8 +160,8 @@ class Yard:
         on_event: OnEvent | None = None,
         **config: Any,
     ) -> Json:
-        """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a version
-        to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`."""
+        """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
+        version to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
