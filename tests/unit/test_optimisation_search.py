@@ -137,6 +137,7 @@ def test_without_a_variant_in_the_budget_nothing_is_published_but_the_table_is_t
         search.run(config, inputs, outputs, context)
     assert outputs.published == {}
     assert [row["variant"] for row in context.facts["table"]] == ["original", "static-int8"]
+    assert all(set(row) >= COLUMNS and not row["chosen"] for row in context.facts["table"])
 
 
 def test_a_fixed_batch_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:

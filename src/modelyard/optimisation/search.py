@@ -42,7 +42,8 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     table = tabulate(subject, variants, config, context)
     for step, row in enumerate(table):
         context.metric(step, **{key: value for key, value in _known(row).items() if isinstance(value, float)})
-    context.report(metric=subject.source.metric, goal=config.goal, table=[_known(row) for row in table])
+    told = [{**_known(row), "verdict": "measured", "chosen": False} for row in table]  # stays, if none is chosen
+    context.report(metric=subject.source.metric, goal=config.goal, table=told)
     context.progress(3, _STEPS)
     choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
     rows = [
