@@ -1,0 +1,258 @@
+"""The relay passes bytes both ways as they came, and nothing about connections or senders that is not ours to say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from modelyard.serving.relay import Relay
+
+
+class Control:
+    """Answers on a Unix socket with bytes given by the test; keeps what it was sent."""
+
+    def __init__(self, path, answer):
+        self.path, self.answer, self.got, self.closed = path, answer, b"", asyncio.Event()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_unix_server(self._serve, str(self.path))
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        await self.server.wait_closed()
+
+    async def _serve(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.got += head
+        lower = head.lower()
+        if b"transfer-encoding: chunked" in lower:
+            while not self.got.endswith(b"0\r\n\r\n"):
+                self.got += await reader.read(65536)
+        elif b"content-length: " in lower:
+            self.got += await reader.readexactly(int(lower.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        await self.answer(reader, writer)
+        writer.close()
+        self.closed.set()
+
+
+def said(data):
+    async def answer(_, writer):
+        writer.write(data)
+        await writer.drain()
+
+    return answer
+
+
+class Client:
+    """One request through the relay as ASGI would make it."""
+
+    def __init__(self, path, method="GET", headers=(), bodies=(), query=b""):
+        self.scope = {
+            "type": "http",
+            "method": method,
+            "raw_path": path,
+            "query_string": query,
+            "scheme": "http",
+            "client": ("9.9.9.9", 1234),
+            "headers": [(b"host", b"yard:8080"), *headers],
+        }
+        self.inbox = asyncio.Queue()
+        for index, body in enumerate(bodies or [b""]):
+            more = index + 1 < len(bodies)
+            self.inbox.put_nowait({"type": "http.request", "body": body, "more_body": more})
+        self.sent = []
+        self.arrived = asyncio.Event()
+
+    async def send(self, message):
+        self.sent.append(message)
+        self.arrived.set()
+
+    def leave(self):
+        self.inbox.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self):
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self):
+        return b"".join(message.get("body", b"") for message in self.sent[1:])
+
+
+def through(tmp_path, answer, client, before=None):
+    """Send `client`'s request through a relay to a control that gives `answer`; returns what control got."""
+
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", answer) as control:
+            asked = client()
+            await asyncio.wait_for(relay(asked.scope, asked.inbox.get, asked.send), 10)
+            await relay.close()
+            return asked, control.got
+
+    return asyncio.run(run())
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+def test_a_request_goes_as_it_came(tmp_path):
+    asked, got = through(
+        tmp_path, said(OK), lambda: Client(b"/api/%2e%2e/a%20b", headers=[(b"x-a", b"1"), (b"x-a", b"2")], query=b"q=%26&r")
+    )
+    assert got.startswith(b"GET /api/%2e%2e/a%20b?q=%26&r HTTP/1.1\r\n")
+    assert got.lower().count(b"\r\nhost: yard:8080\r\n") == 1
+    assert b"x-a: 1\r\n" in got
+    assert b"x-a: 2\r\n" in got
+    assert (asked.status, asked.body) == (200, b"ok")
+
+
+def test_headers_of_the_connection_and_tales_of_the_sender_stay(tmp_path):
+    headers = [
+        (b"connection", b"close, X-Secret"),
+        (b"x-secret", b"1"),
+        (b"keep-alive", b"5"),
+        (b"te", b"trailers"),
+        (b"upgrade", b"h2c"),
+        (b"proxy-authorization", b"x"),
+        (b"x-forwarded-for", b"1.2.3.4"),
+        (b"x-forwarded-host", b"evil"),
+        (b"forwarded", b"for=1.2.3.4"),
+        (b"authorization", b"Bearer k"),
+    ]
+    _, got = through(tmp_path, said(OK), lambda: Client(b"/api", headers=headers))
+    text = got.lower()
+    for gone in (b"x-secret", b"keep-alive: 5", b"te:", b"upgrade", b"proxy-auth", b"1.2.3.4", b"evil", b"forwarded: for"):
+        assert gone not in text
+    assert b"authorization: bearer k" in text
+    assert b"x-forwarded-for: 9.9.9.9\r\n" in text
+    assert b"x-forwarded-proto: http\r\n" in text
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_bodies_stream_in(tmp_path, sized):
+    pieces = [b"a" * 60_000, b"b" * 60_000, b"c"]
+    header = (b"content-length", b"120001") if sized else (b"transfer-encoding", b"chunked")
+    asked, got = through(tmp_path, said(OK), lambda: Client(b"/api", "PUT", [header], pieces))
+    assert got.count(b"a") >= 60_000
+    assert got.count(b"b") >= 60_000
+    assert (b"content-length: 120001" in got.lower()) == sized
+    assert (b"transfer-encoding: chunked" in got.lower()) != sized
+    assert asked.status == 200
+
+
+def test_a_get_has_no_body(tmp_path):
+    _, got = through(tmp_path, said(OK), lambda: Client(b"/api"))
+    assert b"content-length" not in got.lower()
+    assert b"transfer-encoding" not in got.lower()
+
+
+def test_an_answer_streams_out_piece_by_piece(tmp_path):
+    async def run():
+        go = asyncio.Event()
+
+        async def answer(_, writer):
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-b: 1\r\n\r\n3\r\none\r\n")
+            await go.wait()
+            writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
+            await writer.drain()
+
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", answer):
+            asked = Client(b"/api/jobs/1/events")
+            running = asyncio.ensure_future(relay(asked.scope, asked.inbox.get, asked.send))
+            for _ in range(2000):
+                if asked.body == b"one":
+                    break
+                await asyncio.sleep(0.001)
+            assert asked.body == b"one"
+            assert asked.headers == {b"x-b": b"1"}
+            go.set()
+            await asyncio.wait_for(running, 10)
+            assert asked.body == b"onetwo"
+            assert asked.sent[-1].get("more_body", False) is False
+            await relay.close()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_ends_the_answer(tmp_path):
+    async def run():
+        async def answer(reader, writer):
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
+            await reader.read(1)  # until the relay closes
+
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", answer) as control:
+            asked = Client(b"/api/jobs/1/events")
+            running = asyncio.ensure_future(relay(asked.scope, asked.inbox.get, asked.send))
+            await asyncio.wait_for(asked.arrived.wait(), 10)
+            asked.leave()
+            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(control.closed.wait(), 10)
+            await relay.close()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_while_sending(tmp_path):
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", said(OK)):
+            asked = Client(b"/api", "PUT", [(b"content-length", b"100")], [b"half", b""])
+            asked.inbox = asyncio.Queue()
+            asked.inbox.put_nowait({"type": "http.request", "body": b"half", "more_body": True})
+            asked.leave()
+            await asyncio.wait_for(relay(asked.scope, asked.inbox.get, asked.send), 10)
+            assert not asked.sent
+            await relay.close()
+
+    asyncio.run(run())
+
+
+def test_control_is_gone(tmp_path):
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        asked = Client(b"/api")
+        await asyncio.wait_for(relay(asked.scope, asked.inbox.get, asked.send), 10)
+        assert asked.status == 503
+        assert asked.headers[b"retry-after"] == b"1"
+        assert json.loads(asked.body)["error"]["code"] == "unavailable"
+        assert str(tmp_path) not in asked.body.decode()
+        await relay.close()
+
+    asyncio.run(run())
+
+
+def test_control_dies_before_it_answers(tmp_path):
+    asked, _ = through(tmp_path, said(b""), lambda: Client(b"/api"))
+    assert asked.status == 503
+
+
+def test_errors_and_statuses_pass(tmp_path):
+    answer = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
+    asked, _ = through(tmp_path, said(answer), lambda: Client(b"/api"))
+    assert asked.status == 404
+    assert asked.headers == {b"content-type": b"application/json", b"content-length": b"2"}
+
+
+def test_a_websocket_is_refused(tmp_path):
+    async def run():
+        sent = []
+        relay = Relay(tmp_path / "control.sock")
+
+        async def send(message):
+            sent.append(message)
+
+        await relay({"type": "websocket"}, None, send)
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+        await relay.close()
+
+    asyncio.run(run())

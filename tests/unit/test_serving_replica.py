@@ -1,0 +1,372 @@
+"""A replica with a fake engine, its frames fed and read by hand: what it answers, refuses, cancels and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import threading
+import time
+
+import numpy as np
+import pytest
+from serving_fakes import FakeTransport, call, frames
+
+from modelyard.data.transforms import build
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.errors import Invalid, NotFound
+from modelyard.serving.frames import (
+    PIECE,
+    BodyFrame,
+    CancelFrame,
+    Decoder,
+    EndFrame,
+    HealthFrame,
+    PartFrame,
+    append,
+)
+from modelyard.serving.replica import Model, Replica, Spec, listen, load
+from modelyard.tensors import Signature, TensorSpec
+from modelyard.testing import FakeEngine
+
+SPEC = Spec("t", "fake", "/nowhere", "/nowhere/replica.sock")
+
+
+def card(shape=(-1, 2), **fields):
+    inputs = (TensorCard(name="x", datatype="FP32", shape=shape),)
+    outputs = (TensorCard(name="y", datatype="FP32", shape=(-1, 1)),)
+    return ModelCard(task="tabular-regression", engines=("fake",), files={}, inputs=inputs, outputs=outputs, **fields)
+
+
+def question(*rows, **fields):
+    data = [[float(row), float(row)] for row in rows]
+    body = {"inputs": [{"name": "x", "shape": [len(rows), 2], "datatype": "FP32", "data": data}], **fields}
+    return json.dumps(body).encode()
+
+
+class Bench:
+    """A ready replica, and a gateway's end that is a decoder."""
+
+    def __init__(self, engine=None, spec=SPEC, ready=True):
+        self.engine = engine or FakeEngine(card=card())
+        self.stopped = []
+        self.replica = Replica(asyncio.get_running_loop(), spec, self.stopped.append)
+        self.model = Model(self.engine, build(None), "tabular-regression", "modelyard_fake")
+        if ready:
+            self.replica.ready(self.model)
+        self.got = []
+        self.channel, self.transport, self.decoder = self.connect()
+
+    def connect(self):
+        channel = self.replica.protocol()
+        transport = FakeTransport(channel)
+        channel.connection_made(transport)
+        return channel, transport, Decoder()
+
+    def say(self, *said):
+        buffer = bytearray()
+        for frame in said:
+            append(buffer, frame)
+        self.channel.data_received(bytes(buffer))
+
+    async def until(self, ends):
+        for _ in range(5000):
+            self.got += self.decoder.feed(self.transport.take())
+            if sum(isinstance(frame, EndFrame) for frame in self.got) >= ends:
+                await asyncio.sleep(0.002)
+                self.got += self.decoder.feed(self.transport.take())
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError(f"only {self.got}")
+
+    def end(self, number):
+        [end] = [frame for frame in self.got if isinstance(frame, EndFrame) and frame.id == number]
+        return end
+
+    def answer(self, number):
+        parts = [frame for frame in self.got if isinstance(frame, PartFrame) and frame.id == number]
+        return json.loads(b"".join(part.data for part in parts))["outputs"][0]["data"]
+
+
+def scene(test):
+    def run():
+        asyncio.run(asyncio.wait_for(test(), 30))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@scene
+async def test_calls_of_one_turn_are_one_batch_and_nobody_gets_anothers_rows():
+    bench = Bench()
+    bench.say(*(call(number, question(*range(number, number + 1 + number % 3))) for number in range(20)))
+    await bench.until(20)
+    for number in range(20):
+        assert bench.answer(number) == [2.0 * row for row in range(number, number + 1 + number % 3)]
+        assert bench.end(number).error is None
+        assert bench.end(number).usage.units == 1 + number % 3
+    assert len(bench.engine.batches) == 1
+    assert bench.got[-1].queue_depth == 0
+
+
+@scene
+async def test_a_body_in_pieces_in_and_out():
+    bench = Bench()
+    rows = 60_000
+    blob = np.arange(rows * 2, dtype="<f4").tobytes()
+    header = {"inputs": [{"name": "x", "shape": [rows, 2], "datatype": "FP32", "parameters": {"binary_data_size": len(blob)}}]}
+    text = json.dumps({**header, "parameters": {"binary_data_output": True}}).encode()
+    body = text + blob
+    head = {"inference-header-content-length": str(len(text))}
+    first = call(1, body[:PIECE], head=head, more=True)
+    pieces = [BodyFrame(1, body[at : at + PIECE], at + PIECE < len(body)) for at in range(PIECE, len(body), PIECE)]
+    bench.say(call(2, question(5)), first, *pieces[:3], call(3, question(6)), *pieces[3:])
+    await bench.until(3)
+    parts = [frame for frame in bench.got if isinstance(frame, PartFrame) and frame.id == 1]
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+    answer = b"".join(part.data for part in parts)[int(parts[0].head["inference-header-content-length"]) :]
+    np.testing.assert_allclose(np.frombuffer(answer, "<f4"), np.arange(rows * 2).reshape(rows, 2).sum(axis=1))
+    assert bench.answer(2) == [10.0]
+    assert bench.answer(3) == [12.0]
+
+
+@scene
+async def test_a_wrong_request_fails_alone():
+    bench = Bench()
+    bench.say(call(1, question(1)), call(2, b"nonsense"), call(3, question(3), door="nosuch"), call(4, question(4)))
+    await bench.until(4)
+    assert [bench.end(number).error and bench.end(number).error.code for number in (1, 2, 3, 4)] == [
+        None,
+        "invalid_request",
+        "not_found",
+        None,
+    ]
+    assert "not valid JSON" in bench.end(2).error.message
+
+
+@scene
+async def test_a_model_that_fails_is_an_error_of_the_call():
+    bench = Bench(FakeEngine(card=card(), failure=RuntimeError("no luck")))
+    bench.say(call(1, question(1)), call(2, question(2)))
+    await bench.until(2)
+    assert bench.end(1).error.code == "internal"
+    assert bench.end(1).error.message == "The model failed: RuntimeError: no luck"
+    assert bench.end(1).usage.units == 0
+    assert not bench.stopped
+
+
+class Leaky(FakeEngine):
+    def forward(self, batch):
+        return {"other": super().forward(batch)["y"]}
+
+
+@scene
+async def test_a_model_without_its_output():
+    bench = Bench(Leaky(card=card()))
+    bench.say(call(1, question(1)))
+    await bench.until(1)
+    assert bench.end(1).error.message == "The model answered without y."
+
+
+class Gated(FakeEngine):
+    """Computes when the test says so."""
+
+    def __init__(self, **options):
+        super().__init__(card=card(), **options)
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def forward(self, batch):
+        self.entered.set()
+        assert self.go.wait(20)
+        return super().forward(batch)
+
+
+async def entered(engine):
+    await asyncio.to_thread(engine.entered.wait, 20)
+
+
+@scene
+async def test_what_is_cancelled_before_it_is_computed_never_is():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, question(3)), call(4, b"half", more=True))
+    bench.say(CancelFrame(1), CancelFrame(2), CancelFrame(4), CancelFrame(99))
+    bench.engine.go.set()
+    await bench.until(4)
+    assert bench.end(1).error is None  # it was being computed, and is counted
+    assert bench.end(1).usage.units == 1
+    assert bench.end(2).error.code == bench.end(4).error.code == "cancelled"
+    assert bench.end(3).error is None
+    assert sum(bench.engine.batches) == 2
+    bench.say(BodyFrame(4, b"rest"))
+
+
+@scene
+async def test_what_is_late_is_not_computed():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2), deadline=time.time() - 1), call(3, question(3), deadline=time.time() + 50))
+    bench.engine.go.set()
+    await bench.until(3)
+    assert bench.end(2).error.code == "timed_out"
+    assert sum(bench.engine.batches) == 2
+
+
+@scene
+async def test_the_calls_of_a_lost_gateway_are_not_computed():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, b"half", more=True))
+    bench.transport.closed = False
+    bench.channel.connection_lost(None)
+    assert not bench.replica.peers
+    bench.channel, bench.transport, bench.decoder = bench.connect()
+    bench.got.clear()
+    bench.say(call(1, question(9)))
+    bench.engine.go.set()
+    await bench.until(1)
+    assert bench.answer(1) == [18.0]
+    assert sum(bench.engine.batches) == 2
+
+
+@scene
+async def test_two_gateways_share_a_batch_and_keep_their_answers():
+    bench = Bench()
+    other = Bench.connect(bench)
+    bench.say(call(7, question(1)))
+    buffer = bytearray()
+    append(buffer, call(7, question(2)))
+    other[0].data_received(bytes(buffer))
+    await bench.until(1)
+    assert bench.answer(7) == [2.0]
+    [part, _] = frames(other[1].take())
+    assert json.loads(part.data)["outputs"][0]["data"] == [4.0]
+    assert len(bench.engine.batches) == 1
+
+
+@scene
+async def test_health():
+    bench = Bench(ready=False)
+    bench.say(HealthFrame(1), call(1, question(1)))
+    await bench.until(1)
+    health = bench.got[0]
+    assert (health.seq, health.state, health.metadata) == (1, "loading", {})
+    assert bench.end(1).error.code == "unavailable"
+    bench.replica.ready(bench.model)
+    bench.say(call(2, question(1)))
+    await bench.until(2)
+    bench.got.clear()
+    bench.say(HealthFrame(2))
+    await asyncio.sleep(0.002)
+    [health] = bench.decoder.feed(bench.transport.take())
+    assert (health.seq, health.state, health.steps, health.queue_depth) == (2, "ready", 1, 0)
+    assert health.metadata == {
+        "platform": "modelyard_fake",
+        "task": "tabular-regression",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    }
+
+
+@scene
+async def test_a_failed_load_is_told_and_then_ends():
+    bench = Bench(ready=False)
+    bench.replica.failed(Invalid("no such file"))
+    bench.say(HealthFrame(1))
+    for _ in range(1000):
+        if bench.stopped:
+            break
+        await asyncio.sleep(0.002)
+    [health] = bench.decoder.feed(bench.transport.take())
+    assert (health.state, health.error.code, health.error.message) == ("failed", "invalid_request", "no such file")
+    assert bench.stopped == [1]
+
+
+@scene
+async def test_draining_finishes_what_is_here_and_refuses_the_rest():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)))
+    bench.replica.drain()
+    bench.say(call(3, question(3)))
+    assert not bench.stopped
+    bench.engine.go.set()
+    await bench.until(3)
+    assert [bench.end(number).error is None for number in (1, 2, 3)] == [True, True, False]
+    assert bench.end(3).error.code == "unavailable"
+    assert bench.stopped == [0]
+
+
+@scene
+async def test_draining_with_nothing_to_do():
+    bench = Bench()
+    bench.replica.drain()
+    assert bench.stopped == [0]
+    failed = Bench(ready=False)
+    failed.replica.failed(Invalid("x"))
+    failed.replica.drain()
+    assert failed.stopped == [1]
+
+
+@scene
+async def test_a_full_replica_refuses():
+    bench = Bench(Gated(), Spec("t", "fake", "", "", settings={"calls": 2}))
+    bench.say(call(1, question(1)), call(2, question(2)), call(3, question(3)))
+    bench.engine.go.set()
+    await bench.until(3)
+    assert bench.end(3).error.message == "The replica is busy; try again shortly."
+
+
+@scene
+async def test_a_graph_of_fixed_size_computes_one_call_at_a_time():
+    bench = Bench(FakeEngine(card=card(shape=(1, 2))))
+    bench.say(*(call(number, question(number)) for number in range(4)), call(9, question(1, 2)))
+    await bench.until(5)
+    assert bench.engine.batches == [1, 1, 1, 1]
+    assert "has shape [2, 2]; expected [1, 2]" in bench.end(9).error.message
+
+
+@scene
+async def test_processor_time_is_shared_out():
+    bench = Bench(FakeEngine(card=card()))
+    bench.say(*(call(number, question(*[1] * 40)) for number in range(3)))
+    await bench.until(3)
+    shares = [bench.end(number).usage.cpu_us for number in range(3)]
+    assert len(set(shares)) == 1
+    assert 0 < shares[0] < 10_000_000
+
+
+def test_inputs_with_different_rows():
+    signature = Signature((TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "FP32", (-1,))), ())
+
+    class Two(FakeEngine):
+        signature = None
+
+    engine = Two(card=card())
+    type(engine).signature = signature
+    model = Model(engine, build(None), "t", "p")
+    with pytest.raises(Invalid, match="have 1 and 2 rows"):
+        model.prepare({"a": np.zeros(1), "b": np.zeros(2)})
+    assert model.prepare({"a": np.zeros(2), "b": np.zeros(2)})[1] == 2
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+    with pytest.raises(Invalid, match="no model"):
+        load(Spec("t", "onnx", str(tmp_path), ""))
+    card().save(tmp_path)
+    with pytest.raises(NotFound, match="No engine 'nosuch'"):
+        load(Spec("t", "nosuch", str(tmp_path), ""))
+
+
+def test_the_socket_is_private_and_appears_whole(tmp_path):
+    path = tmp_path / "deep" / "replica.sock"
+    with listen(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert [entry.name for entry in path.parent.iterdir()] == ["replica.sock"]
+    with listen(path):
+        assert path.is_socket()
