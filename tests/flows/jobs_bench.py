@@ -73,10 +73,20 @@ class Bench:
             if not any(project["name"] == "team" for project in tenancy.projects(session)):
                 tenancy.create_project(session, "team")
         self.kinds = registry()
-        self.restart()
+        self.start()
 
-    def restart(self) -> None:
-        """A new control: everything in memory is gone, the sockets of its gangs are closed."""
+    def lose_control(self) -> None:
+        """Control is gone at once: what it held in memory with it; the sockets of its gangs are closed."""
+        self.scheduler._pool.shutdown(cancel_futures=True)
+        self.executor.close()
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self.executor.close()
+        self.db.close()
+
+    def start(self) -> None:
+        """A control begins."""
         self.executor = LocalExecutor(self.settings, extra_readonly=[HERE])
         self.scheduler = Scheduler(self.db, self.artefacts, self.executor, self.settings, self.kinds)
         self.scheduler.recover()
@@ -136,7 +146,11 @@ def bench(folder: Path, **settings: Any) -> Iterator[Bench]:
     chosen = Settings(**{"data": folder, "job_memory": 4 << 30, "job_cpus": 4, "sandbox": "auto", **settings})
     chosen.jobs.mkdir(parents=True, exist_ok=True)
     with supervisor(chosen):
-        yield Bench(chosen)
+        yard = Bench(chosen)
+        try:
+            yield yard
+        finally:
+            yard.close()
 
 
 def processes_with(mark: str) -> list[int]:

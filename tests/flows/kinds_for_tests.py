@@ -43,6 +43,8 @@ def reduce_all(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 def copy(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Copy the input 'files' to an output, with what the config says."""
+    if context.rank:
+        return
     folder = context.work / "out"
     folder.mkdir()
     for path in inputs["files"].view.files if "files" in inputs else ():
@@ -100,6 +102,7 @@ def hogs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     blocks = []
     while True:
         blocks.append(bytearray(16 << 20))
+        context.check()
 
 
 def dies(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
@@ -143,10 +146,17 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 
 def parent(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
-    """Run `number` children and collect how they ended."""
-    children = [context.submit("copy", {"text": f"child {n}"}, {}) for n in range(config.number)]
+    """Run `number` children (of kind `text`) and collect how they ended."""
+    children = [context.submit(config.text or "copy", {"text": f"child {n}"}, {}) for n in range(config.number)]
     ends = [context.wait(child) for child in children]
     context.report(ends=[end["state"] for end in ends], children=children)
+
+
+def badly_aliased(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    folder = context.work / "out"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    outputs.publish("out", folder, alias="NO GOOD")
 
 
 def asks(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
@@ -215,6 +225,7 @@ NAMES = [
     "counts",
     "parent",
     "asks",
+    "badly_aliased",
     "escapes",
     "strays",
     "links",

@@ -41,7 +41,7 @@ def again(session: Session, active: Active, why: str) -> None:
     job = active.job
     _use(session, active, errors=1)
     records.cancel_children(session, job.id)
-    records.append(session, job.id, [*active.said, ("log", {"rank": 0, "text": why})])
+    records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
     records.change(session, job.id, job.token, cpu_us=job.cpu_us + active.cpu_us)
     records.requeue(session, job.id, job.token, why)
 
@@ -71,7 +71,7 @@ def _register(session: Session, job: Job, output: Output, parents: list[Parent])
 def _end(session: Session, active: Active, state: State, **values: Any) -> None:
     job = active.job
     records.cancel_children(session, job.id)
-    records.append(session, job.id, active.said)
+    records.append(session, job.id, job.token, active.said)
     changes = {name: value for name, value in active.changes.items() if name in ("progress", "facts")}
     records.evolve(session, job.id, job.token, state, cpu_us=job.cpu_us + active.cpu_us, cancelling=False, **changes, **values)
     ledger.audit(session, job.project, job.key, f"job.{state.value}", job.id, {"kind": job.kind})

@@ -38,12 +38,15 @@ def resolved_to_json(resolved: Iterable[Resolved]) -> list[dict[str, Any]]:
     return [{**asdict(one), "metadata": dict(one.metadata)} for one in resolved]
 
 
-def append(session: Session, job: str, said: Sequence[Said]) -> None:
-    """Add events in order. The counter on the job's row numbers them, also between two writers."""
+def append(session: Session, job: str, lease: str | None, said: Sequence[Said]) -> None:
+    """Add events in order. The counter on the job's row numbers them, also between two writers. Raises `Lost` as `change`."""
     if not said:
         return
-    counted = update(JobRow).where(JobRow.id == job).values(events=JobRow.events + len(said)).returning(JobRow.events)
-    last = session.scalars(counted, execution_options={"synchronize_session": False}).one()
+    mine = update(JobRow).where(JobRow.id == job, JobRow.token == lease)
+    counted = mine.values(events=JobRow.events + len(said)).returning(JobRow.events)
+    last = session.scalars(counted, execution_options={"synchronize_session": False}).one_or_none()
+    if last is None:
+        raise Lost(f"The job {job} is another's now.")
     moment, first = now(), last - len(said) + 1
     rows = [
         {"job": job, "seq": first + n, "at": moment, "type": kind, "body": dict(body)} for n, (kind, body) in enumerate(said)
@@ -65,7 +68,8 @@ def evolve(session: Session, job: str, lease: str | None, state: State, **values
         values = {"finished": now(), "token": None, "why": None, **values}
     change(session, job, lease, state=state.value, **values)
     error = values.get("error")
-    append(session, job, [("state", {"state": state.value, **({"error": error} if error else {})})])
+    said = {"state": state.value, **({"error": error} if error else {})}
+    append(session, job, values.get("token", lease), [("state", said)])
 
 
 def requeue(session: Session, job: str, lease: str | None, why: str) -> None:

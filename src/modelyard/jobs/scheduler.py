@@ -76,10 +76,15 @@ class Scheduler:
         while not stop.is_set():
             self.tick()
             self._executor.wait(_LOOK)
+        self.close()
+
+    def close(self) -> None:
+        """End what runs; the next control starts it again."""
         for active in self._active.values():
             if active.handle is not None:
                 active.handle.kill()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._active.clear()
+        self._pool.shutdown(cancel_futures=True)
 
     def wake(self) -> None:
         """Have the queue looked at now; any thread may call it."""
@@ -178,7 +183,7 @@ class Scheduler:
                 records.evolve(session, job.id, job.token, state, **changes)
             elif changes:
                 records.change(session, job.id, job.token, **changes)
-            records.append(session, job.id, active.said)
+            records.append(session, job.id, job.token, active.said)
         active.said.clear()
         active.changes.clear()
 

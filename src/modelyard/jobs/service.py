@@ -58,7 +58,7 @@ def submit(
     )
     session.add(row)
     session.flush()
-    records.append(session, row.id, [("state", {"state": State.queued.value})])
+    records.append(session, row.id, None, [("state", {"state": State.queued.value})])
     detail = {"kind": asked.kind, "inputs": row.inputs, "target": row.target, "parent": row.parent}
     ledger.audit(session, principal.project, principal.key, "job.submit", row.id, detail)
     session.refresh(row)

@@ -1,0 +1,187 @@
+"""Jobs from submission to the books, all real but HTTP: what succeeds, what is lost and found again, what is refused."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs_bench import Bench, bench, eventually
+
+from modelyard.catalogue import service as catalogue
+from modelyard.catalogue.lineage import lineage
+from modelyard.jobs import service
+from modelyard.jobs.types import Job, State, Target
+from modelyard.tenancy import ledger
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path / "yard") as yard:
+        yield yard
+
+
+def test_a_job_makes_a_version_with_lineage_usage_and_audit(yard: Bench, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("a")
+    given = yard.artefact(source)
+    first = yard.run(
+        "copy", inputs={"files": f"artefact:{given}"}, text="one", number=3, target=Target(kind="dataset", name="d")
+    )
+    job = yard.run("copy", inputs={"files": "dataset:d@best"}, text="two", number=7, target=Target(kind="model", name="m"))
+    assert job.state is State.succeeded, yard.log(job.id)
+    assert job.inputs == {"files": "dataset:d@1"}
+    with yard.db.read() as session:
+        version = catalogue.resolve(session, "team", "model", "m@best")
+        tree = lineage(session, "team", version)
+        used = ledger.usage(session, "team", group_by=("kind", "subject", "version"))
+        audit = [(row["action"], row["subject"]) for row in ledger.audit_log(session, "team")]
+    assert (version.number, version.task, version.metadata, version.job) == (1, "text-generation", {"note": "two"}, job.id)
+    assert job.outputs == [{"name": "copy", "reference": "m@1", "hash": version.artefact, "alias": "best"}]
+    folder = yard.artefacts.local("team", version.artefact)
+    assert ((folder / "a.txt").read_text(), (folder / "note.txt").read_text()) == ("a", "two")
+    assert tree["parents"][0]["reference"] == "d@1"
+    assert tree["parents"][0]["parents"][0]["hash"] == given
+    counts = {row["subject"]: (row["kind"], row["version"], row["calls"], row["units"], row["errors"]) for row in used}
+    assert counts == {first.id: ("job", "d@1", 1, 3, 0), job.id: ("job", "m@1", 1, 7, 0)}
+    assert all(row["cpu_seconds"] > 0 for row in used)
+    assert {("job.submit", job.id), ("job.succeeded", job.id)} <= set(audit)
+    states = [e["state"] for e in yard.events(job.id) if e["type"] == "state"]
+    assert states == ["queued", "starting", "running", "succeeded"]
+    eventually(lambda: not list(yard.settings.jobs.iterdir()))
+
+
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_a_lost_gang_goes_on_from_its_checkpoint(yard: Bench, victim: str) -> None:
+    job = yard.run("counts", number=5, rank=3, text=victim)
+    assert (job.state, job.attempt) == (State.succeeded, 2), yard.log(job.id)
+    said = yard.log(job.id).splitlines()
+    assert (said[0], said[-1]) == ("begins at 0", "begins at 3")
+    assert "attempt 1 was lost and is started again" in said[1]
+    with yard.db.read() as session:
+        (used,) = ledger.usage(session, "team", group_by=("subject",))
+    assert (used["calls"], used["errors"], used["units"]) == (1, 1, 5)
+    assert abs(used["cpu_us"] - job.cpu_us) <= 1
+    eventually(lambda: not [k for k in (yard.settings.data / "store").rglob("*") if "checkpoints" in k.parts and k.is_file()])
+
+
+def test_a_gang_that_dies_every_time_fails_at_last(yard: Bench) -> None:
+    job = yard.run("dies")
+    assert (job.state, job.attempt) == (State.failed, 1 + yard.settings.job_restarts)
+    assert job.error is not None
+    assert job.error["code"] == "crashed"
+
+
+def test_a_new_control_takes_over(yard: Bench) -> None:
+    job = yard.submit("waits", ranks=2)
+    pids = yard.until(lambda: yard.job(job).pids)
+    yard.lose_control()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert yard.job(job).state is State.running
+    yard.start()
+    assert yard.job(job).state is State.queued
+    again = yard.until(lambda: yard.job(job).state is State.running and yard.job(job).pids)
+    assert (yard.job(job).attempt, set(again) & set(pids)) == (2, set())
+    yard.cancel(job)
+    assert yard.finish(job)[0].state is State.cancelled
+
+
+def test_a_gang_that_does_not_notice_is_ended_by_the_new_control(yard: Bench) -> None:
+    job = yard.submit("waits")
+    (pid,) = yard.until(lambda: yard.job(job).pids)
+    launcher = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGSTOP)
+    yard.lose_control()
+    time.sleep(0.3)
+    assert Path(f"/proc/{pid}").exists()
+    yard.start()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_what_a_lost_attempt_says_counts_for_nothing(yard: Bench) -> None:
+    """Two controls at once: the first has lost the job's lease and notices at its next word."""
+    job = yard.submit("waits")
+    (pid,) = yard.until(lambda: yard.job(job).pids)
+    first = yard.scheduler
+    yard.start()
+    yard.until(lambda: yard.job(job).attempt == 2 and yard.job(job).pids)
+    first.tick()
+    assert yard.job(job).attempt == 2
+    yard.cancel(job)
+    assert yard.finish(job)[0].state is State.cancelled
+    eventually(lambda: (first.tick(), not Path(f"/proc/{pid}").exists())[1])
+    first._executor.close()  # type: ignore[attr-defined]
+    first.close()
+
+
+def test_queued_and_running_jobs_are_cancelled(yard: Bench) -> None:
+    running = yard.submit("waits", ranks=4)
+    queued = yard.submit("waits", ranks=4)
+    yard.until(lambda: "waiting" in yard.log(running))
+    assert yard.job(queued).why == "waits for 4 free processors (0 of 4 are free)"
+    yard.cancel(queued)
+    assert (yard.job(queued).state, yard.job(queued).attempt) == (State.cancelled, 0)
+    yard.cancel(running)
+    assert yard.finish(running)[0].state is State.cancelled
+    with yard.db.read() as session:
+        assert [row["errors"] for row in ledger.usage(session, "team", group_by=("subject",))] == [0]
+
+
+def test_children_run_in_the_place_of_their_waiting_parent(tmp_path: Path) -> None:
+    with bench(tmp_path, job_cpus=1) as yard:
+        job = yard.run("parent", number=2)
+        assert job.state is State.succeeded, yard.log(job.id)
+        assert job.facts["0"]["ends"] == ["succeeded", "succeeded"]
+        children = [yard.job(child) for child in job.facts["0"]["children"]]
+        assert {child.parent for child in children} == {job.id}
+
+
+def test_children_end_with_their_parent(yard: Bench) -> None:
+    job = yard.submit("parent", number=1, text="waits")
+    child = yard.until(lambda: next((e.id for e in _jobs(yard) if e.parent == job and e.state is State.running), None))
+    yard.cancel(job)
+    ended = yard.finish(job, child)
+    assert [one.state for one in ended] == [State.cancelled, State.cancelled]
+
+
+def _jobs(yard: Bench) -> list[Job]:
+    with yard.db.read() as session:
+        return service.jobs(session, "team")
+
+
+@pytest.mark.parametrize("text", ["link", "/etc", "work/../../.."])
+def test_only_what_lies_in_the_work_folder_is_taken(yard: Bench, text: str) -> None:
+    job = yard.run("links", text=text)
+    assert job.state is State.failed
+    assert job.error is not None
+    assert job.error["code"] == "invalid_request"
+    assert job.outputs == []
+
+
+def test_an_alias_that_is_none_fails_the_job_and_registers_nothing(yard: Bench) -> None:
+    job = yard.run("badly_aliased", target=Target(kind="model", name="m"))
+    assert (job.state, job.outputs) == (State.failed, [])
+    assert job.error is not None
+    assert "is no alias" in job.error["message"]
+    with yard.db.read() as session:
+        assert catalogue.names(session, "team", "model") == []
+
+
+def test_a_damaged_input_is_refused_before_anything_starts(yard: Bench, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("the truth")
+    given = yard.artefact(source)
+    (blob,) = [p for p in (yard.settings.data / "store").rglob("*") if p.is_file() and p.read_bytes() == b"the truth"]
+    blob.chmod(0o600)
+    blob.write_bytes(b"not truth")
+    job = yard.run("copy", inputs={"files": f"artefact:{given}"})
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "damaged")
+    assert [e["type"] for e in yard.events(job.id)] == ["state"] * 3
+
+
+def test_many_jobs_share_the_processors(yard: Bench) -> None:
+    jobs = [yard.submit("copy", number=1, ranks=1 + n % 3) for n in range(9)]
+    assert {job.state for job in yard.finish(*jobs)} == {State.succeeded}

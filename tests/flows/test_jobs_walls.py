@@ -1,0 +1,53 @@
+"""What a gang can reach of the machine: nothing but what it was given. And what is left of that without bubblewrap."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jobs_bench import bench, eventually, processes_with
+
+from modelyard.errors import Unavailable
+from modelyard.jobs import sandbox
+from modelyard.jobs.types import State
+
+ALLOWED = {
+    *("CUBLAS_WORKSPACE_CONFIG", "DO_NOT_TRACK", "GLOO_SOCKET_IFNAME", "HF_HUB_DISABLE_TELEMETRY", "HOME", "LANG", "LC_CTYPE"),
+    *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MKL_NUM_THREADS", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("OPENVINO_TELEMETRY_OPT_OUT", "PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPATH", "RANK"),
+    *("RAY_USAGE_STATS_ENABLED", "TMPDIR", "TOKENIZERS_PARALLELISM", "TZ", "WORLD_SIZE"),
+}
+
+
+@pytest.mark.skipif(not sandbox.available(), reason="bubblewrap does not run here")
+def test_a_gang_reaches_nothing_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_SERVER", "canary")
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "a.txt").write_text("a")
+    with bench(tmp_path / "yard") as yard:
+        reference = f"artefact:{yard.artefact(given)}"
+        job = yard.run("escapes", inputs={"files": reference}, text=str(yard.settings.data / "modelyard.db"))
+        assert job.state is State.succeeded, yard.log(job.id)
+        facts = dict(job.facts["0"])
+        assert set(facts.pop("environment")) <= ALLOWED
+        assert facts.pop("processes") <= 4
+        assert int(str(facts.pop("capabilities")), 16) == 0
+        assert not [fact for fact in facts.items() if "REACHED" in str(fact[1])]
+        assert sorted(facts) == [
+            "database", "home", "network", "shadow", "write_input", "write_package", "write_root", "write_system",
+        ]  # fmt: skip
+
+
+def test_without_bubblewrap_jobs_run_and_strays_still_end(tmp_path: Path) -> None:
+    mark = f"mark-{os.getpid()}-plain"
+    with bench(tmp_path, sandbox="off") as yard:
+        job = yard.run("strays", text=mark)
+        assert job.state is State.succeeded, yard.log(job.id)
+        eventually(lambda: not processes_with(mark))
+        assert yard.run("reduce_all", ranks=2).state is State.succeeded
+
+
+def test_a_required_sandbox_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: False)
+    with pytest.raises(Unavailable, match="apt install bubblewrap"):
+        sandbox.wanted("require")

@@ -1,0 +1,210 @@
+"""The scheduler's turns over an executor without processes: what is written, what is tried again, what is never done twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs_office import GATE, Office
+from sqlalchemy.exc import OperationalError
+
+from modelyard.catalogue import service as catalogue
+from modelyard.errors import Unavailable
+from modelyard.jobs import endings
+from modelyard.jobs.types import Event, State
+from modelyard.tenancy import ledger
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    GATE.clear()
+    office = Office(tmp_path)
+    yield office
+    office.close()
+
+
+def usage(office: Office) -> list[tuple[int, int, int]]:
+    with office.db.read() as session:
+        return [(row["calls"], row["units"], row["errors"]) for row in ledger.usage(session, "team", group_by=("subject",))]
+
+
+def test_success_writes_everything_at_once(office: Office) -> None:
+    job = office.submit("makes", config={"text": "best", "number": 4}, target={"kind": "model", "name": "m"})
+    (job,) = office.finish(job.id)
+    assert (job.state, job.attempt, job.token, job.error, job.why) == (State.succeeded, 1, None, None, None)
+    with office.db.read() as session:
+        version = catalogue.resolve(session, "team", "model", "m@best")
+    assert job.outputs == [{"name": "out", "reference": "m@1", "hash": version.artefact, "alias": "best"}]
+    assert version.job == job.id
+    assert usage(office) == [(1, 4, 0)]
+    assert office.said(job.id, "state", "state") == ["queued", "starting", "running", "succeeded"]
+    assert [event["seq"] for event in office.events(job.id)] == list(range(1, job.events + 1))
+
+
+def test_without_a_target_outputs_stay_artefacts(office: Office) -> None:
+    (job,) = office.finish(office.submit("makes").id)
+    assert [(output["name"], output["reference"]) for output in job.outputs] == [("out", None)]
+    assert office.artefacts.manifest("team", job.outputs[0]["hash"]).files
+
+
+def test_what_the_catalogue_refuses_fails_the_job_and_nothing_is_left_of_it(office: Office) -> None:
+    (job,) = office.finish(office.submit("makes", config={"text": "No Alias!"}, target={"kind": "model", "name": "m"}).id)
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "invalid_request")
+    with office.db.read() as session:
+        assert catalogue.names(session, "team", "model") == []
+    assert usage(office) == [(1, 0, 1)]
+
+
+def test_an_error_of_the_job_is_its_error(office: Office) -> None:
+    (job,) = office.finish(office.submit("refuses", config={"text": "not like this"}).id)
+    assert job.error == {"code": "invalid_request", "message": "not like this"}
+    assert [event.get("error") for event in office.events(job.id)][-1] == job.error
+
+
+def test_a_lost_gang_is_started_again_from_its_checkpoint_until_it_is_enough(office: Office) -> None:
+    job = office.submit("counts").id
+    for attempt in (1, 2, 3):
+        office.until(lambda n=attempt: office.said(job, "log", "text").count("kept") == n)
+        office.scheduler._active[job].handle.kill()  # type: ignore[union-attr]
+    (ended,) = office.finish(job)
+    assert (ended.state, ended.attempt, ended.error and ended.error["code"]) == (State.failed, 3, "crashed")
+    assert [text for text in office.said(job, "log", "text") if text.startswith("begins")] == [
+        "begins at 0",
+        "begins at 5",
+        "begins at 5",
+    ]
+    assert usage(office) == [(1, 0, 3)]
+    office.scheduler.close()
+    assert not [key for key in office.store.objects if "checkpoints" in key]
+    assert list(office.settings.jobs.iterdir()) == []
+
+
+def test_a_new_control_queues_again_what_ran(office: Office) -> None:
+    job = office.submit("holds").id
+    office.until(lambda: office.job(job).state is State.running)
+    first = office.scheduler
+    office.begin()
+    assert (office.job(job).state, office.job(job).token) == (State.queued, None)
+    office.until(lambda: office.job(job).state is State.running)
+    lease = office.job(job).token
+    GATE.set()
+    first._active[job].said.append(("log", {"rank": 0, "text": "too late"}))
+    first.tick()
+    assert job not in first._active
+    (ended,) = office.finish(job)
+    assert (ended.state, ended.attempt) == (State.succeeded, 2)
+    assert lease is not None
+    assert "too late" not in office.said(job, "log", "text")
+    first.close()
+
+
+def test_a_new_control_ends_what_was_being_cancelled(office: Office) -> None:
+    job = office.submit("holds").id
+    office.until(lambda: office.job(job).state is State.running)
+    office.cancel(job)
+    first = office.scheduler
+    office.begin()
+    assert office.job(job).state is State.cancelled
+    first.close()
+
+
+def test_cancel_in_every_state(office: Office) -> None:
+    jobs = [office.submit("holds", ranks=4).id for _ in range(2)]
+    assert office.cancel(jobs[1]).state is State.cancelled
+    office.until(lambda: office.job(jobs[0]).state is State.running)
+    assert office.cancel(jobs[0]).state is State.running
+    (ended,) = office.finish(jobs[0])
+    assert (ended.state, ended.error) == (State.cancelled, None)
+    assert office.cancel(jobs[0]).state is State.cancelled
+
+
+def test_who_waits_is_told_why(office: Office) -> None:
+    office.submit("holds", ranks=3)
+    second, third = (office.submit("holds", ranks=3).id for _ in range(2))
+    office.until(lambda: office.job(third).why)
+    assert office.job(second).why == "waits for 3 free processors (1 of 4 are free)"
+    assert office.job(third).why == "waits for 3 free processors (1 of 4 are free), behind 1 other"
+
+
+def test_a_parent_makes_room_for_its_child(tmp_path: Path) -> None:
+    office = Office(tmp_path, cpus=1)
+    (job,) = office.finish(office.submit("parent").id)
+    assert job.state is State.succeeded
+    result = job.facts["0"]["child"]
+    assert (result["state"], result["error"], result["facts"]) == ("succeeded", None, {"0": {"samples": 3}})
+    assert [output["name"] for output in result["versions"]] == ["out"]
+    office.close()
+
+
+def test_a_job_that_is_no_child_cannot_be_waited_for(office: Office) -> None:
+    other = office.submit("makes").id
+    (job,) = office.finish(office.submit("stranger", config={"text": other}).id)
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "not_found")
+
+
+def test_a_child_of_an_unknown_kind_is_refused_in_its_parent(office: Office) -> None:
+    (job,) = office.finish(office.submit("parent", config={"text": "maks"}).id)
+    assert job.error is not None
+    assert job.error["code"] == "not_found"
+    assert "Did you mean 'makes'?" in job.error["message"]
+
+
+def test_a_database_that_is_away_loses_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = endings.succeed, [1, 2, 3]
+
+    def succeed(*given: object) -> None:
+        if failures:
+            failures.pop()
+            raise OperationalError("COMMIT", {}, Exception("database is locked"))
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(endings, "succeed", succeed)
+    (job,) = office.finish(office.submit("makes", target={"kind": "model", "name": "m"}).id)
+    assert (job.state, job.attempt, failures) == (State.succeeded, 1, [])
+    with office.db.read() as session:
+        assert len(catalogue.versions(session, "team", "model", "m")) == 1
+
+
+def test_an_unexpected_error_fails_that_job_alone(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = endings.succeed
+
+    def succeed(session: object, active: object) -> None:
+        if active.job.id == bad:  # type: ignore[attr-defined]
+            raise RuntimeError("a bug, with /a/secret/path")
+        real(session, active)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(endings, "succeed", succeed)
+    bad, good = office.submit("makes").id, office.submit("makes").id
+    failed, succeeded = office.finish(bad, good)
+    assert (failed.state, failed.error and failed.error["code"]) == (State.failed, "internal")
+    assert "secret" not in str(failed.error)
+    assert succeeded.state is State.succeeded
+
+
+def test_a_gang_that_cannot_be_started_is_tried_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = office.executor.start_gang, []
+
+    def start(gang: object) -> object:
+        tries.append(gang)
+        if len(tries) == 1:
+            raise Unavailable("the supervisor is away")
+        return real(gang)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(office.executor, "start_gang", start)
+    (job,) = office.finish(office.submit("makes").id)
+    assert (job.state, job.attempt) == (State.succeeded, 2)
+
+
+def test_a_missing_input_fails_the_job_before_it_starts(office: Office, tmp_path: Path) -> None:
+    digest = office.dataset(tmp_path / "d")
+    for key in [key for key in office.store.objects if digest in key]:
+        office.store.delete(key)
+    (job,) = office.finish(office.submit("makes", inputs={"base": "dataset:digits"}).id)
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "not_found")
+
+
+def test_nonsense_from_a_gang_ends_it(office: Office) -> None:
+    job = office.submit("holds").id
+    office.until(lambda: office.job(job).state is State.running)
+    office.scheduler._active[job].handle._say(Event("progress", {"done": "many"}))  # type: ignore[union-attr]
+    (ended,) = office.finish(job)
+    assert (ended.state, ended.attempt, ended.error and ended.error["code"]) == (State.failed, 1, "invalid_request")
