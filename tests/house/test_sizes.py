@@ -11,7 +11,9 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "modelyard"
 FILE_LINES, FUNCTION_LINES = 400, 60
 LONGER_FILES: dict[str, str] = {}
-LONGER_FUNCTIONS: dict[str, str] = {}
+LONGER_FUNCTIONS: dict[str, str] = {
+    "migrations/versions/0001_the_first_tables.py:upgrade": "written by Alembic: one call a table",
+}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
