@@ -23,7 +23,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # in a numbe
 MOSTLY = 0.9  # a column with this part of numbers is a number column: what is left over is broken, not text
 MOST_CLASSES = 1000
 FEW_NUMBERS = 20  # an integer target with at most this many values is a class
-_INT64 = range(-(2**63), 2**63)
+_LONGEST_INTEGER = 40  # characters, before int() is asked
 _SNIFFED_LINES = 20
 
 Row = tuple[int, list[str]]  # line on which it starts, fields
@@ -40,11 +40,13 @@ def number(text: str) -> float | None:
 
 def integer(text: str) -> int | None:
     """An integer of 64 bits, or None."""
+    if "_" in text or len(text) > _LONGEST_INTEGER:
+        return None
     try:
-        value = int(text) if "_" not in text else None
+        value = int(text)
     except ValueError:
         return None
-    return value if value in _INT64 else None
+    return value if -(2**63) <= value < 2**63 else None
 
 
 @dataclass(slots=True)
