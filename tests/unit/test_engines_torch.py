@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def test_the_batch_is_left_alone_and_may_be_read_only(tmp_path: Path) -> None:
     assert (x == 1).all()
 
 
-def test_loading_leaves_nothing_in_the_artefact(tmp_path: Path) -> None:
+def test_loading_leaves_nothing_in_the_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = simple(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*")}
     TorchEngine(tmp_path, card)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*")} == before

@@ -81,6 +81,7 @@ def test_goals_differ_and_verdicts_say_why() -> None:
     assert choose([FLOAT, INT8, slow_small], "size", 1.0).variant == "dynamic-int8"
     assert choose([FLOAT, INT8, slow_small], "throughput", 1.0).variant == "static-int8"
     assert choose([FLOAT, INT8], "latency", 0.2).variant == "fp32"
+    assert choose([FLOAT, INT8], "latency", INT8.drop).variant == "static-int8"
 
 
 def test_ties_go_to_the_more_accurate_then_the_smaller_then_by_name() -> None:

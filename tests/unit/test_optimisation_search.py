@@ -13,7 +13,7 @@ from modelyard.engines.base import ENGINES, ModelCard
 from modelyard.engines.torch import TorchEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
-from modelyard.optimisation import search
+from modelyard.optimisation import search, variants
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluate import r2
 
@@ -138,6 +138,16 @@ def test_without_a_variant_in_the_budget_nothing_is_published_but_the_table_is_t
     assert outputs.published == {}
     assert [row["variant"] for row in context.facts["table"]] == ["original", "static-int8"]
     assert all(set(row) >= COLUMNS and not row["chosen"] for row in context.facts["table"])
+
+
+def test_what_is_not_verified_is_shown_but_not_published(
+    inputs: dict[str, Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "AGREEMENT", 2.0)
+    outputs, context = optimised(inputs, tmp_path, variants=("fp32", "dynamic-int8"))
+    assert list(outputs.published) == ["fp32"]
+    assert context.facts["table"][2]["verdict"] == "not verified"
+    assert context.facts["table"][2]["accuracy"] is not None
 
 
 def test_a_fixed_batch_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:
