@@ -94,7 +94,7 @@ class Active:
             case "log":
                 self._line("log", {"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT]})
             case "metric":
-                values = {str(name): _finite(value) for name, value in body["values"].items()}
+                values = {str(name): _finite(value) for name, value in dict(body["values"]).items()}
                 self._line("metric", {"step": int(body["step"]), "values": values})
             case "progress":
                 self._progress({"done": int(body["done"]), "total": int(body["total"]), "unit": str(body["unit"])[:40]})
@@ -134,7 +134,7 @@ class Active:
             raise Invalid(f"'{name[:80]}' is no name of an output: a-z, 0-9, '.', '_', '-', at most 63.")
         if name in self.outputs:
             raise Conflict(f"The output '{name}' was published already.")
-        return name, self.within(body["folder"]), task and str(task), dict(body["metadata"]), alias and str(alias)
+        return name, self.within(body["folder"]), task and str(task)[:100], dict(body["metadata"]), alias and str(alias)
 
     def within(self, folder: Any) -> Path:
         """A folder the gang named, which must lie in its work folder. Raises `Invalid`; links are found when it is read."""

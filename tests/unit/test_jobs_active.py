@@ -1,0 +1,123 @@
+"""What a gang may say: bounded, read with care, and turned into what may be written."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs_office import Office
+
+from modelyard.errors import Conflict, Crashed, Invalid
+from modelyard.jobs import active as module
+from modelyard.jobs.active import Active, Output
+from modelyard.jobs.types import Event, State
+from modelyard.storage import FileEntry, Manifest
+
+EMPTY = hashlib.sha256(b"").hexdigest()
+
+
+@pytest.fixture
+def active(tmp_path: Path) -> Active:
+    office = Office(tmp_path / "office")
+    job = office.submit("makes")
+    office.close()
+    return Active(job, tmp_path)
+
+
+def take(active: Active, kind: str, **body: Any) -> None:
+    active.take([Event(kind, body)])
+
+
+def test_the_start_brings_the_job_to_running(active: Active) -> None:
+    take(active, "started", pids=[5, 6])
+    assert active.changes == {"state": State.running, "pids": [5, 6]}
+
+
+def test_of_progress_the_last_counts(active: Active) -> None:
+    for done in (1, 2, 3):
+        take(active, "progress", done=done, total=3, unit="steps")
+    assert active.said == [("progress", {"done": 3, "total": 3, "unit": "steps"})]
+
+
+def test_facts_are_kept_by_rank_and_later_ones_win(active: Active) -> None:
+    take(active, "report", rank=0, facts={"samples": 3, "a": 1})
+    take(active, "report", rank=0, facts={"a": 2})
+    take(active, "report", rank=1, facts={"samples": 4})
+    assert active.changes["facts"] == {"0": {"samples": 3, "a": 2}, "1": {"samples": 4}}
+    assert active.units == 7
+
+
+@pytest.mark.parametrize(("facts", "units"), [({"rows": 5}, 5), ({"samples": "many"}, 0), ({"rows": -5}, 0), ({}, 0)])
+def test_units_are_what_the_facts_say_if_they_do(active: Active, facts: dict[str, Any], units: int) -> None:
+    take(active, "report", rank=0, facts=facts)
+    assert active.units == units
+
+
+def test_what_is_no_number_is_null(active: Active) -> None:
+    take(active, "metric", step=1, values={"loss": float("nan"), "a": 1, "b": None})
+    assert active.said == [("metric", {"step": 1, "values": {"loss": None, "a": 1.0, "b": None}})]
+
+
+def test_lines_are_bounded_in_length_and_number(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LINES", 3)
+    for n in range(10):
+        take(active, "log", rank=0, text=str(n) * 10_000)
+    texts = [body["text"] for _, body in active.said]
+    assert texts == ["0" * 8192, "1" * 8192, "(more than 3 lines; what follows is not kept)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("progress", {"done": "many", "total": 1, "unit": "x"}),
+        ("metric", {"step": 1, "values": 3}),
+        ("metric", {"step": 1, "values": {"a": "x"}}),
+        ("metric", {"step": float("inf"), "values": {}}),
+        ("report", {"rank": 0, "facts": 1}),
+        ("report", {"rank": 0, "facts": {"x": "y" * (1 << 19)}}),
+        ("log", {"rank": None, "text": "x"}),
+        ("output", {"ask": None}),
+        ("started", {}),
+        ("dance", {}),
+    ],
+)
+def test_what_no_gang_may_say_is_refused_and_its_end_still_heard(active: Active, kind: str, body: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        active.take([Event(kind, body), Event("ended", {"ok": True, "cpu_seconds": 1.5})])
+    assert active.ended == {"ok": True, "cpu_seconds": 1.5}
+
+
+def test_after_a_verdict_only_the_end_counts(active: Active) -> None:
+    active.verdict = Invalid("enough")
+    active.take([Event("dance", {}), Event("ended", {"ok": True, "error": None})])
+    assert active.ended is not None
+    assert str(active.error) == "enough"
+    assert active.said == []
+
+
+def test_the_error_is_the_gangs_own(active: Active) -> None:
+    take(active, "ended", ok=False, error={"code": "crashed", "message": "gone"})
+    assert isinstance(active.error, Crashed)
+
+
+@pytest.mark.parametrize(("said", "known"), [(1.5, 1_500_000), (None, 0), (-1, 0), ("x", 0), (float("nan"), 0), (1e300, 0)])
+def test_processor_time_is_taken_if_it_can_be(active: Active, said: Any, known: int) -> None:
+    take(active, "ended", ok=True, cpu_seconds=said)
+    assert active.cpu_us == known
+
+
+@pytest.mark.parametrize("path", ["/etc", "out", "{work}/../x", "{work}", "{work}/a/../../..", ""])
+def test_only_what_lies_in_the_work_folder_can_be_handed_over(active: Active, path: str) -> None:
+    with pytest.raises(Invalid, match="work folder"):
+        active.within(path.format(work=active.folder / "work"))
+    assert active.within(f"{active.folder}/work/a/b") == active.folder / "work" / "a" / "b"
+
+
+def test_the_name_of_an_output_is_checked(active: Active) -> None:
+    body = {"name": "out", "folder": f"{active.folder}/work/a", "task": None, "metadata": {}, "alias": None}
+    assert active.check_output(body) == ("out", active.folder / "work" / "a", None, {}, None)
+    with pytest.raises(Invalid, match="no name of an output"):
+        active.check_output({**body, "name": "../out"})
+    active.outputs["out"] = Output("out", Manifest({"a": FileEntry(0, EMPTY, (EMPTY,))}), None, {}, None)
+    with pytest.raises(Conflict, match="published already"):
+        active.check_output(body)

@@ -1,0 +1,119 @@
+"""Submitting: what is refused says what there is; what is taken is pinned. And no project sees another's jobs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs_office import Office
+
+from modelyard.catalogue import service as catalogue
+from modelyard.errors import Invalid, NotFound
+from modelyard.jobs import service
+from modelyard.jobs.types import State
+from modelyard.tenancy import ledger
+from modelyard.tenancy.types import Principal, Scope
+
+OTHER = Principal("other", "key2", Scope.write)
+MODEL = {"kind": "model", "name": "m"}
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    office = Office(tmp_path)
+    office.hash = office.dataset(tmp_path / "d")  # type: ignore[attr-defined]
+    yield office
+    office.close()
+
+
+def test_inputs_are_pinned_when_the_job_is_submitted(office: Office, tmp_path: Path) -> None:
+    with office.db.begin() as session:
+        catalogue.set_alias(session, "team", "dataset", "digits", "good", 1)
+    job = office.submit("trains", inputs={"dataset": "dataset:digits@good"}, target=MODEL, config={"number": 2})
+    office.dataset(tmp_path / "d2")
+    assert job.inputs == {"dataset": "dataset:digits@1"}
+    (pinned,) = job.resolved
+    assert (pinned.role, pinned.reference, pinned.metadata) == ("dataset", "digits@1", {"rows": 1})
+    assert job.config == {"text": "", "number": 2, "inner": {"depth": 1}}
+    assert (job.state, job.attempt, job.project, job.key) == (State.queued, 0, "team", "key1")
+
+
+def test_an_artefact_may_be_an_input(office: Office) -> None:
+    reference = f"artefact:{office.hash}"  # type: ignore[attr-defined]
+    assert office.submit("makes", inputs={"base": reference}).inputs == {"base": reference}
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"kind": "trans"}, NotFound, "Did you mean 'trains'"),
+        ({"config": {"number": "x", "inner": {"depth": "y"}, "z": 1}}, Invalid, "config.inner.depth: .*config.z: "),
+        ({"inputs": {}}, Invalid, "needs the input 'dataset'"),
+        ({"inputs": {"dataset": "dataset:digits", "code": "x"}}, Invalid, "no input 'code'; it takes 'dataset', 'model'"),
+        ({"inputs": {"dataset": "dataset:digit"}}, NotFound, "Did you mean 'digits'"),
+        ({"inputs": {"dataset": "dataset:digits@7"}}, NotFound, "'1'"),
+        ({"inputs": {"dataset": "artefact:00"}}, NotFound, "upload it first"),
+        ({"inputs": {"dataset": "digits@1"}}, Invalid, "expected 'dataset:NAME@VERSION'"),
+        ({"inputs": {"dataset": "dataset:"}}, Invalid, "expected 'dataset:NAME@VERSION'"),
+        ({"ranks": 2}, Invalid, "run as one rank, not 2"),
+        ({"target": None}, Invalid, 'makes a model: name it as "target"'),
+        ({"target": {"kind": "dataset", "name": "d"}}, Invalid, "makes a model, not a dataset"),
+    ],
+)
+def test_what_is_wrong_is_said(office: Office, asked: dict[str, Any], error: type[Exception], message: str) -> None:
+    right = {"kind": "trains", "inputs": {"dataset": "dataset:digits"}, "target": MODEL}
+    assert office.submit(**right).state is State.queued
+    with pytest.raises(error, match=message):
+        office.submit(**{**right, **asked})
+    with office.db.read() as session:
+        assert len(service.jobs(session, "team")) == 1
+
+
+def test_more_ranks_than_there_could_ever_be_are_refused(office: Office) -> None:
+    assert office.submit("makes", ranks=4).ranks == 4
+    with pytest.raises(Invalid, match="5 ranks need 5 processors at once; there are 4"):
+        office.submit("makes", ranks=5)
+
+
+def test_another_projects_things_do_not_exist(office: Office) -> None:
+    mine = office.submit("makes")
+    with pytest.raises(NotFound):
+        office.submit("makes", OTHER, inputs={"base": "dataset:digits"})
+    with pytest.raises(NotFound):
+        office.submit("makes", OTHER, inputs={"base": f"artefact:{office.hash}"})  # type: ignore[attr-defined]
+    with office.db.begin() as session:
+        assert service.jobs(session, "other") == []
+        for verb in (service.get, service.events):
+            with pytest.raises(NotFound, match="in this project"):
+                verb(session, "other", mine.id)  # type: ignore[operator]
+        with pytest.raises(NotFound):
+            service.cancel(session, OTHER, mine.id)
+
+
+def test_jobs_are_listed_newest_first_and_by_state(office: Office) -> None:
+    first, second = office.submit("makes"), office.submit("makes")
+    office.cancel(first.id)
+    with office.db.read() as session:
+        assert [job.id for job in service.jobs(session, "team")] == [second.id, first.id]
+        assert [job.id for job in service.jobs(session, "team", "cancelled")] == [first.id]
+        with pytest.raises(Invalid, match="queued, starting, running"):
+            service.jobs(session, "team", "done")
+
+
+def test_events_go_on_after_a_number(office: Office) -> None:
+    job = office.submit("makes")
+    office.cancel(job.id)
+    with office.db.read() as session:
+        events = service.events(session, "team", job.id)
+        assert [(e["seq"], e["type"], e["state"]) for e in events] == [(1, "state", "queued"), (2, "state", "cancelled")]
+        assert [e["seq"] for e in service.events(session, "team", job.id, after=1)] == [2]
+        assert [e["seq"] for e in service.events(session, "team", job.id, limit=1)] == [1]
+
+
+def test_who_did_what_is_in_the_audit_log(office: Office) -> None:
+    job = office.submit("makes")
+    office.cancel(job.id)
+    office.cancel(job.id)
+    with office.db.read() as session:
+        log = [(row["key"], row["action"]) for row in ledger.audit_log(session, "team") if row["subject"] == job.id]
+    assert log == [("key1", "job.submit"), ("key1", "job.cancel")]
