@@ -265,7 +265,8 @@ def test_tritonclient_unmodified(yard):
             ):
                 given = triton.InferInput("x", list(x.shape), "FP32")
                 given.set_data_from_numpy(x, binary_data=binary_in)
-                result = client.infer("simple", [given], outputs=asked, headers=headers, request_id="mine", model_version="1")
+                fresh = dict(headers)  # tritonclient writes into the headers it is given
+                result = client.infer("simple", [given], outputs=asked, headers=fresh, request_id="mine", model_version="1")
                 np.testing.assert_allclose(result.as_numpy("y"), expected(x), rtol=1e-5, atol=1e-5)
                 assert result.get_response()["id"] == "mine"
         with pytest.raises(InferenceServerException, match="No deployment 'nosuch'"):
