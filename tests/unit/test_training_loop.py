@@ -1,7 +1,6 @@
 """Training in this process, with plain folders for a platform: what it publishes, that it repeats, that it resumes."""
 
 import itertools
-import json
 import math
 import shutil
 from pathlib import Path
@@ -22,6 +21,15 @@ from modelyard.training.config import TrainConfig
 from modelyard.training.loop import rate, run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "simple_model"
+TEN = [f"x{i}" for i in range(10)]
+SIMPLE = {
+    "recipe": "module",
+    "epochs": 40,
+    "batch_size": 32,
+    "lr": 0.05,
+    "optimiser": "sgd",
+    "module": {"name": "SimpleModel", "inputs": TEN, "target": "y", "loss": "mse", "weights": "simple_model.pth"},
+}
 
 
 def imported(work: Path, *, files: Path | None = None, **config) -> Input:
@@ -40,8 +48,9 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     files = tmp_path_factory.mktemp("numbers")
-    exec(compile((EXAMPLE / "data.py").read_text(), "data.py", "exec"), scope := {"__name__": "data"})
-    scope["write"](files / "data.csv")
+    x = np.random.default_rng(7).uniform(-1, 1, (1000, 10))
+    y = x @ np.linspace(-1, 1, 10) + 0.5 * np.abs(x[:, 0] - x[:, 1])
+    np.savetxt(files / "data.csv", np.c_[x, y], "%.6f", ",", header=",".join([*TEN, "y"]), comments="")
     return imported(tmp_path_factory.mktemp("numbers_dataset") / "work", files=files, target="y")
 
 
@@ -57,8 +66,7 @@ def train(
 
 
 def simple(**changes) -> TrainConfig:
-    given = json.loads((EXAMPLE / "train.json").read_text())
-    return TrainConfig.model_validate({**given, **changes})
+    return TrainConfig.model_validate({**SIMPLE, **changes})
 
 
 CODE = Input("artefact:c", {}, FolderView(EXAMPLE, "c"))
@@ -148,10 +156,18 @@ def test_training_goes_on_from_a_model_with_its_own_code(numbers, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_its_place_and_keeps_the_checkpoint(numbers, tmp_path):
     context = FolderContext(tmp_path / "work")
+    wild = {"lr": 1e6, "schedule": "constant", "warmup": 0.0}
+    with pytest.raises(Invalid, match=r"became (nan|inf) in step \d+ of epoch 1; training stopped, there is no checkpoint yet"):
+        train(simple(**wild), tmp_path, context, dataset=numbers, code=CODE)
+    assert context.latest() is None
+
+    train(simple(epochs=1), tmp_path, context, dataset=numbers, code=CODE)
+    kept = (context.latest() / "state.pt").read_bytes()
     with pytest.raises(
-        Invalid, match=r"The loss became (nan|inf) in step \d+ of epoch \d+; training stopped.*smaller lr than 1e\+0?6"
+        Invalid, match=r"of epoch 2; training stopped, the checkpoint of epoch 1 is kept.*smaller lr than 1e\+06"
     ):
-        train(simple(lr=1e6, schedule="constant", warmup=0.0), tmp_path, context, dataset=numbers, code=CODE)
+        train(simple(**wild), tmp_path, context, dataset=numbers, code=CODE)
+    assert (context.latest() / "state.pt").read_bytes() == kept
 
 
 def test_a_table_is_classified_through_named_columns(tmp_path):

@@ -6,6 +6,7 @@ tensors, numbers and text only.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,5 +48,5 @@ def load(folder: Path, network: nn.Module, optimiser: optim.Optimizer, device: t
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         return Progress(state["epochs"], state["seen"], state["curve"])
-    except (KeyError, RuntimeError, ValueError, OSError) as error:
+    except (KeyError, RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise Damaged(f"The checkpoint cannot be resumed from: {error}") from error
