@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import typer
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,7 +82,7 @@ class Demo:
             model = self.yard.train("digits-cnn", dataset, "image-classifier", ranks=RANKS, on_event=live.see)
         job = self.yard.job(model["job"])
         series = live.figures.series
-        say(side_by_side(chart("loss", series["loss"]), chart("accuracy", series["select_accuracy"])))
+        say(side_by_side(chart("loss", series["loss"]), chart("accuracy on select", series["select_accuracy"])))
         ranks = [
             {"rank": rank, "pid": pid, "samples": job["facts"][str(rank)]["samples"]} for rank, pid in enumerate(job["pids"])
         ]
@@ -168,7 +169,8 @@ def held_out(yard: Yard, dataset: str) -> tuple[list[bytes], list[str]]:
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+    """Plain text, or text with colours that are left out where stdout is no terminal."""
+    typer.echo(text)
 
 
 def machine() -> Json:
@@ -203,7 +205,7 @@ def main() -> int:
         os.close(lock(YARD))
         remove(YARD)
         with started(YARD, MODELYARD_LOG_LEVEL="warning") as yard:
-            console.print(f"\nA platform of its own at [bold]{yard.profile.url}[/bold], in the empty folder {YARD}\n")
+            say(f"\nA platform of its own at {yard.profile.url}, in the empty folder {YARD}\n")
             result = run(yard)
     except (ModelyardError, RuntimeError) as error:
         console.print(f"[red bold]error:[/] {error}\n[dim]The logs are in {YARD / 'logs'}.")

@@ -8,8 +8,10 @@ Speaks to the platform of MODELYARD_URL and MODELYARD_KEY, or of MODELYARD_DATA;
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +125,8 @@ def platform(work: Path) -> Iterator[Yard]:
 
 
 def main() -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of an optional library that is not there,
+    warnings.simplefilter("ignore", FutureWarning)  # and warns of its own use of another
     x = np.random.default_rng(7).normal(size=(32, 10)).astype(np.float32)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder, platform(Path(folder)) as yard:
         train_and_serve(yard, Path(folder), x)

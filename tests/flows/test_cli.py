@@ -1,16 +1,31 @@
-"""The command line as processes and sockets see it."""
+"""The command line as a person or a script uses it, against a real platform."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from modelyard.cli import doctor
+from modelyard.client import Yard, transfer
 from modelyard.settings import Settings
+from modelyard.storage import Manifest
+from modelyard.testing import yard
 
+ROOT = Path(__file__).parents[2]
 HEAVY = {"httpx", "numpy", "pydantic", "sqlalchemy", "fastapi", "torch", "onnxruntime", "obstore", "rich.progress"}
+COMMAND = [sys.executable, "-m", "modelyard"]
+Cli = Callable[..., Any]
 
 
 def test_help_answers_at_once_because_it_loads_nothing_heavy() -> None:
@@ -25,8 +40,153 @@ def test_help_answers_at_once_because_it_loads_nothing_heavy() -> None:
 
 def test_a_port_that_somebody_has_is_found(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        settings = Settings(data=tmp_path, port=other.getsockname()[1])
-        check = doctor.port(settings)
+        check = doctor.port(Settings(data=tmp_path, port=other.getsockname()[1]))
         assert check.state == "failed"
         assert "--port" in check.advice
     assert doctor.port(Settings(data=tmp_path, port=0)).state == "ok"
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    with yard(tmp_path_factory.mktemp("yard")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def environment(platform: Yard) -> dict[str, str]:
+    """A shell whose MODELYARD_DATA is the platform's folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MODELYARD_")}
+    assert platform.profile.file is not None
+    return kept | {"MODELYARD_DATA": str(platform.profile.file.parent)}
+
+
+@pytest.fixture(scope="module")
+def cli(environment: dict[str, str]) -> Cli:
+    """Run a command with --json; its document, or that of the error where `fails` names the exit code."""
+
+    def run(line: str, *more: str | Path, fails: int = 0, **changed: str) -> Any:
+        command = [*COMMAND, *line.split(), *map(str, more), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | changed)
+        assert done.returncode == fails, done.stderr + done.stdout
+        body = json.loads(done.stdout)
+        return body["error"] if fails else body
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(cli: Cli) -> dict[str, Any]:
+    """The loop of the README, trained for a moment; the answer of `deploy`."""
+    assert cli("dataset import digits --from sklearn:digits").items() >= {"name": "digits", "version": 1}.items()
+    trained = cli("train digits-cnn --dataset digits@1 --recipe image-classifier --ranks 2 --epochs 3 --follow")
+    assert (trained["name"], trained["version"], trained["task"]) == ("digits-cnn", 1, "image-classification")
+    best = cli("optimize digits-cnn@1 --max-accuracy-drop 5 --follow")
+    assert best["name"] == "digits-cnn"
+    assert best["aliases"] == ["best"]
+    assert {row["variant"] for row in best["facts"]["table"]} >= {"original", "fp32", "static-int8", "dynamic-int8"}
+    deployed = cli("deploy digits --model digits-cnn@best")
+    assert deployed["model"] == best["reference"]
+    return deployed  # type: ignore[no-any-return]
+
+
+def test_a_deployment_says_what_it_serves(served: dict[str, Any]) -> None:
+    assert (served["name"], served["state"]) == ("digits", "ready")
+    assert served["version"] == served["model"].partition("@")[2]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the printed line needs curl")
+def test_the_curl_line_works_as_it_is_printed(served: dict[str, Any], environment: dict[str, str]) -> None:
+    shown = subprocess.run(
+        [*COMMAND, "deployment", "show", "digits"], capture_output=True, text=True, env=environment, check=True
+    )
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("curl"))
+    assert line == served["curl"]
+    bare = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=bare, check=True)
+    assert json.loads(done.stdout)["model_name"] == "digits"
+
+
+def test_a_prediction_and_its_receipt(served: dict[str, Any], cli: Cli) -> None:
+    answer = cli("predict digits --image", ROOT / "examples" / "seven.png")
+    assert answer["outputs"]["label"] == ["7"]
+    assert answer["version"] == served["version"]
+    kinds = {job["kind"] for job in cli("receipt digits")["jobs"]}
+    assert kinds == {"optimise", "train", "import-dataset"}
+
+
+def test_a_fetched_version_is_the_artefact(served: dict[str, Any], cli: Cli, tmp_path: Path) -> None:
+    fetched = cli("model fetch digits-cnn@1", tmp_path / "here")
+    assert Manifest.of_folder(tmp_path / "here").hash == fetched["hash"]
+    assert cli("model fetch digits-cnn@1", tmp_path / "here", fails=6)["code"] == "conflict"
+
+
+def test_a_key_may_do_what_its_scope_says(served: dict[str, Any], cli: Cli) -> None:
+    made = cli("key create --scope infer --expires 1h")
+    assert set(made) >= {"id", "key", "scope"}
+    assert cli("whoami", MODELYARD_KEY=made["key"])["scope"] == "infer"
+    assert cli("key list", fails=3, MODELYARD_KEY=made["key"])["code"] == "insufficient_scope"
+    cli("key revoke", made["id"])
+    time.sleep(1.0)
+    assert cli("whoami", fails=3, MODELYARD_KEY=made["key"])["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "exit_code", "says"),
+    [
+        ("predict digitz --input x=[1]", "not_found", 4, "'digits'"),
+        ("deploy other --model digits-cmm@1", "not_found", 4, "'digits-cnn'"),
+        ("deploy other --model digits-cnn@99", "not_found", 4, "99"),
+        ("train m --dataset digits@1 --set epoch=1", "invalid_request", 6, "epoch"),
+        ("train m --dataset digits@1 --recipe nothing --follow", "not_found", 4, "image-classifier"),
+        ("dataset import d --from sklearn:digit", "not_found", 4, "sklearn:digits"),
+        ("delete digits-cnn", "conflict", 6, "digits"),
+        ("logs nothing", "not_found", 4, "nothing"),
+        ("key create --scope root", "usage", 2, "infer"),
+    ],
+)
+def test_what_is_wrong_is_said(served: dict[str, Any], cli: Cli, line: str, code: str, exit_code: int, says: str) -> None:
+    error = cli(line, fails=exit_code)
+    assert error["code"] == code
+    assert says in error["message"]
+
+
+def test_an_interrupt_detaches_and_stop_ends(served: dict[str, Any], cli: Cli, environment: dict[str, str]) -> None:
+    line = "train endless --dataset digits@1 --epochs 100000 --follow"
+    with subprocess.Popen([*COMMAND, *line.split()], stderr=subprocess.PIPE, text=True, env=environment) as following:
+        assert following.stderr is not None
+        job = following.stderr.readline().split()[-1]
+        while "running" not in following.stderr.readline():
+            pass
+        following.send_signal(signal.SIGINT)
+        assert f"modelyard stop {job}" in following.stderr.read()
+    assert following.returncode == 130
+    assert job in [shown["id"] for shown in cli("ps")["jobs"]]
+    assert cli("stop", job)["state"] == "cancelled"
+    assert cli("logs", job)["job"] == job
+    assert job not in [shown["id"] for shown in cli("ps")["jobs"]]
+
+
+def test_without_follow_a_job_is_all_there_is(served: dict[str, Any], cli: Cli) -> None:
+    assert set(cli("train quick --dataset digits@1 --epochs 1")) == {"job"}
+    assert set(cli("dataset import again --from sklearn:iris --no-wait")) == {"job"}
+
+
+def test_large_files_travel_in_chunks_and_only_once(platform: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "weights").write_bytes(os.urandom(1 << 20) * 65)
+    told: list[Any] = []
+    artefact = platform.upload(tmp_path / "large", told.append)
+    assert told[-1]["done"] == told[-1]["total"] == 65 << 20
+    sent: list[str] = []
+    send = platform._wire.send
+    monkeypatch.setattr(platform._wire, "send", lambda method, *a, **k: sent.append(method) or send(method, *a, **k))
+    assert platform.upload(tmp_path / "large") == artefact
+    assert "PUT" not in sent
+    back = transfer.fetch(platform._wire, artefact, tmp_path / "back")
+    assert Manifest.of_folder(back).hash == artefact
+
+
+def test_what_is_no_longer_wanted_goes(served: dict[str, Any], cli: Cli) -> None:
+    cli("undeploy digits")
+    cli("delete digits-cnn")
+    assert cli("model show digits-cnn", fails=4)["code"] == "not_found"

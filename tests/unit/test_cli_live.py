@@ -26,7 +26,7 @@ def test_away_from_a_terminal_each_step_is_a_line(capsys: pytest.CaptureFixture[
         live.see({"type": "something new"})
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == ["train  running", "train  step 1  loss 0.5", "rank 1 │ hello"]
+    assert said.err.splitlines() == ["train  running", "train    1  loss 0.5", "rank 1 │ hello"]
 
 
 def test_logs_are_shown_only_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

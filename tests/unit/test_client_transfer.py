@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from modelyard.client import transfer
-from modelyard.errors import Invalid
+from modelyard.errors import Conflict, Damaged, Invalid, Unavailable
 from modelyard.storage import Manifest
 
 
@@ -69,3 +71,61 @@ def test_pieces_are_small_and_whole(tmp_path: Path) -> None:
     got = list(transfer.pieces(tmp_path / "f", 10, (2 << 20) + 1))
     assert [len(piece) for piece in got] == [1 << 20, 1 << 20, 1]
     assert b"".join(got) == content[10 : 11 + (2 << 20)]
+
+
+class Platform:
+    """A platform that holds one artefact and may lie about it, or lose the connection `breaks` times."""
+
+    def __init__(self, folder: Path, *, lie: bytes | None = None, breaks: int = 0) -> None:
+        self.folder, self.lie, self.breaks = folder, lie, breaks
+        self.manifest = Manifest.of_folder(folder)
+        self.asked: list[str] = []
+
+    def send(self, method: str, path: str) -> httpx.Response:
+        return httpx.Response(200, content=self.manifest.to_bytes())
+
+    def download(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
+        self.asked.append(path)
+        content = self.lie if self.lie is not None else (self.folder / path.split("/files/")[1]).read_bytes()
+        yield content[:1]
+        if self.breaks:
+            self.breaks -= 1
+            raise Unavailable("the connection broke")
+        yield content[1:]
+
+
+def test_a_fetched_artefact_is_whole_and_the_same(folder: Path, tmp_path: Path) -> None:
+    platform, told = Platform(folder), []
+    target = transfer.fetch(platform, platform.manifest.hash, tmp_path / "here", lambda *p: told.append(p))  # type: ignore[arg-type]
+    assert Manifest.of_folder(target) == platform.manifest
+    assert told[-1] == (5, 5)
+
+
+def test_a_broken_connection_is_taken_up_again(folder: Path, tmp_path: Path) -> None:
+    platform = Platform(folder, breaks=3)
+    target = transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
+    assert Manifest.of_folder(target) == platform.manifest
+    assert len(platform.asked) == 5
+
+
+@pytest.mark.parametrize(("lie", "said"), [(b"x", "match"), (b"", "match"), (b"longer than it should be", "longer")])
+def test_bytes_that_are_not_the_artefact_s_are_refused_and_nothing_is_left(
+    folder: Path, tmp_path: Path, lie: bytes, said: str
+) -> None:
+    platform = Platform(folder, lie=lie)
+    with pytest.raises(Damaged, match=said):
+        transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_another_manifest_than_the_one_asked_for_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="manifest"):
+        transfer.fetch(Platform(folder), "0" * 64, tmp_path / "here")  # type: ignore[arg-type]
+
+
+def test_what_is_there_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    platform = Platform(folder)
+    with pytest.raises(Conflict):
+        transfer.fetch(platform, platform.manifest.hash, folder)  # type: ignore[arg-type]
+    (tmp_path / "empty").mkdir()
+    assert transfer.fetch(platform, platform.manifest.hash, tmp_path / "empty").exists()  # type: ignore[arg-type]

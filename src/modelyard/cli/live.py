@@ -83,7 +83,7 @@ class Live:
 
     def _figures(self) -> None:
         if self._bars is None:
-            note(f"{self.title}  step {self.figures.step}  {self.figures.line(curves=False)}")
+            note(f"{self.title}  {self.figures.step:>3}  {self.figures.line(curves=False)}")
         else:
             self._bars.update(self._task(), figures=self.figures.line(curves=True))
 

@@ -5,6 +5,7 @@ They read the settings (flag > environment > file > default) and call `modelyard
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,16 +37,19 @@ def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJso
 
 def welcome(url: str, data: Path, profile: Path) -> str:
     """What `up` says once it answers: where, with which key, and what to do next."""
-    elsewhere = "" if data == Path("~/.modelyard").expanduser().resolve() else f" --data {data}"
+    usual = Path("~/.modelyard").expanduser().resolve()
     lines = [
         f"Modelyard answers at {url}",
         f"  data     {data}",
         f"  profile  {profile}  (URL and admin key; the command line uses it)",
         "",
         "Next, in another terminal:",
-        f"  modelyard dataset import digits --from sklearn:digits{elsewhere}",
-        f"  modelyard train digits-cnn --dataset digits --ranks 2 --follow{elsewhere}",
-        f"  modelyard deploy digits --model digits-cnn{elsewhere}",
+        *([] if data == usual else [f"  export MODELYARD_DATA={shlex.quote(str(data))}"]),
+        "  modelyard dataset import digits --from sklearn:digits",
+        "  modelyard train digits-cnn --dataset digits --ranks 2 --follow",
+        "  modelyard deploy digits --model digits-cnn",
+        "",
+        "Ctrl-C ends it; what it keeps stays.",
     ]
     return "\n".join(lines)
 
