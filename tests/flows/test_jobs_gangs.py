@@ -15,7 +15,7 @@ from modelyard.jobs.types import State
 
 @pytest.fixture(scope="module")
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with bench(tmp_path_factory.mktemp("yard"), job_heartbeat=2.0, job_memory=2 << 30) as yard:
+    with bench(tmp_path_factory.mktemp("yard"), job_memory=2 << 30) as yard:
         yield yard
 
 
@@ -48,13 +48,14 @@ def test_user_code_that_exits_fails_the_job(yard: Bench, text: str, message: str
     assert message in job.error["message"]
 
 
-def test_a_gang_without_a_sign_of_life_is_ended_and_shows_where_it_was(yard: Bench) -> None:
-    job = yard.run("spins", ranks=2)
+def test_a_gang_without_a_sign_of_life_is_ended_and_shows_where_it_was(tmp_path: Path) -> None:
+    with bench(tmp_path, job_heartbeat=2.0) as yard:
+        job = yard.run("spins", ranks=2)
+        where = [e["rank"] for e in yard.events(job.id) if e["type"] == "log" and "in spins" in e["text"]]
     assert job.state is State.failed
     assert job.error is not None
     assert job.error["code"] == "timed_out"
     assert "no sign of life from any rank for 2 s" in job.error["message"]
-    where = [e["rank"] for e in yard.events(job.id) if e["type"] == "log" and "in spins" in e["text"]]
     assert sorted(where) == [0, 1]
 
 

@@ -9,12 +9,31 @@ from jobs_bench import bench, eventually, processes_with
 from modelyard.errors import Unavailable
 from modelyard.jobs import sandbox
 from modelyard.jobs.types import State
+from modelyard.telemetry import QUIET
 
 ALLOWED = {
-    *("CUBLAS_WORKSPACE_CONFIG", "DO_NOT_TRACK", "GLOO_SOCKET_IFNAME", "HF_HUB_DISABLE_TELEMETRY", "HOME", "LANG", "LC_CTYPE"),
-    *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MKL_NUM_THREADS", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
-    *("OPENVINO_TELEMETRY_OPT_OUT", "PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPATH", "RANK"),
-    *("RAY_USAGE_STATS_ENABLED", "TMPDIR", "TOKENIZERS_PARALLELISM", "TZ", "WORLD_SIZE"),
+    *QUIET,
+    *(
+        "CUBLAS_WORKSPACE_CONFIG",
+        "GLOO_SOCKET_IFNAME",
+        "HOME",
+        "LANG",
+        "LC_CTYPE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "PATH",
+        "PWD",
+    ),
+    *(
+        "MKL_NUM_THREADS",
+        "NCCL_SOCKET_IFNAME",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "PYTHONDONTWRITEBYTECODE",
+        "TZ",
+        "RANK",
+    ),
+    *("PYTHONHASHSEED", "PYTHONPATH", "TMPDIR", "WORLD_SIZE"),
 }
 
 
