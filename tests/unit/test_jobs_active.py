@@ -110,11 +110,11 @@ def test_processor_time_is_taken_if_it_can_be(active: Active, said: Any, known: 
 def test_only_what_lies_in_the_work_folder_can_be_handed_over(active: Active, path: str) -> None:
     with pytest.raises(Invalid, match="work folder"):
         active.within(path.format(work=active.folder / "work"))
-    assert active.within(f"{active.folder}/work/a/b") == active.folder / "work" / "a" / "b"
+    assert active.within(str(active.folder / "work" / "a" / "b")) == active.folder / "work" / "a" / "b"
 
 
 def test_the_name_of_an_output_is_checked(active: Active) -> None:
-    body = {"name": "out", "folder": f"{active.folder}/work/a", "task": None, "metadata": {}, "alias": None}
+    body = {"name": "out", "folder": str(active.folder / "work" / "a"), "task": None, "metadata": {}, "alias": None}
     assert active.check_output(body) == ("out", active.folder / "work" / "a", None, {}, None)
     with pytest.raises(Invalid, match="no name of an output"):
         active.check_output({**body, "name": "../out"})

@@ -7,6 +7,7 @@ Kept apart from `types` so that the supervisor and the ranks need nothing but th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +41,15 @@ class LineBuffer:
         return [_object(line) for line in lines if line]
 
 
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        message: Any = json.loads(line, parse_constant=lambda _: None)  # NaN and Infinity are no JSON: null
+        # NaN and Infinity are no JSON, and no float is larger than 1e308: null
+        message: Any = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise Invalid("A line that is not JSON was received.") from error
     if b"\\ud" in line:  # perhaps half of a character, which no text may hold: a question mark in its place

@@ -12,15 +12,14 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from modelyard.db import Session, now
-from modelyard.errors import Conflict
 from modelyard.jobs.tables import EventRow, JobRow
 from modelyard.jobs.types import Job, Resolved, State, Target
 
 Said = tuple[str, Mapping[str, Any]]
 
 
-class Lost(Conflict):
-    """Another attempt, or nobody, holds this job now."""
+class Lost(Exception):
+    """Another attempt, or nobody, holds this job now. It never leaves the room: who meets it lets go of the job."""
 
 
 def load(row: JobRow) -> Job:
@@ -80,9 +79,12 @@ def requeue(session: Session, job: str, lease: str | None, why: str) -> None:
 def cancel(session: Session, job: Job) -> None:
     """Ask for a job's end: one that never ran is over at once, another when its gang is."""
     if job.state is State.queued and job.attempt == 0:
-        evolve(session, job.id, job.token, State.cancelled)
-    elif not job.state.ended:
-        change(session, job.id, job.token, cancelling=True)
+        try:
+            evolve(session, job.id, job.token, State.cancelled)
+            return
+        except Lost:
+            pass  # it was claimed a moment ago
+    session.execute(update(JobRow).where(JobRow.id == job.id, JobRow.state.in_(UNENDED)).values(cancelling=True))
 
 
 def cancel_children(session: Session, parent: str) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from modelyard.errors import CallerError
 from modelyard.jobs import service
 from modelyard.jobs.types import Job, Submission
-from modelyard.tenancy.router import authorise
+from modelyard.tenancy.router import LARGEST_NUMBER, authorise
 from modelyard.tenancy.routes import Caller, Routes
 from modelyard.tenancy.types import Scope
 
@@ -64,7 +64,7 @@ def cancel(request: Request, caller: Caller, job: str) -> dict[str, Any]:
 
 @routes.get("/{job}/events", scope=Scope.write)
 def events(
-    request: Request, caller: Caller, job: str, after: Annotated[int, Query(ge=0)] = 0, follow: bool = False
+    request: Request, caller: Caller, job: str, after: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0, follow: bool = False
 ) -> StreamingResponse:
     """What happened to a job from event number `after` on, one JSON object a line; with `follow` until its end."""
     first = _look(request, job, after)
