@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Base of every configuration that crosses a wire: frozen, unknown keys are errors."""
+    """Base of every configuration that crosses a wire: frozen; unknown keys, NaN and infinity are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ArtefactView(Protocol):

@@ -67,7 +67,7 @@ def put_blob(request: Request, caller: Caller, digest: str, data: Body) -> dict[
     return {"hash": digest, "size": len(data)}
 
 
-@routes.post("/artefacts", scope=Scope.write, status_code=201)
+@routes.post("/artefacts", scope=Scope.write, status_code=201, largest=CHUNK)
 def create_artefact(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
     """Make an artefact of uploaded blobs. The body is its manifest."""
     manifest = Manifest.from_bytes(bytes(data))

@@ -1,7 +1,8 @@
 """Everything that is not the gateway's own goes to control, over its Unix socket, as it came.
 
-Bodies stream both ways. Headers that concern one connection stay on it; who asked from where is told by us and never by the
-client. Control checks keys itself: the relay adds no right and takes none.
+Bodies stream both ways, and the request's target goes byte for byte: no '..' is resolved here, lest the two ends disagree about
+what was asked. Headers that concern one connection stay on it; who asked from where is told by us and never by the client.
+Control checks keys itself: the relay adds no right and takes none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from modelyard.errors import Unavailable
+from modelyard.errors import Invalid, ModelyardError, Unavailable
 from modelyard.serving.front import Message, Receive, Send, respond
 from modelyard.telemetry import log
 from modelyard.tenancy import door
@@ -35,6 +36,10 @@ _NOT_PASSED = frozenset(
         b"expect",
         b"forwarded",
     }
+)
+# What control judges a request by: never of one connection, whatever the header Connection says.
+_JUDGED_BY = frozenset(
+    {b"authorization", b"x-api-key", b"host", b"origin", b"content-length", b"content-type", b"idempotency-key"}
 )
 _TIMEOUT = httpx.Timeout(None, connect=5.0)  # a followed job's events may be silent for as long as it likes
 _LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)
@@ -58,16 +63,22 @@ class Relay:
         request = _Request(receive)
         outgoing = self._client.build_request(
             scope["method"],
-            httpx.URL(scheme="http", host="control", raw_path=_target(scope)),
+            "http://control",
             headers=_passed(scope),
             content=request.body() if _has_body(scope) else None,
+            extensions={"target": _target(scope)},
         )
         try:
             response = await self._client.send(outgoing, stream=True)
+        except httpx.LocalProtocolError:
+            await _refuse(scope, send, Invalid("The request's headers are not valid HTTP/1.1."))
+            return
         except httpx.TransportError as error:
             if not request.gone:
                 _log.warning("control not reached", error=type(error).__name__)
-                await _unavailable(scope, send)
+                await _refuse(
+                    scope, send, Unavailable("The control process does not answer; deployments still do. Try again shortly.")
+                )
             return
         try:
             await _pass_back(scope, response, request, send)
@@ -115,7 +126,7 @@ def _passed(scope: Message) -> list[tuple[bytes, bytes]]:
     kept = [
         (name, value)
         for name, value in scope["headers"]
-        if name not in _NOT_PASSED and name not in named and not name.startswith(b"x-forwarded-")
+        if name not in _NOT_PASSED and (name not in named or name in _JUDGED_BY) and not name.startswith(b"x-forwarded-")
     ]
     client = scope.get("client")
     kept += [(b"x-forwarded-for", str(client[0] if client else "").encode()), (b"x-forwarded-proto", scope["scheme"].encode())]
@@ -145,7 +156,6 @@ async def _copy(response: httpx.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _unavailable(scope: Message, send: Send) -> None:
-    error = Unavailable("The control process does not answer; deployments still do. Try again shortly.")
+async def _refuse(scope: Message, send: Send, error: ModelyardError) -> None:
     body = msgspec.json.encode(door.body(error))
     await respond(scope, send, door.status(error), body, "application/json", door.headers(error))

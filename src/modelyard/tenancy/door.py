@@ -65,8 +65,15 @@ def check_source(method: str, host: str | None, origin: str | None, hosts: Colle
         raise Forbidden(
             "This server does not go by the name in the Host header: use its address, or add it to MODELYARD_HOSTS."
         )
-    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+    if origin is not None and _netloc(origin) != (host or "").lower():
         raise Forbidden("Pages of another origin may not change anything here.")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _hostname(host: str | None) -> str:

@@ -7,6 +7,7 @@ and runs before a byte of the body is read; `check_routes` refuses to start an a
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from functools import partial
@@ -25,7 +26,8 @@ from modelyard.errors import Invalid
 from modelyard.tenancy import access, door, idempotency
 from modelyard.tenancy.types import Principal, Scope
 
-LARGEST_BODY = 64 << 20  # one chunk of a blob; inference bodies never come here
+LARGEST_BODY = 1 << 20  # JSON takes some twenty times its size once parsed; uploads say that they need more
+LARGEST_NUMBER = (1 << 63) - 1  # where a database's whole numbers end
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -103,7 +105,17 @@ def _bounded(request: Request, largest: int) -> Request:
             raise HTTPException(413)  # the one error that FastAPI lets pass while it reads a body
         return message
 
-    return Request(request.scope, receive)
+    return _StrictRequest(request.scope, receive)
+
+
+class _StrictRequest(Request):
+    """A request whose JSON can be stored and shown again: no number that is none or that no float holds, no half of a
+    character. FastAPI answers anything raised here with 400."""
+
+    async def json(self) -> Any:
+        value = await super().json()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return value
 
 
 async def _slot(request: Request, route: str) -> idempotency.Slot:

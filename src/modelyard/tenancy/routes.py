@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -13,7 +13,7 @@ from modelyard.db import now
 from modelyard.errors import Forbidden, Invalid
 from modelyard.tenancy import ledger, service
 from modelyard.tenancy.failures import install
-from modelyard.tenancy.router import Caller, Routes, check_routes
+from modelyard.tenancy.router import LARGEST_NUMBER, Caller, Routes, check_routes
 from modelyard.tenancy.types import DEFAULT_PROJECT, KeyRequest, Principal, ProjectRequest, Scope
 
 __all__ = ["Caller", "Routes", "check_routes", "install", "routes"]
@@ -87,8 +87,7 @@ def usage(
     group_by: str = ",".join(ledger.GROUPS),
 ) -> list[dict[str, Any]]:
     """What the project used in [since, until), summed by any of kind, subject, version, key (comma-separated)."""
-    if any(moment is not None and moment.tzinfo is None for moment in (since, until)):
-        raise Invalid("'since' and 'until' need their zone, as in 2026-01-31T12:00:00Z.")
+    since, until = _in_utc(since), _in_utc(until)
     groups = [name for name in group_by.split(",") if name]
     with request.app.state.db.read() as session:
         return ledger.usage(session, caller.project, since, until, groups)
@@ -96,11 +95,25 @@ def usage(
 
 @routes.get("/audit", scope=Scope.admin)
 def audit(
-    request: Request, caller: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: int | None = None
+    request: Request,
+    caller: Caller,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[int, Query(ge=1, le=LARGEST_NUMBER)] | None = None,
 ) -> list[dict[str, Any]]:
     """Who did what in this project: the newest `limit` entries, oldest first; `before` an entry's id pages back."""
     with request.app.state.db.read() as session:
         return ledger.audit_log(session, caller.project, limit, before)
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise Invalid("'since' and 'until' need their zone, as in 2026-01-31T12:00:00Z.")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid("'since' and 'until' lie in the years 1 to 9999, in UTC.") from error
 
 
 def _platform(caller: Principal) -> None:
