@@ -37,3 +37,14 @@ def test_a_failed_job_raises_its_own_error() -> None:
     assert isinstance(error, Unsafe)
     assert error.message == "Job j1 failed: pickle with code"
     assert isinstance(outcome.failure_of({"id": "j1", "state": "cancelled", "error": None}), Crashed)
+
+
+def test_a_receipt_has_the_jobs_and_the_serving_of_its_version_alone() -> None:
+    def row(kind: str, subject: str, version: str) -> bool:
+        return outcome.concerns({"kind": kind, "subject": subject, "version": version}, "digits", "cnn@3", ["j1"])
+
+    assert row("job", "j1", "cnn@1")
+    assert row("serving", "digits", "cnn@3")
+    assert not row("job", "j2", "cnn@3")
+    assert not row("serving", "digits", "cnn@1")
+    assert not row("serving", "other", "cnn@3")

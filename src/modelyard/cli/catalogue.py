@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,5 +177,11 @@ def _splits(version: dict[str, Any]) -> str:
 
 
 def _details(version: dict[str, Any]) -> str:
-    lines = [(key, value) for key, value in version.items() if value not in (None, {}, [])]
-    return "\n".join(f"{key:<10} {value}" for key, value in lines)
+    """A version's fields, a line each; its metadata as indented JSON."""
+    fields = [(key, value) for key, value in version.items() if value not in (None, {}, []) and key != "metadata"]
+    metadata = json.dumps(version["metadata"], indent=2, ensure_ascii=False)
+    return "\n".join([*(f"{key:<10} {_cell(value)}" for key, value in fields), f"metadata   {metadata}"])
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -14,7 +14,7 @@ from modelyard.cli.screen import note, size, sparkline
 from modelyard.plugins import load
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from modelyard.cli.bars import Bars
 
 
 class Figures:
@@ -30,11 +30,11 @@ class Figures:
             self.series.setdefault(name, []).append(float(value))
 
     def line(self, curves: bool) -> str:
-        """'loss 0.031 ▇▄▂▁  accuracy 0.981', the curve a loss's; what is neither loss nor accuracy stays out."""
+        """'loss 0.031 ▇▄▂▁  accuracy 0.981', the curve the first loss's; what is neither loss nor accuracy stays out."""
         parts = []
         for name, values in self.series.items():
             if name.endswith(("loss", "accuracy")):
-                curve = f" {sparkline(values)}" if curves and name.endswith("loss") and len(values) > 1 else ""
+                curve = f" {sparkline(values, width=12)}" if curves and name == "loss" and len(values) > 1 else ""
                 parts.append(f"{name.replace('_', ' ')} {values[-1]:.4g}{curve}")
         return "  ".join(parts)
 
@@ -45,13 +45,11 @@ class Live:
     def __init__(self, title: str, *, logs: bool = False) -> None:
         self.title, self.logs = title, logs
         self.figures = Figures()
-        self._terminal = sys.stderr.isatty()
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._bars: Bars | None = None
 
     def __enter__(self) -> Live:
-        if self._terminal:
-            self._bars = load("modelyard.cli.bars:progress")()
+        if sys.stderr.isatty():
+            self._bars = load("modelyard.cli.bars:Bars")()
             self._bars.start()
         return self
 
@@ -62,49 +60,33 @@ class Live:
     def see(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
         match event["type"]:
-            case "progress":
-                self._progress(event)
+            case "progress" if self._bars:
+                self._bars.bar(event.get("what", self.title), progress_text(event), event["done"], event["total"] or None)
             case "metric":
                 self.figures.add(event)
                 self._figures()
             case "state":
-                self._state(event)
+                self._state(str(event["state"]))
             case "log" if self.logs:
-                self._line(f"rank {event.get('rank', 0)} │ {event['text']}")
-
-    def _progress(self, event: Mapping[str, Any]) -> None:
-        if self._bars is None:
-            return
-        what = event.get("what", self.title)
-        amount = progress_text(event)
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=event["total"] or None, amount=amount, figures="")
-        self._bars.update(self._tasks[what], completed=event["done"], total=event["total"] or None, amount=amount)
+                self._log(f"rank {event.get('rank', 0)} │ {event['text']}")
 
     def _figures(self) -> None:
-        if self._bars is None:
-            note(f"{self.title}  {self.figures.step:>3}  {self.figures.line(curves=False)}")
+        if self._bars:
+            self._bars.figures(self.figures.line(curves=True))
         else:
-            self._bars.update(self._task(), figures=self.figures.line(curves=True))
+            note(f"{self.title}  {self.figures.step:>3}  {self.figures.line(curves=False)}")
 
-    def _state(self, event: Mapping[str, Any]) -> None:
-        state = str(event.get("state"))
+    def _state(self, state: str) -> None:
         if self._bars is None:
             note(f"{self.title}  {state}")
         elif state in ("queued", "starting"):
-            self._bars.update(self._task(), amount=state)
+            self._bars.bar(self.title, state)
 
-    def _line(self, text: str) -> None:
-        if self._bars is None:
-            note(text)
+    def _log(self, text: str) -> None:
+        if self._bars:
+            self._bars.line(text)
         else:
-            self._bars.console.print(text, style="dim", markup=False, highlight=False)
-
-    def _task(self) -> TaskID:
-        assert self._bars is not None
-        if self.title not in self._tasks:
-            self._tasks[self.title] = self._bars.add_task(self.title, total=None, amount="", figures="")
-        return self._tasks[self.title]
+            note(text)
 
 
 def progress_text(event: Mapping[str, Any]) -> str:

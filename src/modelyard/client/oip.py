@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ from modelyard.errors import Internal, Invalid
 from modelyard.tensors import DATATYPES, Array, datatype_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+def request(
+    inputs: Mapping[str, Any] | None, image: Any, signature: Callable[[], Mapping[str, str]]
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an infer request on `inputs` or on `image`; `signature` tells the model's datatypes where they are
+    needed: a list says no datatype, an array does."""
+    given = dict(inputs) if inputs is not None else {"image": image_tensor(image)}
+    return encode(given, signature() if needs_signature(given) else {})
 
 
 def image_tensor(images: Any) -> Array:
@@ -60,8 +69,9 @@ def encode(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> tuple[dic
         described.append({"name": name, "shape": list(array.shape), "datatype": datatype_of(array), "parameters": parameters})
         parts.append(data)
     header = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}, separators=(",", ":")).encode()
-    headers = {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"}
-    return headers, b"".join([header, *parts])
+    body = b"".join([header, *parts])
+    headers = {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream", "Content-Length": str(len(body))}
+    return headers, body
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Answer:

@@ -44,3 +44,10 @@ def dataset_of(tree: Mapping[str, Any]) -> str:
     raise Invalid(
         f"No dataset is known for {tree['reference']}: it was imported. Say which to measure on (dataset=…, --dataset)."
     )
+
+
+def concerns(row: Mapping[str, Any], deployment: str, model: str, jobs: Sequence[str]) -> bool:
+    """Whether a row of usage is of one of these jobs, or of serving this version under this deployment."""
+    if row["kind"] == "job":
+        return row["subject"] in jobs
+    return bool(row["subject"] == deployment and row["version"] == model)

@@ -15,10 +15,11 @@ from urllib.parse import quote
 
 from modelyard.client import transfer
 from modelyard.client.answer import Answer
-from modelyard.client.outcome import ENDED, chosen, dataset_of, failure_of, origins
+from modelyard.client.outcome import ENDED, chosen, concerns, dataset_of, failure_of, origins
 from modelyard.client.profile import find
 from modelyard.client.wire import Wire
 from modelyard.errors import Crashed, Invalid, TimedOut, Unavailable
+from modelyard.plugins import load
 
 Json = dict[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -289,30 +290,27 @@ class Yard:
     ) -> Answer:
         """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
         `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these. `version`: only that one may answer."""
-        from modelyard.client import oip  # numpy costs more than all the rest of the client
-
         if (inputs is None) == (image is None):
             raise Invalid("Say what to predict on: either inputs={'name': values} or image=….")
-        given = dict(inputs) if inputs is not None else {"image": oip.image_tensor(image)}
-        datatypes = self._signature(name) if oip.needs_signature(given) else {}
-        headers, body = oip.encode(given, datatypes)
+        # numpy costs more than all the rest of the client, so it comes with the first prediction
+        headers, body = load("modelyard.client.oip:request")(inputs, image, lambda: self._signature(name))
         path = f"/v2/models/{_part(name)}" + (f"/versions/{_part(version)}" if version else "") + "/infer"
-        response = self._wire.send("POST", path, body=lambda: (body,), headers=headers | {"Content-Length": str(len(body))})
-        return oip.decode(response.headers, response.content)
+        response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
+        answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)
+        return answer
 
     # Who used what
 
     def receipt(self, of: Answer | str) -> Json:
         """What an answer (or, by name, a deployment) rests on and what it used: {deployment, model, lineage, jobs, usage}.
         `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those jobs and of
-        the deployment."""
+        serving that version."""
         name = of if isinstance(of, str) else of.deployment
         serving = self.deployment(name)
         version = serving["version"] if isinstance(of, str) else of.version
         tree = self.lineage(f"{serving['model'].partition('@')[0]}@{version}")
         jobs = [self.job(job) for job in dict.fromkeys(node["job"] for node in origins(tree) if node.get("job"))]
-        subjects = {name, *(job["id"] for job in jobs)}
-        used = [row for row in self.usage() if row["subject"] in subjects]
+        used = [row for row in self.usage() if concerns(row, name, tree["reference"], [job["id"] for job in jobs])]
         return {"deployment": name, "model": tree["reference"], "lineage": tree, "jobs": jobs, "usage": used}
 
     def usage(self, *, since: str | None = None) -> list[Json]:
