@@ -208,3 +208,19 @@ def test_nonsense_from_a_gang_ends_it(office: Office) -> None:
     office.scheduler._active[job].handle._say(Event("progress", {"done": "many"}))  # type: ignore[union-attr]
     (ended,) = office.finish(job)
     assert (ended.state, ended.attempt, ended.error and ended.error["code"]) == (State.failed, 1, "invalid_request")
+
+
+def test_what_an_old_control_left_is_out_of_the_way_before_anything_starts(office: Office) -> None:
+    job = office.submit("holds").id
+    office.until(lambda: office.job(job).state is State.running)
+    (office.settings.jobs / "an-ended-job" / "token" / "work").mkdir(parents=True)
+    first = office.scheduler
+    office.begin()
+    assert not (office.settings.jobs / job).exists()
+    office.until(lambda: office.job(job).state is State.running)
+    assert [folder.name for folder in (office.settings.jobs / job).iterdir()] == [office.job(job).token]
+    first.close()
+    GATE.set()
+    office.finish(job)
+    office.scheduler.close()
+    assert list(office.settings.jobs.iterdir()) == []

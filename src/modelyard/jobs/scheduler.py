@@ -108,7 +108,8 @@ class Scheduler:
                 job = records.load(row)
                 self._conclude(session, Active(job, self._folder(job)), Crashed("Control was restarted while the job ran."))
         for folder in self._settings.jobs.glob("*"):
-            self._pool.submit(_remove, folder)
+            # Out of the way first: the job's next attempt makes a folder of the same name while this one is removed.
+            self._pool.submit(_remove, folder.rename(folder.with_name(f".{secrets.token_hex(8)}")))
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """Do something that must not end the loop; False where it failed, which is logged and counted."""
