@@ -48,7 +48,8 @@ def yard(data: Path, *flags: str, **environment: str) -> Iterator[Yard]:
             said = json.loads(process.stdout.readline() or '{"error": {"message": "it ended without a word"}}')
             if "error" in said:
                 raise RuntimeError(f"The platform did not start: {said['error']['message']}")
-            with Yard(data=data) as client:
+            profile = json.loads((data / "profile.json").read_text())
+            with Yard(profile["url"], profile["key"]) as client:
                 yield client
         finally:
             process.terminate()

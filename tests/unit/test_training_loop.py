@@ -132,6 +132,7 @@ def test_the_seed_of_the_project_trains_from_its_file_and_loads_in_plain_pytorch
     assert context.metrics[-1]["select_loss"] < 0.1 * context.metrics[0]["select_loss"]
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "model", raising=False)
     scope: dict = {}
     exec(
         "import torch\n"

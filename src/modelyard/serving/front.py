@@ -36,8 +36,8 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = {DeploymentState.ready: "READY", DeploymentState.pending: "LOADING", DeploymentState.failed: "UNAVAILABLE"}
 
 
-class NotAllowed(Invalid):
-    """This path does not answer that method."""
+class NotAllowed(Exception):
+    """HTTP's own complaint: this path does not answer that method."""
 
 
 class Front:
@@ -59,9 +59,11 @@ class Front:
             return
         try:
             body = await self._answer(scope, path)
+        except NotAllowed as error:
+            await respond(scope, send, 405, msgspec.json.encode(_error(path, Invalid(str(error)))), _JSON, {})
         except ModelyardError as error:
-            status = 405 if isinstance(error, NotAllowed) else door.status(error)
-            await respond(scope, send, status, msgspec.json.encode(_error(path, error)), _JSON, door.headers(error))
+            body = msgspec.json.encode(_error(path, error))
+            await respond(scope, send, door.status(error), body, _JSON, door.headers(error))
         else:
             text = isinstance(body, bytes)
             await respond(scope, send, 200, body if text else msgspec.json.encode(body), _TEXT if text else _JSON, {})
