@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def load(path: str) -> Any:
-    """The object at 'package.module:attribute'. Raises `Invalid`, naming the missing library, where an extra is not installed."""
+    """The object at 'package.module:attribute'. Raises `Invalid`, naming the library, where an extra is not installed."""
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -23,7 +23,9 @@ def load(path: str) -> Any:
         missing = (error.name or "?").partition(".")[0]
         if missing == "modelyard":
             raise
-        raise Invalid(f"'{path}' needs the library '{missing}', which is not installed: pip install 'modelyard[all]'.") from error
+        raise Invalid(
+            f"'{path}' needs the library '{missing}', which is not installed: pip install 'modelyard[all]'."
+        ) from error
 
 
 class Registry(Generic[T]):
@@ -46,7 +48,7 @@ class Registry(Generic[T]):
             return self._paths[name]
         for point in self._points():
             if point.name == name:
-                return point.value
+                return str(point.value)
         raise not_found(self.what, name, self.names())
 
     def get(self, name: str) -> T:

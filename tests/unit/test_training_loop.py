@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np

@@ -36,7 +36,7 @@ class ModuleCard(Config):
 
     file: str
     name: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 class ModelCard(Config):
@@ -98,7 +98,7 @@ class StreamEngine(Protocol):
         """Advance once: (call id, part, is last) for each call that has something; never past a call's grant."""
         ...
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, call: str) -> None:
         """Leave the loop; unknown ids are ignored."""
         ...
 
