@@ -49,7 +49,7 @@ def yard(data: Path, *flags: str, **environment: str) -> Iterator[Yard]:
             if "error" in said:
                 raise RuntimeError(f"The platform did not start: {said['error']['message']}")
             profile = json.loads((data / "profile.json").read_text())
-            with Yard(profile["url"], profile["key"]) as client:
+            with Yard(profile["url"], profile["key"], data) as client:
                 yield client
         finally:
             process.terminate()

@@ -25,8 +25,8 @@ import tritonclient.http as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
-from modelyard.app import migrate
 from modelyard.app.migrate import pepper
+from modelyard.app.migrate import run as migrate
 from modelyard.db import Database, bump, now
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.serving.probe import probe

@@ -80,7 +80,7 @@ def healthy() -> dict[str, str]:
 
 
 def run(settings: Settings) -> None:
-    """See `modelyard.app.control`."""
+    """Run control until SIGTERM."""
     telemetry.configure("control", settings.log_level)
     app = build(settings, LocalExecutor(settings))
     stop = threading.Event()

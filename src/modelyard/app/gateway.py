@@ -15,8 +15,8 @@ from modelyard.settings import Settings
 from modelyard.tenancy.access import load_keys
 
 
-def run(settings: Settings, listener: int | None) -> None:
-    """See `modelyard.app.gateway`."""
+def run(settings: Settings, listener: int | None = None) -> None:
+    """Run a gateway until SIGTERM; `listener` is the descriptor of a socket that listens already."""
     telemetry.configure("gateway", settings.log_level)
     database = Database(settings.database_url)
     migrations.check(database)

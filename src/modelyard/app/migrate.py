@@ -18,8 +18,9 @@ from modelyard.tenancy import service as tenancy
 from modelyard.tenancy.types import DEFAULT_PROJECT
 
 
-def run(settings: Settings, url: str | None) -> None:
-    """See `modelyard.app.migrate`."""
+def run(settings: Settings, url: str | None = None) -> None:
+    """Make the data folder and the database ready; at the first start also the project 'default', its admin key and
+    `profile.json`, which names `url`. Raises `Conflict` for a database of a newer schema."""
     for folder in (settings.data, settings.cache, settings.jobs, settings.logs):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = pepper(settings)

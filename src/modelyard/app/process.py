@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from modelyard import app
 from modelyard.errors import Invalid, ModelyardError
+from modelyard.plugins import load
 from modelyard.settings import Settings
 from modelyard.tenancy.door import body
 
@@ -20,11 +20,11 @@ def main(arguments: list[str]) -> int:
     try:
         match name:
             case "migrate":
-                app.migrate(settings, rest[0] if rest else None)
+                load("modelyard.app.migrate:run")(settings, *rest)
             case "control":
-                app.control(settings)
+                load("modelyard.app.control:run")(settings)
             case "gateway":
-                app.gateway(settings, int(rest[0]) if rest else None)
+                load("modelyard.app.gateway:run")(settings, *map(int, rest))
             case other:
                 raise Invalid(f"There is no process '{other}'; there are migrate, control and gateway.")
     except ModelyardError as error:

@@ -14,21 +14,26 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from modelyard import telemetry
-from modelyard.app import Ready
 from modelyard.errors import Conflict, Crashed, Invalid, from_wire
 from modelyard.jobs.supervisor import Supervisor, lock
 from modelyard.settings import Settings
 
 _log = telemetry.log(__name__)
+# Called once the platform answers, with its URL.
+Ready = Callable[[str], None]
 BACKLOG = 2048
 PATIENCE = 60.0
 
 
-def up(settings: Settings, ready: Ready | None) -> None:
-    """See `modelyard.app.up`."""
+def up(settings: Settings, ready: Ready | None = None) -> None:
+    """Run the platform on this machine until SIGINT or SIGTERM; `ready(url)` is called once it answers.
+
+    Raises `Conflict` where the port is taken or another `up` runs on the same folder.
+    """
     telemetry.configure("supervisor", settings.log_level)
     held = lock(settings.data)
     try:
@@ -41,7 +46,7 @@ def up(settings: Settings, ready: Ready | None) -> None:
 
 
 def node(settings: Settings) -> None:
-    """See `modelyard.app.node`."""
+    """Run a supervisor alone: what control needs beside it to start gangs and replicas."""
     telemetry.configure("supervisor", settings.log_level)
     held = lock(settings.data)
     try:

@@ -32,7 +32,7 @@ def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJso
         profile = settings.data / "profile.json"
         say(as_json, {"url": url, "data": str(settings.data), "profile": str(profile)}, welcome(url, settings.data, profile))
 
-    load("modelyard.app:up")(settings, ready)
+    load("modelyard.app.supervise:up")(settings, ready)
 
 
 def welcome(url: str, data: Path, profile: Path) -> str:
@@ -56,29 +56,29 @@ def welcome(url: str, data: Path, profile: Path) -> str:
 
 def gateway(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
     """Start a gateway alone: keys, routing, inference."""
-    _start("gateway", as_json, data=data, host=host, port=port)
+    _start("gateway", "gateway:run", as_json, data=data, host=host, port=port)
 
 
 def control(data: Folder = None, as_json: AsJson = False) -> None:
     """Start control alone: the management API, the scheduler and the controller."""
-    _start("control", as_json, data=data)
+    _start("control", "control:run", as_json, data=data)
 
 
 def node(data: Folder = None, as_json: AsJson = False) -> None:
     """Start a node's supervisor alone: it owns gangs and replicas."""
-    _start("node", as_json, data=data)
+    _start("node", "supervise:node", as_json, data=data)
 
 
 def migrate(data: Folder = None, as_json: AsJson = False) -> None:
     """Bring the database to this version's schema."""
     settings = load("modelyard.settings:read")(data=data)
-    load("modelyard.app:migrate")(settings)
+    load("modelyard.app.migrate:run")(settings)
     say(as_json, {"migrated": True}, "The database is up to date.")
 
 
-def _start(process: str, as_json: bool, **flags: Any) -> None:
+def _start(process: str, path: str, as_json: bool, **flags: Any) -> None:
     settings = load("modelyard.settings:read")(**flags)
-    load(f"modelyard.app:{process}")(settings)
+    load(f"modelyard.app.{path}")(settings)
     say(as_json, {"process": process, "state": "ended"}, f"{process} ended")
 
 
