@@ -126,7 +126,8 @@ def test_queued_and_running_jobs_are_cancelled(yard: Bench) -> None:
     yard.cancel(running)
     assert yard.finish(running)[0].state is State.cancelled
     with yard.db.read() as session:
-        assert [row["errors"] for row in ledger.usage(session, "team", group_by=("subject",))] == [0]
+        errors = [row["errors"] for row in ledger.usage(session, "team", group_by=("subject",))]
+    assert errors == [0], yard.log(running)
 
 
 def test_children_run_in_the_place_of_their_waiting_parent(tmp_path: Path) -> None:

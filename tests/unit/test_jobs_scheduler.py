@@ -73,9 +73,8 @@ def test_a_lost_gang_is_started_again_from_its_checkpoint_until_it_is_enough(off
         "begins at 5",
     ]
     assert usage(office) == [(1, 0, 3)]
-    office.scheduler.close()
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
     assert not [key for key in office.store.objects if "checkpoints" in key]
-    assert list(office.settings.jobs.iterdir()) == []
 
 
 def test_a_new_control_queues_again_what_ran(office: Office) -> None:
@@ -222,5 +221,18 @@ def test_what_an_old_control_left_is_out_of_the_way_before_anything_starts(offic
     first.close()
     GATE.set()
     office.finish(job)
-    office.scheduler.close()
-    assert list(office.settings.jobs.iterdir()) == []
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
+
+
+def test_checkpoints_that_a_killed_control_left_are_dropped_by_the_next(office: Office, tmp_path: Path) -> None:
+    (job,) = office.finish(office.submit("makes").id)
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "step").write_text("1")
+    office.artefacts.put_checkpoint("team", job.id, tmp_path / "kept")
+    (office.settings.jobs / f".{job.id}.aside" / "work").mkdir(parents=True)
+    first = office.scheduler
+    office.begin()
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
+    assert not [key for key in office.store.objects if "checkpoints" in key]
+    first.close()

@@ -107,9 +107,16 @@ class Scheduler:
             for row in session.scalars(select(JobRow).where(*lost)):
                 job = records.load(row)
                 self._conclude(session, Active(job, self._folder(job)), Crashed("Control was restarted while the job ran."))
-        for folder in self._settings.jobs.glob("*"):
+            rows = session.scalars(select(JobRow).where(JobRow.id.in_(self._left())))
+            known = {row.id: records.load(row) for row in rows if State(row.state).ended}
+        for name, folder in self._left().items():
             # Out of the way first: the job's next attempt makes a folder of the same name while this one is removed.
-            self._pool.submit(_remove, folder.rename(folder.with_name(f".{secrets.token_hex(8)}")))
+            aside = folder.rename(folder.with_name(f".{name}.{secrets.token_hex(8)}"))
+            self._pool.submit(self._clean, aside, known.get(name))
+
+    def _left(self) -> dict[str, Path]:
+        """Folders of jobs on this node, by the job's id; those set aside by an earlier control too."""
+        return {folder.name.strip(".").partition(".")[0]: folder for folder in self._settings.jobs.glob("*")}
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """Do something that must not end the loop; False where it failed, which is logged and counted."""
@@ -217,16 +224,16 @@ class Scheduler:
         self._woken = True
         if active.handle is not None and active.ended is None:
             active.handle.kill()
-        folder = active.folder.parent if final else active.folder
+        folder, ended = (active.folder.parent, active.job) if final else (active.folder, None)
         if active.preparing is not None and not active.preparing.done():
-            active.preparing.add_done_callback(lambda _: _remove(folder))
+            active.preparing.add_done_callback(lambda _: self._clean(folder, ended))
         else:
-            self._pool.submit(_remove, folder)
-        if final:
-            self._pool.submit(self._forget, active.job)
+            self._pool.submit(self._clean, folder, ended)
 
-    def _forget(self, job: Job) -> None:
-        self._attempt(lambda: self._artefacts.drop_checkpoints(job.project, job.id))
+    def _clean(self, folder: Path, ended: Job | None) -> None:
+        """Remove a folder, of a job that has ended its checkpoints before: while the folder is there, they may be."""
+        if ended is None or self._attempt(lambda: self._artefacts.drop_checkpoints(ended.project, ended.id)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _look(self) -> None:
         """See to cancellations, to parents whose children ended, and to the queue."""
@@ -298,7 +305,3 @@ class Scheduler:
 
     def _folder(self, job: Job) -> Path:
         return self._settings.jobs / job.id / (job.token or "none")
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
