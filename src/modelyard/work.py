@@ -17,18 +17,21 @@ IMPORT_DATASET = JobKind(
     name="import-dataset",
     config=ImportDatasetConfig,
     run="modelyard.data.importing:run",
+    target="dataset",
     optional=("files",),
 )
 IMPORT_MODEL = JobKind(
     name="import-model",
     config=ImportModelConfig,
     run="modelyard.conversion.importing:run",
+    target="model",
     inputs=("files",),
 )
 TRAIN = JobKind(
     name="train",
     config=TrainConfig,
     run="modelyard.training.loop:run",
+    target="model",
     inputs=("dataset",),
     optional=("code", "model"),
     gang=True,
@@ -37,6 +40,7 @@ OPTIMISE = JobKind(
     name="optimise",
     config=OptimiseConfig,
     run="modelyard.optimisation.search:run",
+    target="model",
     inputs=("model", "dataset"),
 )
 

@@ -205,7 +205,8 @@ def perform(gang: Gang, run: Run, config: Any, rank: int, port: Port) -> dict[st
     except SystemExit as error:
         return _failed(Invalid(f"The code of rank {rank} called sys.exit({error.code!r})."))
     except ModelyardError as error:
-        traceback.print_exc()
+        if not isinstance(error, CallerError):  # what the caller did wrong is told in a sentence
+            traceback.print_exc()
         return _failed(error)
     except BaseException as error:  # noqa: BLE001 — the edge of a process that runs users' code
         traceback.print_exc()
