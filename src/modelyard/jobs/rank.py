@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from modelyard import plugins
-from modelyard.errors import Crashed, Internal, Invalid, ModelyardError, from_wire
+from modelyard.errors import CallerError, Crashed, Internal, Invalid, ModelyardError, from_wire
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.types import Gang
 from modelyard.kinds import Cancelled, FolderView, Input, Run
