@@ -26,6 +26,17 @@ from modelyard.testing import InlineExecutor
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "LOCK")
 MATRIX = np.arange(6, dtype=np.float32).reshape(3, 2)
 
+# A module whose weights are one number, `w`.
+SOURCE = """
+import torch
+class M(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1))
+    def forward(self, x):
+        return x * self.w
+"""
+
 
 @dataclass(frozen=True)
 class Reply:
