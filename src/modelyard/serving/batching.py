@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import numpy as np
 from modelyard.errors import Internal, ModelyardError
 from modelyard.tensors import Array
 
+_NAME = itemgetter(0)
+QUICK = 200e-6  # seconds
 Forward = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Answer = Mapping[str, Array] | ModelyardError
 
@@ -44,14 +47,11 @@ class Waiting:
     kind: object = field(init=False)
 
     def __post_init__(self) -> None:
-        arrays = self.arrays
-        if any(not array.ndim for array in arrays.values()):
-            self.kind = object()  # without a batch dim there is nothing to join
-        elif len(arrays) == 1:  # the common case, at a third of the cost
-            ((name, array),) = arrays.items()
-            self.kind = (name, array.dtype, array.shape[1:])
-        else:
-            self.kind = tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(arrays.items()))
+        kinds = [(name, array.dtype, array.shape[1:]) for name, array in self.arrays.items()]
+        self.kind = kinds[0] if len(kinds) == 1 else sorted(kinds, key=_NAME)
+        for array in self.arrays.values():
+            if not array.ndim:
+                self.kind = object()  # without a batch dim there is nothing to join
 
 
 def next_batch(waiting: Sequence[Waiting], limits: Limits, now: float) -> tuple[list[Waiting], list[Waiting], list[Waiting]]:
@@ -118,7 +118,11 @@ def _first_line(error: Exception) -> str:
 
 
 class Batcher:
-    """The loop. `done(batch, answers, cpu_us)` and `given_up(call)` are called on the event loop's thread."""
+    """The loop. `done(batch, answers, cpu_us)` and `given_up(call)` are called on the event loop's thread; `cpu_us` is what
+    was spent in the worker thread.
+
+    A model whose last batch took less than `QUICK` is run on the loop's own thread: handing over would take longer.
+    """
 
     def __init__(
         self,
@@ -131,8 +135,7 @@ class Batcher:
         self._loop, self._forward, self._limits = loop, forward, limits
         self._done, self._given_up = done, given_up
         self._waiting: list[Waiting] = []
-        self._busy = False
-        self._scheduled = False
+        self._busy = self._scheduled = self._quick = False
         self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
         self.steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -154,21 +157,32 @@ class Batcher:
         if self._busy or not self._waiting:
             return
         batch, self._waiting, given_up = next_batch(self._waiting, self._limits, time.time())
-        if batch:
-            self._busy = True
-            self._work.put(batch)
         for item in given_up:
             self._given_up(item)
+        if not batch:
+            return
+        self._busy = True
+        if self._quick:
+            started = time.perf_counter()
+            answers = compute(self._forward, batch)
+            self._finish(batch, answers, 0, time.perf_counter() - started)
+        else:
+            self._work.put(batch)
 
     def _run(self) -> None:
         while (batch := self._work.get()) is not None:
-            started = time.thread_time_ns()
+            began, started = time.perf_counter(), time.thread_time_ns()
             answers = compute(self._forward, batch)
             cpu_us = (time.thread_time_ns() - started) // 1000
-            self._loop.call_soon_threadsafe(self._finish, batch, answers, cpu_us)
+            self._loop.call_soon_threadsafe(self._finish, batch, answers, cpu_us, time.perf_counter() - began)
 
-    def _finish(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
+    def _finish(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int, seconds: float) -> None:
+        was_quick, self._quick = self._quick, seconds < QUICK
         self._busy = False
         self.steps += 1
-        self._next()  # the worker computes the next batch while this one is answered
+        if self._waiting and not was_quick:
+            self._next()  # the worker computes the next batch while this one is answered
+        elif self._waiting:
+            self._scheduled = True
+            self._loop.call_soon(self._next)  # after a turn: more may have come
         self._done(batch, answers, cpu_us)

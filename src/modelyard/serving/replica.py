@@ -85,6 +85,9 @@ class Model:
     def prepare(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
         """The engine's arrays of a call and their number of rows."""
         arrays = self.transform.before(inputs)
+        if len(arrays) == 1:
+            (array,) = arrays.values()
+            return arrays, array.shape[0] if array.ndim else 1
         rows = {array.shape[0] if array.ndim else 1 for array in arrays.values()}
         if len(rows) != 1:
             raise Invalid(f"The inputs have {' and '.join(map(str, sorted(rows)))} rows (dim 0); expected the same number.")
@@ -345,7 +348,8 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
         replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {error}"))
     else:
         gc.collect()
-        gc.freeze()  # what is loaded stays: collections look at calls alone
+        gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
+        gc.set_threshold(50_000, 20, 50)
         replica.ready(model)
         _log.info("ready", token=spec.token)
 

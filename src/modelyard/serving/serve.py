@@ -75,7 +75,8 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     meters.start()
     await asyncio.sleep(0)  # what the follower found is applied before the first request
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
+    gc.set_threshold(50_000, 20, 50)
     checking = loop.create_task(_check(server, router, settings.call_timeout))
     try:
         await server.serve(sockets=[listener])
