@@ -144,7 +144,7 @@ def test_whose_fault_an_end_is(
     ending = perform(gang(tmp_path), raising(error), Plan(), 1, Port())
     assert (ending["type"], ending["error"]["code"]) == ("failed", code)
     assert message in ending["error"]["message"]
-    assert ("Traceback" in capsys.readouterr().err) is not isinstance(error, SystemExit)
+    assert ("Traceback" in capsys.readouterr().err) is not isinstance(error, SystemExit | Conflict)
 
 
 @pytest.mark.parametrize("source", ["def f():\n    return 1 / 0\n", "def f(:\n"])
