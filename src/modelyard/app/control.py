@@ -8,7 +8,6 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 
 from modelyard import __version__, telemetry
@@ -27,6 +26,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Artefacts, open_store
 from modelyard.tenancy.access import LiveKeyRing
 from modelyard.tenancy.failures import install
+from modelyard.tenancy.openapi import document
 from modelyard.tenancy.router import Routes, check_routes
 from modelyard.tenancy.routes import routes as tenancy_routes
 from modelyard.tenancy.types import Scope
@@ -64,8 +64,7 @@ own = Routes(tags=["platform"])
 @own.get("/api/openapi.json", scope=Scope.infer, include_in_schema=False)
 def openapi(request: Request) -> JSONResponse:
     """The OpenAPI document of the management API."""
-    app = request.app
-    return JSONResponse(get_openapi(title=app.title, version=app.version, routes=app.routes))
+    return JSONResponse(document(request.app))
 
 
 @own.get("/metrics", scope=Scope.infer, include_in_schema=False)

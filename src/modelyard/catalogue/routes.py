@@ -39,6 +39,12 @@ def kind_of(request: Request) -> Kind:
     return KINDS[request.scope["route"].path.split("/")[2]]
 
 
+def _bytes(media: str) -> dict[str, Any]:
+    """For the OpenAPI document: a body that is read as it comes."""
+    schema = {"type": "string", "format": "binary"} if media == "octet-stream" else {"type": "object"}
+    return {"requestBody": {"required": True, "content": {f"application/{media}": {"schema": schema}}}}
+
+
 Body = Annotated[bytearray, Depends(body)]
 KindOf = Annotated[Kind, Depends(kind_of)]
 
@@ -60,14 +66,14 @@ def has_blob(request: Request, caller: Caller, digest: str) -> Response:
     return Response(status_code=200 if request.app.state.artefacts.has_blob(caller.project, digest) else 404)
 
 
-@routes.put("/blobs/sha256/{digest}", scope=Scope.write, status_code=201, largest=CHUNK)
+@routes.put("/blobs/sha256/{digest}", scope=Scope.write, status_code=201, largest=CHUNK, openapi_extra=_bytes("octet-stream"))
 def put_blob(request: Request, caller: Caller, digest: str, data: Body) -> dict[str, Any]:
     """Upload one chunk (at most 64 MiB) under its SHA-256."""
     request.app.state.artefacts.put_blob(caller.project, digest, data)
     return {"hash": digest, "size": len(data)}
 
 
-@routes.post("/artefacts", scope=Scope.write, status_code=201, largest=CHUNK)
+@routes.post("/artefacts", scope=Scope.write, status_code=201, largest=CHUNK, openapi_extra=_bytes("json"))
 def create_artefact(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
     """Make an artefact of uploaded blobs. The body is its manifest."""
     manifest = Manifest.from_bytes(bytes(data))

@@ -48,7 +48,8 @@ class Route(APIRoute):
         self.scope = Scope(scope)
         self.secret = secret
         self.largest = largest
-        super().__init__(*args, **options)
+        described = {"x-scope": self.scope.name, **(options.pop("openapi_extra", None) or {})}
+        super().__init__(*args, openapi_extra=described, **options)
 
     def get_route_handler(self) -> Handler:
         inner = super().get_route_handler()
