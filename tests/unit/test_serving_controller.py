@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.errors import Invalid
-from modelyard.serving.controller import Drain, Forget, MarkLost, MarkReady, Observed, Start, Stop, Wanted, backoff, plan
+from modelyard.serving.controller import (
+    Drain,
+    Forget,
+    MarkLost,
+    MarkReady,
+    Observed,
+    Replace,
+    Start,
+    Stop,
+    Wanted,
+    backoff,
+    plan,
+)
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,9 +32,11 @@ def wanted(generation=1, replicas=1, state=DeploymentState.pending, retry_at=Non
     return Wanted(generation, replicas, state, retry_at)
 
 
-def replica(token="a", generation=1, state=ReplicaState.ready, *, age=100.0, since=100.0, alive=True, code=None, health=None):
+def replica(
+    token="a", generation=1, state=ReplicaState.ready, *, age=100.0, since=100.0, alive=True, code=None, health=None, pid=7
+):
     started, changed = AT - timedelta(seconds=age), AT - timedelta(seconds=since)
-    return Observed(token, generation, state, started, changed, 7, code, alive, health)
+    return Observed(token, generation, state, started, changed, pid, code, alive, health)
 
 
 def test_a_new_deployment_starts_its_replicas():
@@ -53,6 +67,10 @@ def test_a_dead_replica_is_replaced():
     actions = plan(wanted(), [replica(alive=False, code=-9)], AT, PATIENCE)
     assert [type(action) for action in actions] == [MarkLost, Start]
     assert "killed" in actions[0].error.message
+
+
+def test_a_replica_that_went_with_its_supervisor_is_replaced_at_once_and_without_blame():
+    assert plan(wanted(), [replica(alive=False, pid=None)], AT, PATIENCE) == [Replace("a"), Start(1)]
 
 
 def test_no_start_before_the_backoff_is_over_nor_after_giving_up():
@@ -92,6 +110,7 @@ observations = st.builds(
     alive=st.booleans(),
     code=st.sampled_from([None, 0, 1, -9]),
     health=st.sampled_from([None, READY]),
+    pid=st.sampled_from([None, 7]),
 )
 
 
@@ -99,7 +118,7 @@ observations = st.builds(
 def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, replicas, generation):
     actions = plan(wanted(generation, replicas), here, AT, PATIENCE)
     drained = {action.token for action in actions if isinstance(action, Drain)}
-    lost = {action.token for action in actions if isinstance(action, MarkLost)}
+    lost = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
     ready = {o.token for o in here if o.state == ReplicaState.ready} - lost
     assert not ready or ready - drained
     starts = sum(action.count for action in actions if isinstance(action, Start))

@@ -7,6 +7,7 @@ next one finds replicas by their tokens in the database and at the executor, and
 from __future__ import annotations
 
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A replica as it is: its row, whether its process lives, and what it says of itself (None: no answer)."""
+    """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
+    answer)."""
 
     token: str
     generation: int
@@ -76,6 +78,13 @@ class MarkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Replace:
+    """The replica went with the supervisor that had it: nobody's fault, and no reason to wait."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     token: str
 
@@ -90,13 +99,13 @@ class Forget:
     token: str
 
 
-Action = Start | MarkReady | MarkLost | Drain | Stop | Forget
+Action = Start | MarkReady | MarkLost | Replace | Drain | Stop | Forget
 
 
 def plan(wanted: Wanted | None, observed: Sequence[Observed], at: datetime, patience: timedelta) -> list[Action]:
     """What to do for one deployment (None: it was undeployed). Old generations serve until the new one is whole."""
     actions = [action for replica in observed if (action := _judge(replica, at, patience))]
-    gone = {action.token for action in actions if isinstance(action, MarkLost)}
+    gone = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
     here = [replica for replica in observed if replica.state != ReplicaState.draining and replica.token not in gone]
     if wanted is None:
         return [*actions, *(Drain(replica.token) for replica in here)]
@@ -120,9 +129,11 @@ def _judge(replica: Observed, at: datetime, patience: timedelta) -> Action | Non
         return Stop(replica.token) if at - replica.changed >= DRAIN else None
     if replica.health is not None and replica.health.error is not None:
         return MarkLost(replica.token, replica.health.error)
+    if replica.pid is None:
+        return Replace(replica.token)
     if not replica.alive:
-        how = "was killed" if (replica.exit or 0) < 0 else "ended"
-        return MarkLost(replica.token, Crashed(f"The replica {how} (exit {replica.exit})."))
+        how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
+        return MarkLost(replica.token, Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why."))
     if replica.state == ReplicaState.starting:
         if replica.health is not None and replica.health.state == ReplicaState.ready:
             return MarkReady(replica.token, replica.health, replica.pid)
@@ -144,6 +155,7 @@ class Controller:
     ) -> None:
         self._db, self._artefacts, self._executor, self._settings, self._probe = db, artefacts, executor, settings, probe
         self._wake = threading.Event()
+        self._told: set[str] = set()
 
     def wake(self) -> None:
         """Look again now: something was deployed or undeployed."""
@@ -201,16 +213,27 @@ class Controller:
                 for _ in range(count):
                     self._start(deployment)
             case Stop(token):
-                self._executor.stop_replica(token)
+                if token not in self._told:  # once: it ends when the calls it has are answered
+                    self._told.add(token)
+                    self._executor.stop_replica(token, self._settings.call_timeout)
             case MarkReady(token, health, pid):
                 self._change(token, lambda session, row: _ready(session, row, health, pid))
             case MarkLost(token, error):
                 self._executor.stop_replica(token)
                 self._change(token, lambda session, row: _lost(session, row, error))
+                self._tidy(token)
+            case Replace(token):
+                self._change(token, _replace)
+                self._tidy(token)
             case Drain(token):
                 self._change(token, _drain)
             case Forget(token):
                 self._change(token, lambda session, row: session.delete(row))
+                self._tidy(token)
+
+    def _tidy(self, token: str) -> None:
+        self._told.discard(token)
+        shutil.rmtree(self._settings.run / "replicas" / token, ignore_errors=True)
 
     def _change(self, token: str, verb: Callable[[Session, ReplicaRow], Any]) -> None:
         """Apply a verb to a replica's row, if it is still there, and tell the gateways."""
@@ -265,6 +288,13 @@ def _ready(session: Session, row: ReplicaRow, health: Health, pid: int | None) -
     if deployment is not None and deployment.generation == row.generation:
         deployment.state, deployment.error, deployment.retry_at = DeploymentState.ready, None, None
         deployment.signature, deployment.updated = dict(health.metadata), now()
+
+
+def _replace(session: Session, row: ReplicaRow) -> None:
+    session.delete(row)
+    deployment = session.get(DeploymentRow, row.deployment)
+    if deployment is not None and deployment.state == DeploymentState.ready:
+        deployment.state, deployment.updated = DeploymentState.pending, now()
 
 
 def _drain(session: Session, row: ReplicaRow) -> None:
