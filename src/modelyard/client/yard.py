@@ -17,16 +17,17 @@ from modelyard.client import transfer
 from modelyard.client.answer import Answer
 from modelyard.client.outcome import ENDED, chosen, concerns, dataset_of, failure_of, origins
 from modelyard.client.profile import find
+from modelyard.client.rollout import until_gone, until_ready
 from modelyard.client.wire import Wire
-from modelyard.errors import Crashed, Invalid, TimedOut, Unavailable
+from modelyard.errors import Invalid, TimedOut, Unavailable
 from modelyard.plugins import load
 
 Json = dict[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
 Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
-# Seconds between looks at a deployment that is on its way, and between tries to take up a broken stream of events.
-_LOOK, _AGAIN = 0.1, 1.0
+# Seconds between tries to take up a broken stream of events.
+_AGAIN = 1.0
 
 
 class Yard:
@@ -269,11 +270,13 @@ class Yard:
 
     def deploy(self, name: str, model: str, *, wait: bool = True, replicas: int = 1, engine: str | None = None) -> Json:
         """Serve a model version as `name`, or move `name` to it; calls go on being answered meanwhile. An alias is pinned now.
-        Returns when a replica of it answers, unless not `wait`. Raises the replica's own error if it cannot."""
+        Returns when calls are answered by it alone, unless not `wait`. Raises the replica's own error if it cannot."""
         body = {"name": name, "model": model, "replicas": replicas} | ({"engine": engine} if engine else {})
         deployment = dict(self._wire.post("/api/deployments", body))
-        self._datatypes.pop(name, None)
-        return self._ready(deployment) if wait else deployment
+        try:
+            return until_ready(self._wire, deployment) if wait else deployment
+        finally:
+            self._datatypes.pop(name, None)
 
     def deployments(self) -> list[Json]:
         return list(self._wire.get("/api/deployments"))
@@ -282,8 +285,10 @@ class Yard:
         return dict(self._wire.get(f"/api/deployments/{_part(name)}"))
 
     def undeploy(self, name: str) -> None:
-        """End a deployment: calls under way are finished, new ones find nothing."""
+        """End a deployment: calls under way are finished, new ones find nothing once this returns."""
         self._wire.delete(f"/api/deployments/{_part(name)}")
+        until_gone(self._wire, name)
+        self._datatypes.pop(name, None)
 
     def predict(
         self, name: str, inputs: Mapping[str, Any] | None = None, *, image: Any = None, version: str | None = None
@@ -343,22 +348,14 @@ class Yard:
         return dict(self._wire.post("/api/projects", {"name": name}))
 
     def _signature(self, name: str) -> Mapping[str, str]:
-        """The model's input datatypes by name; asked once."""
-        if name not in self._datatypes:
+        """The model's input datatypes by name; asked until they are known, which is once a replica has been ready."""
+        known = self._datatypes.get(name)
+        if known is None:
             described = self._wire.get(f"/v2/models/{_part(name)}")
-            self._datatypes[name] = {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]}
-        return self._datatypes[name]
-
-    def _ready(self, deployment: Json, patience: float = 600.0) -> Json:
-        name, gives_up = deployment["name"], time.monotonic() + patience
-        while deployment["state"] != "ready":
-            if deployment["state"] == "failed":
-                raise Crashed(f"Deployment '{name}' of {deployment['model']} failed: {deployment['error']}")
-            if time.monotonic() > gives_up:
-                raise TimedOut(f"Deployment '{name}' was not ready within {patience:g} s; `modelyard deployment show {name}`.")
-            time.sleep(_LOOK)
-            deployment = self.deployment(name)
-        return deployment
+            known = {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]}
+            if known:
+                self._datatypes[name] = known
+        return known
 
 
 def _as_events(what: str, on_event: OnEvent | None) -> transfer.Progress | None:

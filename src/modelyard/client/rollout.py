@@ -1,0 +1,44 @@
+"""Waiting until callers meet what was asked for: control decides, and the gateway follows the database a moment later.
+
+`Yard.deploy` and `Yard.undeploy` call it, so that the next prediction of whoever deployed is answered by the new version alone.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+from modelyard.client.wire import Wire
+from modelyard.errors import Crashed, TimedOut, Unavailable
+
+# Seconds between looks at a deployment that is on its way.
+_LOOK = 0.05
+
+
+def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0) -> dict[str, Any]:
+    """Wait until control calls a deployment ready and the gateway routes to its version. Raises `Crashed` where it failed,
+    `TimedOut` after `patience` seconds."""
+    name, gives_up = deployment["name"], time.monotonic() + patience
+    while deployment["state"] != "ready" or not _is_routed(wire, name, deployment["version"]):
+        if deployment["state"] == "failed":
+            raise Crashed(f"Deployment '{name}' of {deployment['model']} failed: {deployment['error']}")
+        if time.monotonic() > gives_up:
+            raise TimedOut(f"Deployment '{name}' was not ready within {patience:g} s; `modelyard deployment show {name}`.")
+        time.sleep(_LOOK)
+        deployment = dict(wire.get(f"/api/deployments/{quote(name, safe='')}"))
+    return deployment
+
+
+def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
+    """Wait until the gateway knows no deployment of this name, for at most `patience` seconds."""
+    gives_up = time.monotonic() + patience
+    while wire.exists(f"/v2/models/{quote(name, safe='')}") and time.monotonic() < gives_up:
+        time.sleep(_LOOK)
+
+
+def _is_routed(wire: Wire, name: str, version: str) -> bool:
+    try:
+        return wire.exists(f"/v2/models/{quote(name, safe='')}/versions/{quote(str(version), safe='')}/ready")
+    except Unavailable:
+        return False

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelyard.client import rollout
+from modelyard.errors import Crashed, TimedOut, Unavailable
+
+PENDING = {"name": "d", "state": "pending", "version": "2", "model": "m@2", "error": None}
+READY = PENDING | {"state": "ready"}
+
+
+class Wire:
+    """What successive looks at control and at the gateway find; the last of each stays."""
+
+    def __init__(self, control: list[dict[str, Any]], gateway: list[Any]) -> None:
+        self.control, self.gateway = control, gateway
+        self.asked: list[str] = []
+
+    def get(self, path: str) -> dict[str, Any]:
+        assert path == "/api/deployments/d"
+        return self.control.pop(0) if len(self.control) > 1 else self.control[0]
+
+    def exists(self, path: str) -> bool:
+        self.asked.append(path)
+        found = self.gateway.pop(0) if len(self.gateway) > 1 else self.gateway[0]
+        if isinstance(found, Exception):
+            raise found
+        return bool(found)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout.time, "sleep", lambda seconds: None)
+
+
+def test_ready_is_what_control_and_the_gateway_agree_on() -> None:
+    wire = Wire([PENDING, READY], [False, Unavailable("not yet"), True])
+    assert rollout.until_ready(wire, PENDING) == READY  # type: ignore[arg-type]
+    assert wire.asked == ["/v2/models/d/versions/2/ready"] * 3
+
+
+def test_a_deployment_that_was_moved_on_meanwhile_is_followed() -> None:
+    moved = READY | {"version": "3", "model": "m@3"}
+    wire = Wire([moved], [False, True])
+    assert rollout.until_ready(wire, READY) == moved  # type: ignore[arg-type]
+    assert wire.asked[-1] == "/v2/models/d/versions/3/ready"
+
+
+def test_a_failure_is_raised_and_patience_ends() -> None:
+    with pytest.raises(Crashed, match="does not fit"):
+        rollout.until_ready(Wire([PENDING | {"state": "failed", "error": "does not fit"}], [False]), PENDING)  # type: ignore[arg-type]
+    with pytest.raises(TimedOut, match="deployment show d"):
+        rollout.until_ready(Wire([READY], [False]), READY, patience=-1.0)  # type: ignore[arg-type]
+
+
+def test_gone_is_when_the_gateway_finds_nothing_or_patience_ends() -> None:
+    wire = Wire([], [True, True, False])
+    rollout.until_gone(wire, "d")  # type: ignore[arg-type]
+    assert wire.asked == ["/v2/models/d"] * 3
+    rollout.until_gone(Wire([], [True]), "d", patience=-1.0)  # type: ignore[arg-type]
