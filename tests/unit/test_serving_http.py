@@ -683,3 +683,115 @@ def test_no_bytes_break_the_protocol(tmp_path_factory, data):
         await c.settle()
 
     asyncio.run(run())
+
+
+# Heads that come again
+
+
+@scene()
+async def test_the_same_head_again_is_not_parsed_again_and_means_the_same(c):
+    fed = []
+
+    class Counting:
+        def __init__(self, parser):
+            self.parser = parser
+
+        def feed_data(self, data):
+            fed.append(data)
+            self.parser.feed_data(data)
+
+        def __getattr__(self, name):
+            return getattr(self.parser, name)
+
+    c.protocol.parser = Counting(c.protocol.parser)
+    for number in range(4):
+        c.feed(post(b"%d" % number))
+        c.router.answer(c.router.sent[-1], b"%d" % number)
+    assert len(fed) == 1
+    assert [call.frame.data for call in c.router.sent] == [b"0", b"1", b"2", b"3"]
+    ids = [headers["x-request-id"] for _, headers, _ in c.answers()]
+    assert len(set(ids)) == 4
+    assert [call.frame.head["x-request-id"] for call in c.router.sent] == ids
+    c.feed(post(b"longer"), b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n", post(b"longer"))
+    assert len(fed) == 3
+    assert c.router.sent[-1].frame.data == b"longer"
+
+
+@scene()
+async def test_a_known_head_with_an_id_keeps_it(c):
+    for _ in range(2):
+        c.feed(post(more="X-Request-Id: mine\r\nInference-Header-Content-Length: 2\r\n"))
+    assert [call.frame.head for call in c.router.sent] == [{"x-request-id": "mine", "inference-header-content-length": "2"}] * 2
+
+
+@scene()
+async def test_a_known_head_in_the_middle_of_a_request_is_its_body(c):
+    whole = post(b"0")
+    c.feed(whole)
+    outer = post(b"", length=len(whole))
+    c.feed(outer, whole)
+    assert [call.frame.data for call in c.router.sent] == [b"0", whole]
+
+
+@scene()
+async def test_a_known_head_behind_half_a_head_is_part_of_it(c):
+    whole = post(b"0")
+    c.feed(whole)
+    c.feed(whole + b"POST /v2/models/digits/infer HTTP/1.1\r\nX-Begun: ", whole)
+    c.router.answer(c.router.sent[0])
+    c.router.answer(c.router.sent[1])
+    assert len(c.router.sent) == 3  # the third has the known request's lines as headers, and its key
+    assert c.router.sent[2].frame.data == b"0"
+
+
+@scene()
+async def test_a_known_head_is_refused_once_its_key_is_revoked(c):
+    c.feed(post(b"0"))
+    c.gateway.apply(State(2, [record(revoked=True)], [route()]))
+    c.feed(post(b"1"), post(b"2"))
+    c.router.answer(c.router.sent[0])
+    assert [status for status, _, _ in c.answers()] == [200, 401, 401]
+    assert len(c.router.sent) == 1
+
+
+@pytest.mark.parametrize("more", ["Expect: 100-continue\r\n", "Connection: close\r\n", "Content-Encoding: gzip\r\n"])
+def test_heads_with_more_to_say_are_always_parsed(tmp_path, more):
+    @scene()
+    async def run(c):
+        c.feed(post(more=more))
+        assert c.protocol._known is None
+
+    run(tmp_path)
+
+
+@scene()
+async def test_nothing_is_begun_after_the_last_request(c):
+    c.feed(post(b"0"))
+    c.protocol.shutdown()
+    c.feed(post(b"0"))
+    assert len(c.router.sent) == 1
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(st.sampled_from(["same", "same", "other", "chunked", "get", "bad key"]), max_size=8),
+    st.lists(st.integers(0, 3000), max_size=6),
+)
+def test_however_it_is_cut_the_same_requests_are_seen(tmp_path_factory, kinds, cuts):
+    wires = {
+        "same": post(b"same"),
+        "other": post(b"other!"),
+        "chunked": chunked(b"in", b"pieces"),
+        "get": b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n",
+        "bad key": post(b"same", auth=AUTH.replace("my_k1", "my_k2")),
+    }
+    bodies = {"same": b"same", "other": b"other!", "chunked": b"inpieces"}
+
+    async def run():
+        c = Connection(tmp_path_factory.mktemp("c"))
+        wire = b"".join(wires[kind] for kind in kinds)
+        places = sorted({min(cut, len(wire)) for cut in cuts})
+        c.feed(*(wire[a:b] for a, b in zip([0, *places], [*places, len(wire)], strict=True) if a < b))
+        assert [bytes(call.frame.data) for call in c.router.sent] == [bodies[kind] for kind in kinds if kind in bodies]
+
+    asyncio.run(run())

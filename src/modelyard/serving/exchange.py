@@ -11,12 +11,10 @@ from typing import Protocol
 
 from modelyard.errors import ModelyardError, Unavailable, from_wire
 from modelyard.serving.frames import Fault, PartFrame, Usage
-from modelyard.serving.gateway import Admission, Credentials, Gateway, too_large
+from modelyard.serving.gateway import SMALL, Admission, Credentials, Gateway, too_large
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
 
-# What a body may take without asking the gateway for room.
-FREE = 64 << 10
 CLIENT_GONE = 499
 
 
@@ -27,7 +25,7 @@ class Connection(Protocol):
         """A clock that never jumps, in seconds."""
         ...
 
-    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> None:
+    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
         """Write the answer when it is this exchange's turn. `head` None: plain JSON."""
         ...
 
@@ -35,47 +33,25 @@ class Connection(Protocol):
 class Exchange(Underway):
     """`began` is a time.time(), `started` the connection's clock, both at the request's head."""
 
-    __slots__ = (
-        "_answer_head",
-        "_answered",
-        "_connection",
-        "_gateway",
-        "_gone",
-        "_parts",
-        "_reserved",
-        "_size",
-        "admission",
-        "began",
-        "body",
-        "credentials",
-        "head",
-        "id",
-        "keep_alive",
-        "refusal",
-        "response",
-        "started",
-        "url",
-        "whole",
-    )
+    admission: Admission | None = None
+    refusal: ModelyardError | None = None
+    response: bytes | None = None
+    link: Link | None = None
+    body: bytes | bytearray = b""
+    keep_alive = True
+    whole = False
+    _size, _reserved = 0, SMALL
+    _answered = _gone = False
+    _answer_head: dict[str, str] | None = None
+    _answer: bytes | bytearray = b""
 
     def __init__(
         self, gateway: Gateway, connection: Connection, url: bytes, credentials: Credentials, began: float, started: float
     ) -> None:
         self._gateway, self._connection = gateway, connection
         self.url, self.credentials, self.began, self.started = url, credentials, began, started
-        self.admission: Admission | None = None
-        self.refusal: ModelyardError | None = None
         self.head: dict[str, str] = {}
         self.id = ""
-        self.keep_alive = True
-        self.body: bytes | bytearray = b""
-        self.whole = False
-        self.response: bytes | None = None
-        self.link: Link | None = None
-        self._size, self._reserved = 0, FREE
-        self._answered = self._gone = False
-        self._answer_head: dict[str, str] | None = None
-        self._parts: list[bytes] = []
 
     def expect(self, size: int) -> None:
         """The body will have `size` bytes. Raises `TooLarge`, or `Unavailable` where bodies already take all there is."""
@@ -103,9 +79,9 @@ class Exchange(Underway):
     def drop(self) -> None:
         """The body is of no more use."""
         self.body = b""
-        if self._reserved > FREE:
-            self._gateway.release(self._reserved - FREE)
-            self._reserved = FREE
+        if self._reserved > SMALL:
+            self._gateway.release(self._reserved - SMALL)
+            self._reserved = SMALL
 
     def send(self) -> None:
         """Give the whole request to a replica."""
@@ -134,11 +110,15 @@ class Exchange(Underway):
     def part(self, frame: PartFrame) -> None:
         if frame.head is not None:
             self._answer_head = frame.head
-        self._parts.append(frame.data)
+        if not self._answer:
+            self._answer = frame.data
+        elif isinstance(self._answer, bytearray):
+            self._answer += frame.data
+        else:
+            self._answer = bytearray(self._answer) + frame.data
 
     def restart(self) -> bool:
-        self._answer_head = None
-        self._parts.clear()
+        self._answer_head, self._answer = None, b""
         return not self._gone and not self._answered
 
     def ended(self, usage: Usage, error: Fault | None) -> None:
@@ -147,10 +127,8 @@ class Exchange(Underway):
         elif error is not None:
             self._fail(usage, error)
         else:
-            parts = self._parts
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._count(usage, CLIENT_GONE if self._gone else 200, len(body))
-            self._connection.answer(self, 200, self._answer_head, body)
+            self._count(usage, CLIENT_GONE if self._gone else 200, len(self._answer))
+            self._connection.answer(self, 200, self._answer_head, self._answer)
         self.drop()
 
     def late(self, error: Fault) -> None:

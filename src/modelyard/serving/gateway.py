@@ -33,6 +33,8 @@ _TRUSTED = 0.5
 _MOST_ADMISSIONS = 20_000
 # Bodies under way may take this many times the largest body, all together.
 _BODIES = 8
+# A body up to this size takes no room from the others.
+SMALL = 64 << 10
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -63,6 +65,7 @@ class Gateway:
         self.keyring, self.router, self.settings = keyring, router, settings
         self.metrics = CallMetrics(self._depths)
         self.body_limit = settings.body_limit
+        self.small = min(SMALL, settings.body_limit)
         self._meters = meters
         self._doors: Sequence[Door] = [DOORS.get(name) for name in DOORS]
         self.headers: Mapping[bytes, str] = {h.encode(): h for door in self._doors for h in door.headers}

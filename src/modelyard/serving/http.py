@@ -14,20 +14,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
+from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
-from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
+from modelyard.serving.heads import Defaults, Known
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
 IDLE = 75.0  # seconds a connection may be silent between requests
 LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
-SMALL = 64 << 10  # a refused body of up to this size is read to its end, and the connection kept
 _READ = 256 << 10  # the most that arrives in one piece
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_JSON = {"content-type": "application/json"}
 
 
 class InferenceProtocol(HttpToolsProtocol):
@@ -35,7 +35,7 @@ class InferenceProtocol(HttpToolsProtocol):
     answered; `incoming` is the exchange whose body is being read."""
 
     gateway: ClassVar[Gateway]
-    _date: ClassVar[tuple[Any, bytes]] = (None, b"")
+    _defaults: ClassVar[Defaults] = Defaults()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,6 +49,9 @@ class InferenceProtocol(HttpToolsProtocol):
         self._dropping = False  # nothing more is parsed
         self._held = 0  # requests that wait for a look at the database
         self._completed = self._fed = self._body = 0
+        self._between = True  # the parser is between two messages
+        self._known: Known | None = None
+        self._plain: Known | None = None  # the exchange that was begun last, if its head may be known again
 
     # asyncio.Protocol
 
@@ -70,7 +73,10 @@ class InferenceProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         if self._dropping:
             return
-        completed = self._completed
+        known = self._known
+        if known is not None and len(data) == known.size and data.startswith(known.head) and self._repeat(known, data):
+            return
+        completed, between, self._plain = self._completed, self._between, None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -79,6 +85,8 @@ class InferenceProtocol(HttpToolsProtocol):
             self._break(400, "The request is not valid HTTP/1.1.")
         if completed != self._completed:
             self._fed = 0
+            if between and self._between and completed + 1 == self._completed:
+                self._remember(data)
             return
         # What is neither body nor the framing of (at worst one-byte) chunks is headers or trailers.
         self._fed += len(data)
@@ -114,7 +122,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.url, self.headers = b"", []
-        self._in_head, self._skip, self._body = True, self._last, 0
+        self._in_head, self._skip, self._body, self._between = True, self._last, 0, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which must not pass for a header
@@ -149,7 +157,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._skip:
             return
-        self._in_head = True
+        self._in_head = self._between = True
         self._completed += 1
         exchange = self.incoming
         if exchange is None:
@@ -193,9 +201,35 @@ class InferenceProtocol(HttpToolsProtocol):
             self._held += 1
             self.flow.pause_reading()
             gateway.refresh(lambda: self._look_again(exchange, special))
-        elif refusal is not None or special:
+        elif refusal is not None or special.keys() - _PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
+        elif exchange.keep_alive:
+            self._plain = Known(b"", 0, self.url, credentials, head, special.get(b"x-request-id"))
         return True
+
+    def _repeat(self, known: Known, data: bytes) -> bool:
+        """Begin an exchange whose head is the same as before; parsing it again would say the same. False where it must be
+        parsed after all."""
+        if not self._between or self._last or len(self.turns) >= MAX_PIPELINED:
+            return False
+        began = time.time()
+        try:
+            admission = self.gateway.admit(known.url, known.credentials, began)
+        except ModelyardError:
+            return False
+        exchange = Exchange(self.gateway, self, known.url, known.credentials, began, self.now())
+        exchange.admission = admission
+        exchange.id = self.gateway.call_id(known.call_id)
+        exchange.head = {**known.forwarded, "x-request-id": exchange.id}
+        exchange.body, exchange.whole = data[len(known.head) :], True
+        self.turns.append(exchange)
+        exchange.send()
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """`data` was one whole request."""
+        if self._plain is not None:
+            self._known = self._plain._replace(head=data[: len(data) - self._body], size=len(data))
 
     def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes]) -> None:
         """The memory is now what the database was after this request came."""
@@ -246,33 +280,14 @@ class InferenceProtocol(HttpToolsProtocol):
         self.incoming = None
         exchange.refuse(error)
 
-    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> None:
+    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
         """Write an answer when it is its turn."""
         if self.transport.is_closing():
             return
-        exchange.response = self._render(exchange, status, head, body)
+        defaults = self._defaults.lines(self.server_state.default_headers)
+        exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
         if self.turns and self.turns[0] is exchange:
             self._advance()
-
-    def _render(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes) -> bytes:
-        defaults = self.server_state.default_headers
-        if self._date[0] is not defaults:
-            InferenceProtocol._date = defaults, b"".join(b"%b: %b\r\n" % pair for pair in defaults)
-        more = b"" if exchange.keep_alive else b"connection: close\r\n"
-        for name, value in (head or _JSON).items():
-            line = f"{name}: {value}"
-            if line.isprintable():  # no header of a replica may end its line
-                more += line.encode("latin-1", "replace") + b"\r\n"
-        if head is not None and "content-type" not in head:
-            more += b"content-type: application/json\r\n"
-        return b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-            STATUS_LINE[status],
-            self._date[1],
-            more,
-            exchange.id.encode(),
-            len(body),
-            body,
-        )
 
     # Turns
 
@@ -368,4 +383,5 @@ class InferenceProtocol(HttpToolsProtocol):
         self.answer(exchange, status, None, self.gateway.door(exchange.url).error(exchange.refusal))
 
 
+_PLAIN = frozenset({b"content-length", b"x-request-id"})
 _SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})

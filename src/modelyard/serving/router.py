@@ -43,7 +43,6 @@ class Underway:
     """A call between gateway and replica; whoever sends one is told here. `frame` is kept whole until the call ends, so that
     it can be sent again."""
 
-    __slots__ = ("frame", "group", "link", "retried")
     frame: CallFrame
     group: Group
     link: Link | None

@@ -1,0 +1,66 @@
+"""Heads of HTTP messages: how an answer's is written, and what is remembered of a request's that will come again.
+
+`http` uses both. A client that keeps its connection usually sends the same head byte for byte; what llhttp said of it once,
+between two messages, it would say again, so it is not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from modelyard.serving.gateway import Credentials
+
+_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+_OURS = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding", "upgrade", "x-request-id"})
+_JSON = b"content-type: application/json\r\n"
+
+
+class Known(NamedTuple):
+    """A request's head as it was sent, the size of the whole request, and what was found in it."""
+
+    head: bytes
+    size: int
+    url: bytes
+    credentials: Credentials
+    forwarded: dict[str, str]
+    call_id: bytes | None
+
+
+class Defaults:
+    """The server's own header lines (date), joined once a second: uvicorn makes a new list then."""
+
+    def __init__(self) -> None:
+        self._of: list[tuple[bytes, bytes]] | None = None
+        self._lines = b""
+
+    def lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._of:
+            self._of, self._lines = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return self._lines
+
+
+def answer(
+    status: int, defaults: bytes, call_id: str, keep_alive: bool, head: Mapping[str, str] | None, body: bytes | bytearray
+) -> bytes:
+    """A whole answer. `head` None: plain JSON. A header from a replica can neither end its line nor say where a body ends."""
+    more = _JSON
+    if head is not None:
+        lines = [f"{name}: {value}\r\n" for name, value in head.items() if _may_pass(name, value)]
+        more = "".join(lines).encode("latin-1", "replace") + (b"" if "content-type" in head else _JSON)
+    start = b"%b%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        STATUS_LINE[status],
+        defaults,
+        more,
+        b"" if keep_alive else b"connection: close\r\n",
+        call_id.encode(),
+        len(body),
+    )
+    return b"".join((start, body))
+
+
+def _may_pass(name: str, value: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name.lower() not in _OURS and value.isprintable()
