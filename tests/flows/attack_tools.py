@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,8 @@ from modelyard.tenancy.router import Route
 from modelyard.testing import InlineExecutor
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "LOCK")
+INFER = "/v2/models/matmul/infer"
+CALL = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 MATRIX = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 # A module whose weights are one number, `w`.
@@ -162,3 +166,16 @@ def processes_of(data: Path) -> Iterator[tuple[int, list[str]]]:
                 continue
             if any(str(data) in word for word in argv):
                 yield int(folder.name), argv
+
+
+def memory(data: Path) -> int:
+    """Bytes of memory that the platform in `data` holds now."""
+    pids = [pid for pid, argv in processes_of(data) if "bwrap" not in argv[0]]
+    return sum(int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE")
+
+
+def still_answers(wire: Wire) -> None:
+    """Both planes answer, and rightly."""
+    reply = wire.ask("POST", INFER, body=json.dumps(CALL).encode())
+    assert (reply.status, json.loads(reply.body)["outputs"][0]["data"]) == (200, [16.0, 22.0])
+    assert wire.ask("GET", "/api/whoami").status == 200

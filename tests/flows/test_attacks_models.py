@@ -205,7 +205,7 @@ def mutate(data, dice):
         else: data[at:at] = data[max(0, at - 30):at]
         if not data: data = bytearray(b"x")
     return bytes(data)
-for case in range(cases):
+for case in [*range(cases), 3418, 4971]:  # the last two were found to end a parser with an error of its own
     dice = random.Random(case)
     name = dice.choice(sorted(seeds))
     path = folder / f"case{Path(name).suffix}"

@@ -25,6 +25,7 @@ from modelyard.kinds import Config
 from modelyard.tensors import Array, Signature, TensorSpec
 
 MAX_PIXELS = 40_000_000  # of one image, checked in its header: at most 120 MB once decoded
+MAX_CALL_PIXELS = 1_000_000_000  # of all images of one call: some seconds of decoding
 MAX_BATCH_BYTES = 1 << 29  # of the pixels one call may turn into
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
@@ -72,9 +73,14 @@ class ImageTransform:
         if len(images) > most:
             raise Invalid(f"{len(images)} images in one call; this model takes at most {most}: send them in parts.")
         pixels = np.empty((len(images), o.channels, o.height, o.width), np.float32)
+        left = MAX_CALL_PIXELS
         for row, data in enumerate(images):
             try:
-                pixels[row] = _pixels(decode(as_image_bytes(data)), o)
+                image = decode(as_image_bytes(data))
+                left -= image.width * image.height
+                if left < 0:
+                    raise Invalid(f"The images up to here have more than {MAX_CALL_PIXELS:,} pixels: send them in parts.")
+                pixels[row] = _pixels(image, o)
             except Invalid as error:
                 raise Invalid(f"Row {row} of 'image': {error.message}") from error
         pixels /= 255

@@ -93,8 +93,11 @@ def signature_of(path: Path) -> tuple[Signature, tuple[str, ...]]:
     """The tensors a graph takes and gives (-1 where a dim is open), and the names of outputs that are no tensors, left out."""
     check(path)
     session = _session(path, 1, "cpu")
-    skipped = tuple(o.name for o in session.get_outputs() if o.type not in _DATATYPES)
-    return session_signature(session), skipped
+    try:
+        skipped = tuple(o.name for o in session.get_outputs() if o.type not in _DATATYPES)
+        return session_signature(session), skipped
+    except UnicodeDecodeError as error:  # protobuf and onnxruntime let any bytes be a name
+        raise Invalid(f"'{path.name}' has a name of an input, an output or a dim that is not text: {error}.") from error
 
 
 def session_signature(session: Any) -> Signature:

@@ -105,7 +105,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise Unsafe(
             f"'{path.name}' was refused: it holds more than weights. Save weights alone: torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise Invalid(f"'{path.name}' is not a file saved by torch: {error}.") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         there = (

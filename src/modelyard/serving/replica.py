@@ -193,6 +193,8 @@ class Replica:
             self._cancel(pending)
 
     def _begin(self, peer: Peer, frame: CallFrame) -> None:
+        if frame.id in peer.calls:
+            return  # a number used twice would be counted twice and ended once
         refusal = self._refusal()
         if refusal is not None:
             peer.channel.send(EndFrame(frame.id, Usage(), self._depth, Fault(refusal.code, refusal.message)))
