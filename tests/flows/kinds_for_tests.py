@@ -92,6 +92,17 @@ def waits(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     wait_for_ever(context)
 
 
+def works(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Count samples in each rank, burning processor time, to `number` or until it is stopped."""
+    samples = 0
+    while samples < config.number or not config.number:
+        context.report(samples=(samples := samples + 1))
+        context.check()
+        until = time.process_time() + 0.02
+        while time.process_time() < until:
+            pass
+
+
 def spins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Never checks."""
     while True:
@@ -217,6 +228,7 @@ NAMES = [
     "exits",
     "users_code",
     "waits",
+    "works",
     "spins",
     "hogs",
     "dies",

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from jobs_bench import Bench, bench, eventually
+from sqlalchemy import select
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.lineage import lineage
 from modelyard.jobs import service
 from modelyard.jobs.types import Job, State, Target
 from modelyard.tenancy import ledger
+from modelyard.tenancy.tables import Usage
 
 
 @pytest.fixture
@@ -65,6 +67,48 @@ def test_a_lost_gang_goes_on_from_its_checkpoint(yard: Bench, victim: str) -> No
     assert (used["calls"], used["errors"], used["units"]) == (1, 1, 5)
     assert abs(used["cpu_us"] - job.cpu_us) <= 1
     eventually(lambda: not [k for k in (yard.settings.data / "store").rglob("*") if "checkpoints" in k.parts and k.is_file()])
+
+
+def _book(yard: Bench, job: str) -> dict[str, tuple[int, int, int]]:
+    """A job's entries in the ledger by attempt: units, microseconds, errors."""
+    with yard.db.read() as session:
+        rows = session.scalars(select(Usage).where(Usage.subject == job)).all()
+        return {row.source.rpartition(":")[2]: (row.units, row.cpu_us, row.errors) for row in rows}
+
+
+def _worked(yard: Bench, job: str, attempt: int) -> bool:
+    found = yard.job(job)
+    before = sum(cpu_us for _, cpu_us, _ in _book(yard, job).values())
+    counted = [facts.get("samples", 0) for facts in found.facts.values()]
+    return found.attempt == attempt and len(counted) == 2 and min(counted) >= 20 and found.cpu_us - before > 500_000
+
+
+def test_what_every_attempt_did_is_in_the_ledger(yard: Bench) -> None:
+    """A rank is killed, then control, then the job is cancelled: three attempts, three entries, nothing counted twice."""
+    job = yard.submit("works", ranks=2)
+    yard.until(lambda: _worked(yard, job, 1))
+    os.kill(yard.job(job).pids[1], signal.SIGKILL)
+    yard.until(lambda: _worked(yard, job, 2))
+    seen = yard.job(job)
+    yard.lose_control()
+    yard.start()
+    assert yard.job(job).cpu_us >= seen.cpu_us
+    yard.until(lambda: _worked(yard, job, 3))
+    yard.cancel(job)
+    (ended,) = yard.finish(job)
+    book = _book(yard, job)
+    assert [(attempt, errors) for attempt, (_, _, errors) in sorted(book.items())] == [("1", 1), ("2", 1), ("3", 0)]
+    assert all(units >= 40 and cpu_us >= 500_000 for units, cpu_us, _ in book.values()), book
+    assert book["2"][0] >= sum(facts["samples"] for facts in seen.facts.values())
+    assert book["3"][0] == sum(facts["samples"] for facts in ended.facts.values())
+    assert ended.cpu_us == sum(cpu_us for _, cpu_us, _ in book.values())
+
+
+def test_a_job_out_of_time_is_charged_for_what_it_did(yard: Bench) -> None:
+    job = yard.run("works", timeout=2)
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "timed_out")
+    assert _book(yard, job.id) == {"1": (job.facts["0"]["samples"], job.cpu_us, 1)}
+    assert job.facts["0"]["samples"] > 10
 
 
 def test_a_gang_that_dies_every_time_fails_at_last(yard: Bench) -> None:

@@ -1,6 +1,7 @@
 """What a gang may say: bounded, read with care, and turned into what may be written."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ def test_facts_are_kept_by_rank_and_later_ones_win(active: Active) -> None:
     take(active, "report", rank=1, facts={"samples": 4})
     assert active.changes["facts"] == {"0": {"samples": 3, "a": 2}, "1": {"samples": 4}}
     assert active.units == 7
+
+
+def test_processor_time_counts_as_last_heard(active: Active) -> None:
+    for seconds in (2.0, 2.01, "many", -1, 1e12, 1.0):
+        take(active, "beat", cpu_seconds=seconds)
+    assert (active.cpu_us, active.changes["cpu_us"]) == (2_000_000, 2_000_000)
+    take(active, "ended", ok=False, cpu_seconds=0.0)
+    assert active.cpu_us == 2_000_000
+
+
+def test_what_an_earlier_control_left_is_charged_without_what_was_already(active: Active, tmp_path: Path) -> None:
+    job = replace(active.job, cpu_us=5_000_000, facts={"0": {"samples": 3}, "1": {"samples": 4}})
+    left = Active.left(job, tmp_path, 2_000_000)
+    assert (left.units, left.cpu_us, left.job.cpu_us) == (7, 3_000_000, 2_000_000)
 
 
 @pytest.mark.parametrize(("facts", "units"), [({"rows": 5}, 5), ({"samples": "many"}, 0), ({"rows": -5}, 0), ({}, 0)])

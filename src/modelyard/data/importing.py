@@ -27,6 +27,7 @@ def run(config: ImportDatasetConfig, inputs: Mapping[str, Input], outputs: Outpu
     card = write(source, folder, _ticker(context, source.rows))
     context.progress(source.rows, source.rows, "rows")
     rows = {name: split.rows for name, split in card.splits.items()}
+    context.report(rows=source.rows)
     context.log(f"imported {source.rows} rows: {', '.join(f'{name} {n}' for name, n in rows.items())}")
     outputs.publish("dataset", folder, task=card.task, metadata=card.metadata)
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ _LONGEST_TEXT = 8192
 # Log lines and metrics kept of one attempt; what comes after is dropped, and said to be.
 MOST_LINES = 100_000
 _MOST_FACTS = 256 << 10
+# Microseconds of processor time, so that a gang which sleeps costs the database nothing.
+_WORTH_WRITING = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class Active:
     cancelled_at: float | None = None
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     _lines: int = 0
+    _cpu_us: int = 0
+
+    @classmethod
+    def left(cls, job: Job, folder: Path, charged_us: int) -> Active:
+        """An attempt that an earlier control left behind, with the last it wrote of it. `charged_us` is the processor time of
+        the attempts before, which the ledger has already."""
+        facts = {rank: dict(said) for rank, said in job.facts.items()}
+        used = max(0, job.cpu_us - charged_us)
+        return cls(replace(job, cpu_us=charged_us), folder, _facts=facts, _cpu_us=used)
 
     @property
     def token(self) -> str:
@@ -102,6 +113,8 @@ class Active:
                 self._report(str(int(body["rank"])), dict(body["facts"]))
             case "output" | "checkpoint" | "submit" | "wait":
                 self.questions.append(Question(int(body["ask"]), kind, body))
+            case "beat":
+                self._use(_microseconds(body["cpu_seconds"]))
             case "ended":
                 pass
             case _:
@@ -126,6 +139,12 @@ class Active:
             raise Invalid(f"The job reported more than {_MOST_FACTS} bytes of facts; put large things in an output.")
         self.said.append(("report", {"rank": int(rank), "facts": facts}))
         self.changes["facts"] = {r: dict(f) for r, f in self._facts.items()}
+
+    def _use(self, cpu_us: int) -> None:
+        """Processor time so far; a little more is not worth a write."""
+        if cpu_us - self._cpu_us >= _WORTH_WRITING:
+            self._cpu_us = cpu_us
+            self.changes["cpu_us"] = self.job.cpu_us + cpu_us
 
     def check_output(self, body: Mapping[str, Any]) -> tuple[str, Path, str | None, dict[str, Any], str | None]:
         """The parts of a question to publish. Raises `Invalid` or `Conflict` for what cannot be an output."""
@@ -157,18 +176,21 @@ class Active:
 
     @property
     def cpu_us(self) -> int:
-        """Microseconds of processor time, as far as is known."""
-        said = (self.ended or {}).get("cpu_seconds")
-        return int(said * 1e6) if isinstance(said, int | float) and 0 <= said < 1e9 else 0
+        """Microseconds of processor time of this attempt, as far as is known: a gang that was killed may end without a word."""
+        return max(self._cpu_us, _microseconds((self.ended or {}).get("cpu_seconds")))
 
     @property
     def units(self) -> int:
-        """What the ranks say they worked on: samples, else rows."""
+        """What the ranks said, up to now, that they worked on in this attempt: samples, else rows."""
         for name in ("samples", "rows"):
             counts: list[int] = [facts[name] for facts in self._facts.values() if isinstance(facts.get(name), int)]
             if counts:
                 return max(0, min(sum(counts), 1 << 62))
         return 0
+
+
+def _microseconds(seconds: Any) -> int:
+    return int(seconds * 1e6) if isinstance(seconds, int | float) and 0 <= seconds < 1e9 else 0
 
 
 def _finite(value: Any) -> float | None:

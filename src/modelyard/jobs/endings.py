@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import func, select
+
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Parent, Version
 from modelyard.db import Session
@@ -17,6 +19,7 @@ from modelyard.jobs.active import Active, Output
 from modelyard.jobs.types import Job, State
 from modelyard.tenancy import ledger
 from modelyard.tenancy.ledger import UsageEntry
+from modelyard.tenancy.tables import Usage
 
 
 def succeed(session: Session, active: Active) -> None:
@@ -25,12 +28,12 @@ def succeed(session: Session, active: Active) -> None:
     parents = [Parent(one.role, one.kind, one.name, one.number, one.artefact) for one in job.resolved]
     made = [_register(session, job, output, parents) for output in active.outputs.values()]
     chosen = next((shown["reference"] for shown in made if shown["alias"]), made[-1]["reference"] if made else None)
-    _use(session, active, version=chosen or "", calls=1, units=active.units)
+    _use(session, active, version=chosen or "", calls=1)
     _end(session, active, State.succeeded, outputs=made)
 
 
 def fail(session: Session, active: Active, state: State, error: ModelyardError | None) -> None:
-    """The job failed or was cancelled; nothing it published counts."""
+    """The job failed or was cancelled; nothing it published counts, but what it used does."""
     _use(session, active, calls=1, errors=int(state is State.failed))
     said = {"code": error.code, "message": error.message} if error else None
     _end(session, active, state, error=said)
@@ -42,8 +45,15 @@ def again(session: Session, active: Active, why: str) -> None:
     _use(session, active, errors=1)
     records.cancel_children(session, job.id)
     records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
-    records.change(session, job.id, job.token, cpu_us=job.cpu_us + active.cpu_us)
+    records.change(session, job.id, job.token, cpu_us=job.cpu_us + active.cpu_us, facts=dict(active.facts))
     records.requeue(session, job.id, job.token, why)
+
+
+def charged_us(session: Session, job: Job) -> int:
+    """Microseconds of processor time that the ledger has of the job's attempts before this one."""
+    sources = [_source(job, attempt) for attempt in range(1, job.attempt)]
+    query = select(func.sum(Usage.cpu_us)).where(Usage.project == job.project, Usage.source.in_(sources))
+    return int(session.scalar(query) or 0)
 
 
 def _register(session: Session, job: Job, output: Output, parents: list[Parent]) -> dict[str, Any]:
@@ -79,8 +89,18 @@ def _end(session: Session, active: Active, state: State, **values: Any) -> None:
 
 def _use(session: Session, active: Active, **counts: Any) -> None:
     job = active.job
-    source = f"job:{job.id}:{job.attempt}"
     used = UsageEntry(
-        project=job.project, source=source, key=job.key, kind="job", subject=job.id, cpu_us=active.cpu_us, **counts
+        project=job.project,
+        source=_source(job, job.attempt),
+        key=job.key,
+        kind="job",
+        subject=job.id,
+        units=active.units,
+        cpu_us=active.cpu_us,
+        **counts,
     )
     ledger.record(session, [used])
+
+
+def _source(job: Job, attempt: int) -> str:
+    return f"job:{job.id}:{attempt}"

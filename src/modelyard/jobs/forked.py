@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from modelyard.jobs.lines import LineBuffer
@@ -67,6 +68,14 @@ class Forked:
         """The last line, if it never ended."""
         text, self._text = self._text, b""
         return list(_shown(text)) if text else []
+
+    def cpu_seconds(self) -> float:
+        """Processor time it took so far, with its children that have ended."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # utime, stime, cutime, cstime
 
     def reap(self) -> bool:
         """Whether it has ended; its exit status is then known."""

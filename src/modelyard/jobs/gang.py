@@ -120,7 +120,7 @@ class LocalGang:
 
     def _event(self, message: dict[str, Any], pid: int) -> Event | None:
         kind = str(message.pop("type"))
-        if kind == "beat":
+        if kind == "beat" and "cpu_seconds" not in message:
             return None
         if kind != "rank":
             return Event(kind, message)

@@ -117,7 +117,7 @@ class Launcher:
         """Time passed: beat, and see whether the gang's time, its silence or a grace is over."""
         if now - self._beat >= _BEAT:
             self._beat = now
-            self._say({"type": "beat"})
+            self._say({"type": "beat", "cpu_seconds": _cpu_seconds() + sum(rank.cpu_seconds() for rank in self._running())})
         if self._end_at is not None:
             if now >= self._end_at:
                 self._kill()

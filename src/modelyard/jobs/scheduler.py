@@ -106,7 +106,8 @@ class Scheduler:
             lost = (JobRow.state.in_((State.starting.value, State.running.value)), JobRow.token.is_not(None))
             for row in session.scalars(select(JobRow).where(*lost)):
                 job = records.load(row)
-                self._conclude(session, Active(job, self._folder(job)), Crashed("Control was restarted while the job ran."))
+                left = Active.left(job, self._folder(job), endings.charged_us(session, job))
+                self._conclude(session, left, Crashed("Control was restarted while the job ran."))
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(self._left())))
             known = {row.id: records.load(row) for row in rows if State(row.state).ended}
         for name, folder in self._left().items():
@@ -291,6 +292,7 @@ class Scheduler:
                     "token": secrets.token_hex(8),
                     "attempt": row.attempt + 1,
                     "started": row.started or now(),
+                    "facts": {},
                     "why": None,
                 }
                 records.evolve(session, name, None, State.starting, **lease)

@@ -164,7 +164,8 @@ class Event:
 
     started (pids, by rank, as the node sees them) · log (rank, text) · progress (done, total, unit) · metric (step, values) ·
     report (rank, facts) · output (name, folder, task, metadata, alias, ask) · checkpoint (step, folder, ask) ·
-    submit (submission, ask) · wait (job, ask) · ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled).
+    submit (submission, ask) · wait (job, ask) · beat (cpu_seconds so far) ·
+    ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled).
     An event with `ask` waits for `GangHandle.answer`. Gangs run users' code: nothing they say is to be trusted.
     """
 

@@ -30,6 +30,7 @@ from modelyard.training.publish import Trained, load_weights, publish
 from modelyard.training.recipes import RECIPES, Plan
 
 _EVALUATION_BATCH = 256
+_COUNT = 2.0  # seconds between two counts of samples within an epoch
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -47,7 +48,10 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
             load_weights(plan.network, model)
         trainer = Trainer.build(config, plan, dataset, gang, context)
         shapes = trainer.shapes()
-        trainer.fit()
+        try:
+            trainer.fit()
+        finally:  # also where it was cancelled or failed: what was done counts
+            context.report(samples=trainer.samples)
     if context.rank == 0:
         publish(Trained(config, plan, trainer.progress, shapes, context.world_size), inputs, outputs, context)
 
@@ -103,6 +107,7 @@ class Trainer:
     progress: checkpoint.Progress
     samples: int = 0
     started: float = field(default_factory=time.monotonic)
+    counted: float = field(default_factory=time.monotonic)
 
     @classmethod
     def build(cls, config: TrainConfig, plan: Plan, dataset: Dataset, gang: Gang, context: JobContext) -> Trainer:
@@ -152,6 +157,7 @@ class Trainer:
                 inputs = self.plan.augment(inputs, generator, part.first, part.rows)
             totals += self.step(inputs, target, part.rows, f"step {step + 1} of epoch {epoch + 1}")
             self.samples += len(target)
+            self.count()
             if gang.rank == 0:
                 self.context.progress(at + 1, config.epochs * self.steps)
         return self.summary(*totals)
@@ -213,6 +219,12 @@ class Trainer:
             device=str(self.gang.device),
             threads=torch.get_num_threads(),
         )
+
+    def count(self) -> None:
+        """Samples so far, every few seconds: should this rank be killed, they are known."""
+        if time.monotonic() - self.counted >= _COUNT:
+            self.counted = time.monotonic()
+            self.context.report(samples=self.samples)
 
     def keep(self) -> None:
         """A checkpoint, stored when this returns."""
