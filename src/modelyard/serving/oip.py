@@ -241,13 +241,12 @@ def _check_shape(shape: list[int], spec: TensorSpec) -> None:
     if expected is None:
         if len(shape) > _MAX_RANK:
             raise Invalid(f"Input '{spec.name}' has {len(shape)} dims; expected {_MAX_RANK} at most.")
-    elif len(shape) != len(expected):
+        expected = (-1,) * len(shape)
+    if len(shape) != len(expected):
         raise Invalid(f"Input '{spec.name}' has shape {shape[:_MAX_RANK]}; expected {list(expected)}.")
-    else:
-        for size, wanted in zip(shape, expected, strict=True):
-            if size != wanted and wanted != -1:
-                raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
-    for size in shape:
+    for size, wanted in zip(shape, expected, strict=True):
+        if size != wanted and wanted != -1:
+            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
         if not 0 < size <= _MAX_DIM:
             raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from 1 to {_MAX_DIM}.")
 
