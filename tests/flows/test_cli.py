@@ -46,6 +46,11 @@ def test_a_port_that_somebody_has_is_found(tmp_path: Path) -> None:
     assert doctor.port(Settings(data=tmp_path, port=0)).state == "ok"
 
 
+def interruptible() -> None:
+    """As on a terminal: a test run in the background has its children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     with yard(tmp_path_factory.mktemp("yard")) as client:
@@ -151,15 +156,30 @@ def test_what_is_wrong_is_said(served: dict[str, Any], cli: Cli, line: str, code
 
 
 def test_an_interrupt_detaches_and_stop_ends(served: dict[str, Any], cli: Cli, environment: dict[str, str]) -> None:
-    line = "train endless --dataset digits@1 --epochs 100000 --follow"
-    with subprocess.Popen([*COMMAND, *line.split()], stderr=subprocess.PIPE, text=True, env=environment) as following:
-        assert following.stderr is not None
-        job = following.stderr.readline().split()[-1]
-        while "running" not in following.stderr.readline():
-            pass
-        following.send_signal(signal.SIGINT)
-        assert f"modelyard stop {job}" in following.stderr.read()
-    assert following.returncode == 130
+    def interrupted(line: str, sign: str) -> tuple[str, str, str]:
+        """The first line on stderr, and what was said on stdout and stderr after an interrupt at the line that has `sign`."""
+        command = [*COMMAND, *line.split()]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
+        ) as process:
+            assert process.stderr is not None
+            first = now = process.stderr.readline()
+            while sign not in now:
+                now = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()
+        assert process.returncode == 130
+        return first, *said
+
+    first, out, err = interrupted("train endless --dataset digits@1 --epochs 100000 --follow", "running")
+    job = first.split()[-1]
+    assert out == ""
+    assert f"modelyard stop {job}" in err
+    first, out, err = interrupted("train waiting --dataset digits@1 --ranks 2 --epochs 100000 --follow --json", "queued")
+    error = json.loads(out)["error"]
+    assert error["code"] == "interrupted"
+    assert first.split()[-1] in error["message"]
+    cli("stop", first.split()[-1])
     assert job in [shown["id"] for shown in cli("ps")["jobs"]]
     assert cli("stop", job)["state"] == "cancelled"
     assert cli("logs", job)["job"] == job

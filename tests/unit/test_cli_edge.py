@@ -10,6 +10,7 @@ import typer.main
 
 from modelyard import errors
 from modelyard.cli import edge, main
+from modelyard.cli.screen import Left
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +120,19 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(edge, "app", interrupted)
     assert main(["ps"]) == 130
     assert "Interrupted" in capsys.readouterr().err
+
+
+def test_whoever_leaves_is_told_what_that_means(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def left(*_: object, **__: object) -> None:
+        raise Left("interrupted", "The job goes on.", 130)
+
+    monkeypatch.setattr(edge, "app", left)
+    assert main(["ps"]) == 130
+    assert capsys.readouterr() == ("", "The job goes on.\n")
+    assert main(["ps", "--json"]) == 130
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"error": {"code": "interrupted", "message": "The job goes on."}}
+    assert said.err == ""
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

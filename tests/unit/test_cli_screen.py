@@ -57,3 +57,8 @@ def test_a_sparkline_goes_from_lowest_to_highest() -> None:
 def test_a_version_reads_in_one_line() -> None:
     version = {"reference": "digits@1", "task": "image-classification", "artefact": "0123456789abcdef"}
     assert screen.describe(version) == "digits@1 · image-classification · 0123456789ab"
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    body = {"scores": [[1.5, float("nan")], [float("inf"), -float("inf")]], "n": 1}
+    assert json.loads(screen.dumps(body)) == {"scores": [[1.5, None], [None, None]], "n": 1}

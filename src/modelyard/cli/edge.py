@@ -25,8 +25,7 @@ from typer.exceptions import TyperException
 
 from modelyard import __version__
 from modelyard.cli import access, catalogue, jobs, processes, receipt, serving
-from modelyard.cli.jobs import INTERRUPTED
-from modelyard.cli.screen import complain
+from modelyard.cli.screen import INTERRUPTED, Left, complain, note
 from modelyard.errors import CallerError, Forbidden, Internal, ModelyardError, NotFound, TimedOut, Unauthorized, Unavailable
 
 EXIT: Mapping[type[ModelyardError], int] = {
@@ -112,6 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.format_message():  # empty where no command was given: the help has been shown instead
             complain(as_json, "usage", f"{error.format_message()} See `{_command_of(error)} --help`.")
         return 2
+    except Left as left:
+        if as_json:
+            complain(True, left.code, left.message)
+        else:
+            note(left.message)
+        return left.exit_code
     except (KeyboardInterrupt, typer.Abort):
         complain(as_json, "interrupted", "Interrupted.")
         return INTERRUPTED

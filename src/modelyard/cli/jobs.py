@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from modelyard.cli.live import Live, progress_text
-from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say, table
+from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say, table
 from modelyard.cli.values import nested
 from modelyard.cli.variants import findings
 from modelyard.errors import Invalid
@@ -18,7 +18,6 @@ from modelyard.errors import Invalid
 if TYPE_CHECKING:
     from modelyard.client import Yard
 
-INTERRUPTED = 130
 Goal = Literal["latency", "throughput", "size"]
 Job = Annotated[str, typer.Argument(help="A job's id, as `modelyard ps` shows it.", show_default=False)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay and show it; Ctrl-C detaches, the job goes on.")]
@@ -36,10 +35,13 @@ def finish(yard: Yard, job: dict[str, Any], title: str, *, logs: bool = False) -
         with Live(title, logs=logs) as live:
             return yard.result(job["id"], live.see)
     except KeyboardInterrupt as error:
-        note(
-            f"Detached; the job goes on. `modelyard logs {job['id']} --follow` shows it, `modelyard stop {job['id']}` ends it."
-        )
-        raise typer.Exit(INTERRUPTED) from error
+        raise detached(job["id"]) from error
+
+
+def detached(job: str) -> Left:
+    """What Ctrl-C means to whoever watched a job."""
+    ways = f"`modelyard logs {job} --follow` shows it, `modelyard stop {job}` ends it."
+    return Left("interrupted", f"Detached; the job goes on. {ways}", INTERRUPTED)
 
 
 def started(as_json: bool, job: dict[str, Any]) -> None:

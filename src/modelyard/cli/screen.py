@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,16 @@ _COLOURS = {
     "failed": "red",
     "cancelled": "magenta",
 }
+INTERRUPTED = 130
 _BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+class Left(Exception):
+    """A person left a command before its end: detached from a job, or said no. `message` says what that means."""
+
+    def __init__(self, code: str, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.code, self.message, self.exit_code = code, message, exit_code
 
 
 def open_yard(data: Path | None) -> Yard:
@@ -47,7 +57,23 @@ def open_yard(data: Path | None) -> Yard:
 
 def say(as_json: bool, body: Any, text: str) -> None:
     """A command's result: `body` as JSON, or `text`."""
-    typer.echo(json.dumps(body, ensure_ascii=False, default=str) if as_json else text)
+    typer.echo(dumps(body) if as_json else text)
+
+
+def dumps(body: Any) -> str:
+    """Strict JSON: what it has no number for (NaN, infinities) is null."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(body), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(text: str) -> None:
