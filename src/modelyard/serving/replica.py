@@ -347,7 +347,8 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
         replica.failed(error)
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever a model's code raises is why it is not ready
         _log.exception("model not loaded")
-        replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {error}"))
+        why = str(error).partition("\n")[0].replace(spec.folder, "")[:300]  # the machine's paths are nobody's business
+        replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {why}"))
     else:
         gc.collect()
         gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
