@@ -62,6 +62,7 @@ def test_without_bubblewrap_jobs_run_and_strays_still_end(tmp_path: Path) -> Non
     with bench(tmp_path, sandbox="off") as yard:
         job = yard.run("strays", text=mark)
         assert job.state is State.succeeded, yard.log(job.id)
+        assert yard.log(job.id).startswith("WARNING: NO SANDBOX, the setting sandbox is 'off'.")
         eventually(lambda: not processes_with(mark))
         assert yard.run("reduce_all", ranks=2).state is State.succeeded
 

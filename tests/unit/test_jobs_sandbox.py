@@ -6,6 +6,7 @@ import pytest
 
 from modelyard.errors import Unavailable
 from modelyard.jobs import sandbox
+from modelyard.settings import Settings
 
 
 def build(**given: object) -> list[str]:
@@ -101,6 +102,21 @@ def test_a_missing_sandbox_is_refused_where_it_is_required(monkeypatch: pytest.M
     monkeypatch.setattr(sandbox, "available", lambda: False)
     with pytest.raises(Unavailable, match="docs/sandbox"):
         sandbox.wanted("require")
+
+
+@pytest.mark.parametrize(
+    ("mode", "works", "says"),
+    [
+        ("auto", False, "bubblewrap does not run here"),
+        ("off", True, "the setting sandbox is 'off'"),
+        ("auto", True, None),
+        ("require", False, None),
+    ],
+)
+def test_the_warning_of_going_without(monkeypatch: pytest.MonkeyPatch, mode: str, works: bool, says: str | None) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: works)
+    said = sandbox.warning(Settings(sandbox=mode))
+    assert said is None if says is None else said is not None and says in said
 
 
 def test_going_without_is_said_loudly_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

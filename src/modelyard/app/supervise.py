@@ -19,6 +19,7 @@ from pathlib import Path
 
 from modelyard import telemetry
 from modelyard.errors import Conflict, Crashed, Invalid, from_wire
+from modelyard.jobs import sandbox
 from modelyard.jobs.supervisor import Supervisor, lock
 from modelyard.settings import Settings
 
@@ -38,6 +39,8 @@ def up(settings: Settings, ready: Ready | None = None) -> None:
     held = lock(settings.data)
     try:
         with listen(settings.host, settings.port) as listener:
+            if warning := sandbox.warning(settings):
+                sys.stderr.write(f"{warning}\n")
             url = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
             _prepare(settings, url)
             asyncio.run(_run(settings, listener, url, ready))

@@ -68,7 +68,7 @@ class LocalExecutor:
             except BaseException:
                 near.close()
                 raise
-        handle = LocalGang(gang, near, self)
+        handle = LocalGang(gang, near, self, warning=sandbox.warning(self._settings))
         with self._lock:
             self._gangs[gang.token] = handle
         return handle

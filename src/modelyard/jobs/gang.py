@@ -37,9 +37,10 @@ class Processes(Protocol):
 
 
 class LocalGang:
-    """Control's end of one gang. `ended`: its last event was given out; `closing`: it is gone and how is being made out."""
+    """Control's end of one gang. `ended`: its last event was given out; `closing`: it is gone and how is being made out.
+    `warning` comes before all that the gang says."""
 
-    def __init__(self, gang: Gang, near: socket.socket, processes: Processes) -> None:
+    def __init__(self, gang: Gang, near: socket.socket, processes: Processes, warning: str | None = None) -> None:
         near.setblocking(False)
         self.socket = near
         self.ended = False
@@ -48,6 +49,7 @@ class LocalGang:
         self._processes = processes
         self._buffer = LineBuffer()
         self._pids: dict[int, int] = {}
+        self._first = [Event("log", {"rank": 0, "text": warning})] if warning else []
         self._heard = time.monotonic()
         self._closed_at = 0.0
         self._reason: ModelyardError | None = None
@@ -62,7 +64,8 @@ class LocalGang:
         if self.ended:
             return []
         self._flush()
-        events = [] if self.closing else self._receive()
+        events, self._first = self._first, []
+        events += [] if self.closing else self._receive()
         if self.closing and (last := self._ending()) is not None:
             events.append(last)
         if events and events[-1].type == "ended":

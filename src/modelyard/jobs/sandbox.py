@@ -17,6 +17,7 @@ from pathlib import Path
 
 import modelyard
 from modelyard.errors import Unavailable
+from modelyard.settings import Settings
 from modelyard.telemetry import log
 
 _log = log(__name__)
@@ -41,6 +42,8 @@ _ETC = (
 _TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _NAMESPACES = ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
 _IN_MEMORY = 2 << 30
+_DANGER = "Users' code runs as a plain process that can read this user's files and use the network"
+_ADVICE = "install bubblewrap (apt install bubblewrap) and see docs/sandbox.md"
 
 
 def command(
@@ -147,10 +150,15 @@ def wanted(mode: str) -> bool:
     return False
 
 
+def warning(settings: Settings) -> str | None:
+    """What is to be said at every start and in every job's log where users' code runs without a sandbox; None where it has
+    one. Bubblewrap is tried once a process."""
+    if settings.sandbox == "require" or (settings.sandbox != "off" and available()):
+        return None
+    why = "the setting sandbox is 'off'" if settings.sandbox == "off" else "bubblewrap does not run here"
+    return f"WARNING: NO SANDBOX, {why}. {_DANGER}; {_ADVICE}."
+
+
 @functools.cache
 def _warn(mode: str) -> None:
-    _log.warning(
-        "NO SANDBOX: users' code runs as a plain process that can read this user's files and use the network",
-        sandbox=mode,
-        advice="install bubblewrap (apt install bubblewrap); see docs/sandbox.md",
-    )
+    _log.warning(f"NO SANDBOX: {_DANGER}", sandbox=mode, advice=_ADVICE)
