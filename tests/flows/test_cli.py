@@ -71,7 +71,7 @@ def cli(environment: dict[str, str]) -> Cli:
 
     def run(line: str, *more: str | Path, fails: int = 0, **changed: str) -> Any:
         command = [*COMMAND, *line.split(), *map(str, more), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment | changed)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | changed, stdin=subprocess.DEVNULL)
         assert done.returncode == fails, done.stderr + done.stdout
         body = json.loads(done.stdout)
         return body["error"] if fails else body
@@ -130,7 +130,7 @@ def test_a_key_may_do_what_its_scope_says(served: dict[str, Any], cli: Cli) -> N
     assert set(made) >= {"id", "key", "scope"}
     assert cli("whoami", MODELYARD_KEY=made["key"])["scope"] == "infer"
     assert cli("key list", fails=3, MODELYARD_KEY=made["key"])["code"] == "insufficient_scope"
-    cli("key revoke", made["id"])
+    cli("key revoke --yes", made["id"])
     time.sleep(1.0)
     assert cli("whoami", fails=3, MODELYARD_KEY=made["key"])["code"] == "invalid_api_key"
 
@@ -144,7 +144,8 @@ def test_a_key_may_do_what_its_scope_says(served: dict[str, Any], cli: Cli) -> N
         ("train m --dataset digits@1 --set epoch=1", "invalid_request", 6, "epoch"),
         ("train m --dataset digits@1 --recipe nothing --follow", "not_found", 4, "image-classifier"),
         ("dataset import d --from sklearn:digit", "not_found", 4, "sklearn:digits"),
-        ("delete digits-cnn", "conflict", 6, "digits"),
+        ("delete digits-cnn", "usage", 2, "--yes"),
+        ("delete digits-cnn --yes", "conflict", 6, "digits"),
         ("logs nothing", "not_found", 4, "nothing"),
         ("key create --scope root", "usage", 2, "infer"),
     ],
@@ -208,5 +209,5 @@ def test_large_files_travel_in_chunks_and_only_once(platform: Yard, tmp_path: Pa
 
 def test_what_is_no_longer_wanted_goes(served: dict[str, Any], cli: Cli) -> None:
     cli("undeploy digits")
-    cli("delete digits-cnn")
+    cli("delete digits-cnn --yes")
     assert cli("model show digits-cnn", fails=4)["code"] == "not_found"

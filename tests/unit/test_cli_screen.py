@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pytest
 import typer
+from typer.exceptions import TyperException
 
 from modelyard.cli import screen
 
@@ -62,3 +64,34 @@ def test_a_version_reads_in_one_line() -> None:
 def test_json_has_no_number_that_is_none() -> None:
     body = {"scores": [[1.5, float("nan")], [float("inf"), -float("inf")]], "n": 1}
     assert json.loads(screen.dumps(body)) == {"scores": [[1.5, None], [None, None]], "n": 1}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A person at a terminal, whose answers are written into this."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    return terminal
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y", True), ("n", False), ("", False)])
+def test_what_is_lost_is_asked_for(answer: str, goes_on: bool, asked: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    asked.write(f"{answer}\n")
+    asked.seek(0)
+    if goes_on:
+        screen.confirm("Delete", "deleted", "model 'm'", False)
+    else:
+        with pytest.raises(screen.Left, match=r"Nothing was deleted\.") as left:
+            screen.confirm("Delete", "deleted", "model 'm'", False)
+        assert left.value.exit_code == 1
+    said = capsys.readouterr()
+    assert "Delete model 'm'?" in said.err
+    assert said.out == ""
+
+
+def test_silence_is_no_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(TyperException, match="--yes"):
+        screen.confirm("Delete", "deleted", "model 'm'", False)
+    screen.confirm("Delete", "deleted", "model 'm'", True)

@@ -50,7 +50,7 @@ def revoke_key(
     as_json: AsJson = False,
 ) -> None:
     """Revoke a key for good; it is refused everywhere within a second."""
-    confirm(f"Revoke key {id}?", yes or as_json)
+    confirm("Revoke", "revoked", f"key {id}", yes)
     with open_yard(data) as yard:
         yard.revoke_key(id)
     say(as_json, {"id": id, "revoked": True}, f"key {id} revoked")

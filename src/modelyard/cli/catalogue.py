@@ -161,7 +161,7 @@ def delete_any(
 
 
 def _delete(name: str, kind: Kind, yes: bool, data: Path | None, as_json: bool) -> None:
-    confirm(f"Delete {kind} '{name}' with all its versions?", yes or as_json)
+    confirm("Delete", "deleted", f"{kind} '{name}' with all its versions", yes)
     with open_yard(data) as yard:
         yard.delete(name, kind)
     say(as_json, {"kind": kind, "name": name, "deleted": True}, f"{kind} {name} deleted")

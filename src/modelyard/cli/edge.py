@@ -1,7 +1,7 @@
 """The edge of the command line: assembles the groups, and turns every error into one line and an exit code.
 
 0    done
-1    failed: the platform, or the work it was asked to do
+1    failed: the platform, or the work it was asked to do; or the person said no
 2    wrong usage of the command line
 3    no valid API key, or its scope does not allow this
 4    there is no such thing

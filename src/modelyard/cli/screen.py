@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from modelyard.plugins import load
 
@@ -145,7 +146,15 @@ def describe(version: Mapping[str, Any]) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def confirm(question: str, sure: bool) -> None:
-    """Ask before something is lost, where somebody can answer; raises `typer.Abort` on no."""
-    if not sure and sys.stdin.isatty() and sys.stderr.isatty():
-        typer.confirm(question, abort=True, err=True)
+def confirm(verb: str, done: str, what: str, sure: bool) -> None:
+    """Ask before something is lost: `confirm("Delete", "deleted", "model 'm'", yes)`.
+
+    Raises `Left` on no, and a usage error where there is no terminal to ask at: silence is no consent.
+    """
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        raise TyperException(f"There is no terminal to ask at: say --yes to {verb.lower()} {what}.")
+    typer.echo(f"{verb} {what}? [y/N] ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Left("declined", f"Nothing was {done}.", 1)
