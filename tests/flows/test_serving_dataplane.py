@@ -388,7 +388,7 @@ def test_control_is_not_needed(client):
 
 def test_metrics(client):
     text = client.get("/metrics").text
-    assert 'modelyard_calls_total{code="200",deployment="simple",project="default",version="1"}' in text
+    assert 'modelyard_calls_total{code="200",model="simple",project="default",version="1"}' in text
     assert "modelyard_call_seconds_bucket" in text
 
 

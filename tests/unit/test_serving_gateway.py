@@ -145,8 +145,8 @@ def test_calls_are_counted_for_who_made_them(tmp_path):
     bench.gateway.settle(admission, Usage(2, 3), 0, 0, 0, 0.0, calls=0)
     assert bench.counted() == [(3, 2, 1, 7, 104, 11, 22)]
     text = bench.gateway.metrics.exposition("team").decode()
-    assert 'modelyard_calls_total{code="200",deployment="digits",project="team",version="3"} 1.0' in text
-    assert 'modelyard_call_seconds_count{deployment="digits",project="team",version="3"} 2.0' in text
+    assert 'modelyard_calls_total{code="200",model="digits",project="team",version="3"} 1.0' in text
+    assert 'modelyard_call_seconds_count{model="digits",project="team",version="3"} 2.0' in text
     assert "team" not in bench.gateway.metrics.exposition("rival").decode()
 
 

@@ -24,9 +24,9 @@ def test_the_text():
     metrics.cell("a", "d", "1").count(503, 0.2)
     metrics.cell("b", "e", "1").count(200, 0.02)
     text = metrics.exposition("a").decode()
-    assert 'modelyard_calls_total{code="503",deployment="d",project="a",version="1"} 1.0' in text
-    assert 'modelyard_call_seconds_bucket{deployment="d",le="0.025",project="a",version="1"} 1.0' in text
-    assert 'modelyard_call_seconds_bucket{deployment="d",le="+Inf",project="a",version="1"} 2.0' in text
-    assert 'modelyard_queue_depth{deployment="d",project="a"} 3.0' in text
+    assert 'modelyard_calls_total{code="503",model="d",project="a",version="1"} 1.0' in text
+    assert 'modelyard_call_seconds_bucket{le="0.025",model="d",project="a",version="1"} 1.0' in text
+    assert 'modelyard_call_seconds_bucket{le="+Inf",model="d",project="a",version="1"} 2.0' in text
+    assert 'modelyard_queue_depth{model="d",project="a"} 3.0' in text
     assert 'project="b"' not in text
     assert 'project="b"' in metrics.exposition(None).decode()

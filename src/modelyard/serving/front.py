@@ -92,6 +92,8 @@ class Front:
         if what == b"/ready":
             check_ready(route)
             return {"name": route.deployment, "ready": True}
+        if not route.metadata:  # no replica has told its tensors yet
+            check_ready(route)
         return _described(route)
 
     def _ready(self) -> dict[str, str]:

@@ -41,7 +41,7 @@ class InferenceProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.turns: deque[Exchange | tuple[RequestResponseCycle, Any]] = deque()
         self.incoming: Exchange | None = None
-        self.now = self.loop.time
+        self.now = time.monotonic  # the loop's own clock, in finer steps
         self.since = 0.0
         self._in_head = True
         self._skip = False  # the message being parsed is not to be acted on

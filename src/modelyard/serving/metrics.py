@@ -32,7 +32,8 @@ class Cell:
         self.seconds += seconds
 
 
-Labels = tuple[str, str, str]  # project, deployment, version
+# Project, deployment, version; clients and the label call a deployment by the name they know it by: model.
+Labels = tuple[str, str, str]
 
 
 class CallMetrics:
@@ -57,16 +58,16 @@ class CallMetrics:
         return generate_latest(registry)
 
     def families(self, project: str | None) -> Iterator[Metric]:
-        calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=("project", "deployment", "version", "code"))
+        calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=("project", "model", "version", "code"))
         seconds = HistogramMetricFamily(
-            "modelyard_call_seconds", "From the request's head to the answer.", labels=("project", "deployment", "version")
+            "modelyard_call_seconds", "From the request's head to the answer.", labels=("project", "model", "version")
         )
         for labels, cell in list(self._cells.items()):
             if project in (None, labels[0]):
                 for code, number in list(cell.codes.items()):
                     calls.add_metric((*labels, str(code)), number)
                 seconds.add_metric(labels, _cumulative(cell.buckets), cell.seconds)
-        depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=("project", "deployment"))
+        depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=("project", "model"))
         for owner, deployment, number in self._depths():
             if project in (None, owner):
                 depth.add_metric((owner, deployment), number)
