@@ -41,10 +41,30 @@ BODIES = (
     b'"\\ud800"',
     b'{"kind":"\\ud800","name":"\\u0000"}',
 )
-BOOKS = ("jobs", "jobs/x", "keys", "keys/x", "models/x", "deployments", "deployments/x", "projects", "models/matmul/aliases/x",
-         "artefacts", "blobs/sha256/x", "nowhere")  # fmt: skip
-QUERIES = (f"jobs?limit={10**30}", f"audit?before={10**30}", f"audit?before=-{10**30}", "usage?since=x", "usage?group_by=x",
-           "usage?since=0001-01-01T00:00:00%2B14:00", "usage?until=9999-12-31T23:59:59-14:00", "jobs?state=x")  # fmt: skip
+BOOKS = (
+    "jobs",
+    "jobs/x",
+    "keys",
+    "keys/x",
+    "models/x",
+    "deployments",
+    "deployments/x",
+    "projects",
+    "models/matmul/aliases/x",
+    "artefacts",
+    "blobs/sha256/x",
+    "nowhere",
+)
+QUERIES = (
+    f"jobs?limit={10**30}",
+    f"audit?before={10**30}",
+    f"audit?before=-{10**30}",
+    "usage?since=x",
+    "usage?group_by=x",
+    "usage?since=0001-01-01T00:00:00%2B14:00",
+    "usage?until=9999-12-31T23:59:59-14:00",
+    "jobs?state=x",
+)
 RANGES = ("bytes=999-", "bytes=-0", "bytes=5-1", f"bytes={10**30}-", "x")
 
 
@@ -71,9 +91,26 @@ def test_no_error_tells_of_the_machine_or_of_others(owner: Yard, wire: Wire, dat
     stranger = owner.create_project("stranger")["key"]["key"]
     artefact = owner.version("matmul")["artefact"]
     pepper = (data / "secret").read_text().strip()
-    never = [(wire.key or "").split("_")[2], pepper, str(data), str(Path(__file__).parents[2]), "/usr/", "/tmp/", "/home/",
-             "modelyard.db", ".sock", "sqlite", "sqlalchemy", "SELECT ", "INSERT ", "Traceback", 'File "', "site-packages", ".py",
-             "0x7f"]  # fmt: skip
+    never = [
+        (wire.key or "").split("_")[2],
+        pepper,
+        str(data),
+        str(Path(__file__).parents[2]),
+        "/usr/",
+        "/tmp/",
+        "/home/",
+        "modelyard.db",
+        ".sock",
+        "sqlite",
+        "sqlalchemy",
+        "SELECT ",
+        "INSERT ",
+        "Traceback",
+        'File "',
+        "site-packages",
+        ".py",
+        "0x7f",
+    ]
     for method, path, sent, headers in provoked(owner.jobs()[0]["id"], artefact):
         for key in (None, wire.key, stranger):
             reply = wire.ask(method, path, headers, sent, key=key)
