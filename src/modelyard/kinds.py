@@ -118,11 +118,24 @@ class JobContext(Protocol):
 Run = Callable[[Any, Mapping[str, Input], Outputs, JobContext], None]
 
 
+class Pinned(Protocol):
+    """An input as a submission names it: what the catalogue knows, without its files."""
+
+    @property
+    def reference(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+Check = Callable[[Mapping[str, Pinned]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class JobKind:
     """`run` is an import path ('package.module:function') so that naming a kind loads no heavy library.
     `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks. `target`: what
-    its outputs become versions of; a submitter must then name it (a child job need not)."""
+    its outputs become versions of; a submitter must then name it (a child job need not). `check` raises `Invalid` for inputs,
+    by role, that the catalogue already knows to be wrong: it is called at submission and must be cheap."""
 
     name: str
     config: type[Config]
@@ -131,6 +144,7 @@ class JobKind:
     optional: tuple[str, ...] = ()
     gang: bool = False
     target: Literal["dataset", "model"] | None = None
+    check: Check | None = None
 
 
 @dataclass(slots=True)

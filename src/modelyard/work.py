@@ -9,7 +9,7 @@ from __future__ import annotations
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.data.config import ImportDatasetConfig
 from modelyard.kinds import JobKind
-from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.plugins import Registry
 from modelyard.training.config import TrainConfig
 
@@ -42,6 +42,7 @@ OPTIMISE = JobKind(
     run="modelyard.optimisation.search:run",
     target="model",
     inputs=("model", "dataset"),
+    check=check_inputs,
 )
 
 KINDS: Registry[JobKind] = Registry(

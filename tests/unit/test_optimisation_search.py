@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +62,31 @@ def optimised(inputs: dict[str, Input], folder: Path, **config: object) -> tuple
     return outputs, context
 
 
+def test_a_variant_is_not_optimised_again(
+    inputs: dict[str, Input], done: tuple[FolderOutputs, FolderContext], tmp_path: Path
+) -> None:
+    made = done[0].published["static-int8"]
+    variant = Input("simple@3", made["metadata"], FolderView(made["folder"]))
+    with pytest.raises(Invalid, match=r"simple@3 is already the variant static-int8 of simple@1; optimise that one\."):
+        optimised({**inputs, "model": variant}, tmp_path)
+    with pytest.raises(Invalid, match="artefact:aa is what an optimise job made"):
+        search.read({**inputs, "model": Input("artefact:aa", {}, FolderView(made["folder"]))})
+
+
+def test_a_graph_that_is_quantised_already_is_no_float_variant(
+    inputs: dict[str, Input], done: tuple[FolderOutputs, FolderContext], tmp_path: Path
+) -> None:
+    shutil.copytree(done[0].published["static-int8"]["folder"], tmp_path / "imported")
+    (tmp_path / "imported" / "optimisation.json").unlink()
+    with pytest.raises(Invalid, match="quantised already"):
+        optimised({**inputs, "model": Input("q@1", {}, FolderView(tmp_path / "imported"))}, tmp_path)
+
+
 def test_every_verified_variant_is_published_and_one_is_best(done: tuple[FolderOutputs, FolderContext]) -> None:
     outputs, context = done
-    assert list(outputs.published) == ["fp32", "static-int8", "dynamic-int8"]
+    assert set(outputs.published) == {"fp32", "static-int8", "dynamic-int8"}
     best = [name for name, made in outputs.published.items() if made["alias"] == "best"]
-    assert best == [context.facts["chosen"]]
+    assert best == [context.facts["chosen"]] == [list(outputs.published)[-1]]
     for name, made in outputs.published.items():
         assert made["task"] == "tabular-regression"
         assert (made["metadata"]["variant"], made["metadata"]["chosen"]) == (name, [name] == best)

@@ -1,4 +1,8 @@
+import pytest
+
 from modelyard import plugins
+from modelyard.errors import Invalid
+from modelyard.jobs.types import Resolved
 from modelyard.work import KINDS
 
 
@@ -21,3 +25,12 @@ def test_every_run_can_be_loaded():
 
 def test_only_training_is_a_gang():
     assert [name for name in KINDS if KINDS.get(name).gang] == ["train"]
+
+
+def test_a_variant_is_not_taken_for_optimisation():
+    check = KINDS.get("optimise").check
+    assert check is not None
+    facts = {"variant": "static-int8", "original": "digits-cnn@1"}
+    check({"model": Resolved("model", "model", "digits-cnn", 1, "aa", {})})
+    with pytest.raises(Invalid, match=r"digits-cnn@3 is already the variant static-int8 of digits-cnn@1; optimise that one\."):
+        check({"model": Resolved("model", "model", "digits-cnn", 3, "bb", facts)})

@@ -80,4 +80,7 @@ def check(session: Session, project: str, asked: Submission, kind: JobKind, cpus
     check_ranks(kind, asked.ranks, cpus)
     check_target(kind, asked.target, child=child)
     check_roles(kind, asked.inputs)
-    return tuple(resolve(session, project, role, reference) for role, reference in asked.inputs.items())
+    resolved = tuple(resolve(session, project, role, reference) for role, reference in asked.inputs.items())
+    if kind.check is not None:
+        kind.check({one.role: one for one in resolved})
+    return resolved

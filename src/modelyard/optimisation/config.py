@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from modelyard.kinds import Config
+from modelyard.errors import Invalid
+from modelyard.kinds import Config, Pinned
 
 Goal = Literal["latency", "throughput", "size"]
 Variant = Literal["fp32", "static-int8", "dynamic-int8"]
+
+
+def check_inputs(inputs: Mapping[str, Pinned]) -> None:
+    """Raises `Invalid` where the model is what an optimise job made: losses would add up, and its figures mean nothing."""
+    model = inputs["model"]
+    if "variant" in model.metadata:
+        original = model.metadata.get("original")
+        rest = f" of {original}; optimise that one" if original else "; optimise the version it was made from"
+        raise Invalid(f"{model.reference} is already the variant {model.metadata['variant']}{rest}.")
 
 
 class OptimiseConfig(Config):

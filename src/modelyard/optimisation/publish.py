@@ -59,6 +59,7 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
     metadata = {
         **describe_metadata(variant.card),
         **{key: row[key] for key in ("variant", "verdict", "chosen")},
+        "original": findings.inputs["model"].reference,
         "metric": findings.metric,
         "goal": findings.config.goal,
         "max_accuracy_drop": findings.config.max_accuracy_drop,

@@ -19,11 +19,11 @@ from modelyard.engines.files import inside
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation.choose import Measured, choose
-from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
 from modelyard.optimisation.examples import Examples, Source
 from modelyard.optimisation.measure import Speed, measure
-from modelyard.optimisation.publish import Findings, publish
+from modelyard.optimisation.publish import REPORT, Findings, publish
 from modelyard.optimisation.variants import Subject, Variant, make
 from modelyard.tensors import Array
 
@@ -33,8 +33,9 @@ _UNKNOWN = Speed(math.nan, math.nan, math.nan)
 
 
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
-    """Publishes every verified variant under its name, the chosen one with the alias 'best'. Raises `Invalid` where the version
-    cannot be converted, or no variant stays within the budget."""
+    """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
+    version too. Raises `Invalid` where the version is a variant, cannot be converted, or no variant is within the budget."""
+    check_inputs(inputs)
     subject = read(inputs)
     context.progress(1, _STEPS)
     variants = make(subject, config, context)
@@ -54,7 +55,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     context.progress(4, _STEPS)
     context.report(table=rows, chosen=choice.variant, report=report)
     findings = Findings(config, inputs, subject.source.metric, rows, report, choice.variant)
-    for variant in variants:
+    for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
         if variant.verified:
             publish(findings, variant, outputs)
     context.progress(_STEPS, _STEPS)
@@ -63,6 +64,8 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
 def read(inputs: Mapping[str, Input]) -> Subject:
     """The version and the examples it is judged by. Raises `Invalid` where it takes no open batch or does not fit the data."""
     folder = inputs["model"].view.local()
+    if (folder / REPORT).exists():
+        raise Invalid(f"{inputs['model'].reference} is what an optimise job made; optimise the version it was made from.")
     card = ModelCard.load(folder)
     source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
     if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):

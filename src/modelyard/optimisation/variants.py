@@ -26,6 +26,7 @@ from modelyard.optimisation.quantise import QUANTISERS
 from modelyard.tensors import Array
 
 AGREEMENT = 0.95  # of an eight-bit variant's predictions with the original's, below which it is another model
+_QUANTISED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QuantizeLinear"}
 _ROWS = 256  # of calibration, and of numeric comparison
 
 
@@ -84,7 +85,8 @@ def _to_onnx(subject: Subject, out: Path, rows: Mapping[str, Array]) -> ModelCar
     if card.module is not None:
         return CONVERTERS.get("onnx").convert(subject.folder, card, out, rows)
     path = inside(subject.folder, card.files["onnx"])
-    check(path)
+    if found := sorted({node.op_type for node in check(path).graph.node} & _QUANTISED):
+        raise Invalid(f"The model is quantised already (its graph has {found[0]}); optimise the float model it was made from.")
     onnx.save(onnx.load(path), out / FILE)
     made = card.model_copy(update={"files": {"onnx": FILE}, "engines": ("onnx",)})
     made.save(out)
