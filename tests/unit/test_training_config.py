@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from modelyard.errors import NotFound
 from modelyard.training.config import TrainConfig
 
 MODULE = {"name": "Net", "inputs": ["a"]}
@@ -10,6 +11,11 @@ def test_defaults_are_a_whole_config():
     config = TrainConfig()
     assert (config.recipe, config.seed, config.dtype) == ("image-classifier", 0, "float32")
     assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_unknown_recipe_is_refused_by_name():
+    with pytest.raises(NotFound, match=r"No recipe 'image-classifer'\. Did you mean 'image-classifier'\?"):
+        TrainConfig(recipe="image-classifer")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from modelyard.kinds import Config
+from modelyard.plugins import Registry
 
 _FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*"
+
+RECIPES: Registry[Any] = Registry(
+    "recipe",
+    {
+        "image-classifier": "modelyard.training.recipes.image_classifier:image_classifier",
+        "module": "modelyard.training.recipes.module:module",
+    },
+)
 
 
 class ImageClassifier(Config):
@@ -55,6 +64,12 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=1, ge=1)
     image_classifier: ImageClassifier = ImageClassifier()
     module: Module | None = None
+
+    @field_validator("recipe")
+    @classmethod
+    def _recipe_is_known(cls, recipe: str) -> str:
+        RECIPES.path(recipe)  # raises `NotFound`, naming the nearest
+        return recipe
 
     @model_validator(mode="after")
     def _recipe_has_its_part(self) -> TrainConfig:
