@@ -26,6 +26,27 @@ def test_the_dataset_of_a_model_is_the_nearest() -> None:
         outcome.dataset_of(node("cnn@1"))
 
 
+def test_a_dataset_that_was_deleted_is_told_from_one_that_never_was() -> None:
+    with pytest.raises(Invalid, match=r"trained on digits@1, which was deleted.*--dataset"):
+        outcome.dataset_of(node("cnn@1", "model", DATASET | {"deleted": "2026-01-31T12:00:00+00:00"}))
+
+
+def version(number: int, *aliases: str, **metadata: Any) -> dict[str, Any]:
+    return {"name": "m", "version": number, "reference": f"m@{number}", "aliases": list(aliases), "metadata": metadata}
+
+
+def test_a_bare_name_to_optimise_is_the_newest_that_is_no_variant() -> None:
+    versions = [version(1), version(2), version(3, variant="fp32"), version(4, "best", variant="static-int8")]
+    assert outcome.newest_original({"versions": versions}) == "m@2"
+    assert outcome.newest_original({"versions": versions[2:]}) == "m@4"
+
+
+def test_a_bare_name_to_deploy_is_the_best_else_the_newest() -> None:
+    versions = [version(1), version(2, "best"), version(3, "prod")]
+    assert outcome.best_or_newest({"versions": versions}) == "m@best"
+    assert outcome.best_or_newest({"versions": versions[::2]}) == "m@3"
+
+
 def test_the_output_with_an_alias_is_what_the_job_was_run_for() -> None:
     outputs = [{"reference": "m@1", "alias": None}, {"reference": "m@2", "alias": "best"}, {"reference": "m@3", "alias": None}]
     assert outcome.chosen(outputs)["reference"] == "m@2"

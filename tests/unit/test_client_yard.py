@@ -106,6 +106,27 @@ def test_a_bare_name_is_its_newest_version(monkeypatch: pytest.MonkeyPatch) -> N
     assert a_yard(Wire(answers), monkeypatch).version("m") == {"version": 7}
 
 
+def test_what_is_served_and_optimised_by_a_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [
+        {"name": "m", "version": 1, "reference": "m@1", "aliases": [], "metadata": {}},
+        {"name": "m", "version": 2, "reference": "m@2", "aliases": ["best"], "metadata": {"variant": "fp32"}},
+    ]
+    answers = {"/api/models/m": {"versions": versions}, "/api/deployments": {"name": "d"}, "/api/jobs": {"id": "j1"}}
+    wire = Wire(answers)
+    client = a_yard(wire, monkeypatch)
+    for model in ("m", "m@1"):
+        client.deploy("d", model, wait=False)
+    for model in ("m", "m@2"):
+        client.optimize(model, dataset="d@1", wait=False)
+    assert [body["model"] for path, body in wire.posted if path == "/api/deployments"] == ["m@best", "m@1"]
+    assert [body["inputs"]["model"] for path, body in wire.posted if path == "/api/jobs"] == ["model:m@1", "model:m@2"]
+
+
+def test_a_url_is_no_source_of_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Invalid, match=r"URL.*not supported.*CSV"):
+        a_yard(Wire({}), monkeypatch).import_dataset("d", "http://example.org/rows.csv")
+
+
 def test_a_deployment_that_fails_raises_its_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pending = {"name": "d", "state": "pending", "model": "m@1"}
     failed = {**pending, "state": "failed", "error": "the weights do not fit"}

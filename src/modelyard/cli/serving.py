@@ -23,7 +23,12 @@ deployment = typer.Typer(name="deployment", no_args_is_help=True, help="List and
 
 def deploy(
     name: Annotated[str, typer.Argument(help="Name to serve it as; calls go to /v2/models/NAME.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", "-m", help="The version to serve, as digits-cnn@best.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="The version to serve, as digits-cnn@3; a name alone is its best.", show_default=False
+        ),
+    ],
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer.")] = 1,
     engine: Annotated[str | None, typer.Option(help="onnx or torch.", show_default="the model's best")] = None,
     no_wait: NoWait = False,
@@ -34,9 +39,17 @@ def deploy(
     with open_yard(data) as yard:
         with Live("deploy") as live:
             live.see({"type": "state", "state": "starting"})
-            shown = yard.deploy(name, model, replicas=replicas, engine=engine, wait=not no_wait)
+            meant = yard.served(model)
+            shown = yard.deploy(name, meant, replicas=replicas, engine=engine, wait=not no_wait)
         line = curl_line(yard.profile, shown) if shown["state"] == "ready" else ""
-    say(as_json, shown | {"curl": line}, f"{name} serves {shown['model']} ({shown['state']})\n{line}".rstrip())
+    say(as_json, shown | {"curl": line}, f"{deployed(shown, model, meant)}\n{line}".rstrip())
+
+
+def deployed(shown: dict[str, Any], asked: str, meant: str) -> str:
+    """What `deploy` came to, and which version a bare name was taken for."""
+    serves = "serves" if shown["state"] == "ready" else "will serve"
+    taken = "" if asked == meant else f"; {asked} was taken for {meant if meant != shown['model'] else 'its newest version'}"
+    return f"{shown['name']} {serves} {shown['model']} ({shown['state']}){taken}"
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""Reading what came of work: a job's end and its outputs, and the tree of what a version was made from."""
+"""Reading what came of work: a job's end and its outputs, which version a bare name stands for, and what it was made from."""
 
 from __future__ import annotations
 
@@ -37,13 +37,26 @@ def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def dataset_of(tree: Mapping[str, Any]) -> str:
-    """The dataset nearest to a model in its lineage. Raises `Invalid` where there is none."""
+    """The dataset nearest to a model in its lineage. Raises `Invalid` where there is none, or none any more."""
+    say_which = "Say which to measure on (dataset=…, --dataset)."
     for node in origins(tree):
         if node["kind"] == "dataset":
+            if node.get("deleted"):
+                raise Invalid(f"{tree['reference']} was trained on {node['reference']}, which was deleted. {say_which}")
             return str(node["reference"])
-    raise Invalid(
-        f"No dataset is known for {tree['reference']}: it was imported. Say which to measure on (dataset=…, --dataset)."
-    )
+    raise Invalid(f"No dataset is known for {tree['reference']}: it was imported. {say_which}")
+
+
+def newest_original(name: Mapping[str, Any]) -> str:
+    """Of a model's versions the newest that no optimise job made (such a variant says so in its metadata); else the newest."""
+    versions = name["versions"]
+    return str(([v for v in versions if "variant" not in v["metadata"]] or versions)[-1]["reference"])
+
+
+def best_or_newest(name: Mapping[str, Any]) -> str:
+    """'name@best' where a version has that alias, else the newest version."""
+    newest = name["versions"][-1]
+    return f"{newest['name']}@best" if any("best" in v["aliases"] for v in name["versions"]) else str(newest["reference"])
 
 
 def concerns(row: Mapping[str, Any], deployment: str, model: str, jobs: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
 """`Yard`: every verb of the platform as one method. Answers are the management API's JSON, as plain dicts and lists.
 
 Verbs that start work wait for its end unless `wait=False`, and raise the work's own error if it failed; `on_event` sees every
-event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name means the newest version.
+event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name means the newest version, but for `optimize`
+(the newest that is no optimised variant) and `deploy` (the best, where there is one).
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from urllib.parse import quote
 
 from modelyard.client import transfer
 from modelyard.client.answer import Answer
-from modelyard.client.outcome import ENDED, chosen, concerns, dataset_of, failure_of, origins
+from modelyard.client.outcome import (
+    ENDED,
+    best_or_newest,
+    chosen,
+    concerns,
+    dataset_of,
+    failure_of,
+    newest_original,
+    origins,
+)
 from modelyard.client.profile import find
 from modelyard.client.rollout import until_gone, until_ready
 from modelyard.client.wire import Wire
@@ -28,6 +38,7 @@ Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
 # Seconds between tries to take up a broken stream of events.
 _AGAIN = 1.0
+_SOURCES = "A dataset comes from a CSV file, a folder of images by class, or scikit-learn, as sklearn:digits."
 
 
 class Yard:
@@ -77,6 +88,8 @@ class Yard:
         """A dataset from 'sklearn:digits', a CSV file or a folder of images by class; `target` is the column to predict.
         Returns the new version, or the job if not `wait`."""
         inputs = {}
+        if "://" in str(source):
+            raise Invalid(f"'{source}' is a URL, which is not supported: download it first. {_SOURCES}")
         if str(source).startswith("sklearn:"):
             config["source"] = str(source)
         else:
@@ -183,7 +196,9 @@ class Yard:
         **config: Any,
     ) -> Json:
         """Make variants of a model, measure them, and choose the best whose accuracy falls by at most `max_accuracy_drop`
-        percentage points. `dataset`: None is what it was trained on. Returns the chosen version, or the job if not `wait`."""
+        percentage points. A bare name means its newest version that is no such variant; `dataset` None what it was trained on.
+        Returns the chosen version, or the job if not `wait`."""
+        reference = reference if "@" in reference else newest_original(self.versions(reference))
         dataset = dataset or dataset_of(self.lineage(reference))
         inputs = {"model": f"model:{reference}", "dataset": f"dataset:{dataset}"}
         config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal}
@@ -269,14 +284,19 @@ class Yard:
     # Serving
 
     def deploy(self, name: str, model: str, *, wait: bool = True, replicas: int = 1, engine: str | None = None) -> Json:
-        """Serve a model version as `name`, or move `name` to it; calls go on being answered meanwhile. An alias is pinned now.
+        """Serve a model version as `name`, or move `name` to it; calls go on being answered meanwhile. An alias is pinned now;
+        for a bare name see `served`.
         Returns when calls are answered by it alone, unless not `wait`. Raises the replica's own error if it cannot."""
-        body = {"name": name, "model": model, "replicas": replicas} | ({"engine": engine} if engine else {})
+        body = {"name": name, "model": self.served(model), "replicas": replicas} | ({"engine": engine} if engine else {})
         deployment = dict(self._wire.post("/api/deployments", body))
         try:
             return until_ready(self._wire, deployment) if wait else deployment
         finally:
             self._datatypes.pop(name, None)
+
+    def served(self, model: str) -> str:
+        """What `deploy` takes a reference for: a bare name for 'name@best' where that alias is given, else for the newest."""
+        return model if "@" in model else best_or_newest(self.versions(model))
 
     def deployments(self) -> list[Json]:
         return list(self._wire.get("/api/deployments"))
