@@ -1,0 +1,92 @@
+"""What can be typed, set, read or met is documented: commands, settings, error codes and metrics, each on its page."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from modelyard import errors
+from modelyard.cli.edge import app
+from modelyard.errors import ModelyardError
+from modelyard.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+METRICS = {f"{kind}{family}" for kind in ("Counter", "Gauge", "Histogram", "Summary") for family in ("", "MetricFamily")}
+
+
+def rows(page: str) -> set[str]:
+    """What a page's tables are about: the code in the first column."""
+    cells = [line.split("|")[1] for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
+    return {word for cell in cells for word in re.findall(r"`([^`]+)`", cell)}
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command and group below a group of typer's, as it is typed."""
+    for name, command in group.commands.items():
+        yield f"{prefix}{name}", command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+
+
+def metrics() -> dict[str, str]:
+    """Every metric that the source makes, by the name it is scraped under, with the file that makes it."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            kind = ast.unparse(node.func).rpartition(".")[2]
+            if kind not in METRICS or not node.args or not isinstance(name := node.args[0], ast.Constant):
+                continue
+            if isinstance(name.value, str):
+                counter = kind.startswith("Counter") and not name.value.endswith("_total")
+                found[f"{name.value}_total" if counter else name.value] = path.name
+    return found
+
+
+def test_every_setting_has_a_row() -> None:
+    assert not sorted(set(Settings.model_fields) - rows("settings.md"))
+
+
+def test_no_setting_is_documented_that_is_gone() -> None:
+    assert not sorted(rows("settings.md") - set(Settings.model_fields))
+
+
+def test_every_error_code_has_a_row() -> None:
+    codes = {cls.code for cls in errors._tree(ModelyardError)}
+    assert rows("errors.md") >= codes
+    assert not {word for word in rows("errors.md") if re.fullmatch(r"[a-z_]+", word)} - codes
+
+
+def test_every_command_and_group_is_documented() -> None:
+    """A command by its words in a table; a group by its commands."""
+    known = [row.split(" ") for row in rows("cli.md")]
+    typed = [name.split(" ") for name, _ in commands(typer.main.get_command(app))]
+    missing = [" ".join(name) for name in typed if not any(row[: len(name)] == name for row in known)]
+    assert not missing, f"docs/cli.md has no row of {', '.join(missing)}"
+
+
+def test_every_option_is_documented() -> None:
+    page = (DOCS / "cli.md").read_text()
+    options = [(name, p.opts[0]) for name, command in commands(typer.main.get_command(app)) for p in command.params]
+    missing = [" ".join(pair) for pair in options if pair[1].startswith("--") and pair[1] not in page]
+    assert not missing, f"docs/cli.md does not say {', '.join(missing)}"
+
+
+def test_every_metric_has_a_row() -> None:
+    made = metrics()
+    assert made, "no metric was found: has the way they are made changed?"
+    assert rows("metrics.md") == set(made)
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", (DOCS / page).read_text())
+    assert not [target for target in targets if not (DOCS / target).exists()]
