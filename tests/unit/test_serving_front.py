@@ -27,9 +27,9 @@ async def relay(scope, receive, send):
     await send({"type": "http.response.body", "body": scope["raw_path"]})
 
 
-def ask(bench, method, path, key=KEY, **options):
+def ask(bench, method, path, key=KEY, control=True, **options):
     async def run():
-        transport = httpx.ASGITransport(app=Front(bench.gateway, relay))
+        transport = httpx.ASGITransport(app=Front(bench.gateway, relay, lambda: control))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             return await client.request(method, path, headers=headers, **options)
@@ -56,6 +56,16 @@ def test_readiness_ends_with_the_sight_of_the_database(bench):
         answer = ask(bench, "GET", path, key=None)
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("control", "age", "seen"), [(True, 0.1, ("ok", "ok")), (False, 0.1, ("gone", "ok")), (True, 5.0, ("ok", "gone"))]
+)
+def test_readiness_tells_what_is_gone(bench, control, age, seen):
+    bench.gateway.follow(FakeFollower(age=age))  # type: ignore[arg-type]
+    answer = ask(bench, "GET", "/readyz", key=None, control=control)
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "control": seen[0], "database": seen[1]}
 
 
 GATED = ["/v2", "/v2/models/digits", "/v2/models/digits/ready", "/v2/models/digits/versions/3", "/v2/whatever", "/metrics"]

@@ -256,3 +256,27 @@ def test_a_websocket_is_refused(tmp_path):
         await relay.close()
 
     asyncio.run(run())
+
+
+def test_it_knows_whether_control_answers(tmp_path):
+    async def run():
+        path = tmp_path / "control.sock"
+        relay = Relay(path)
+        watching = asyncio.create_task(relay.watch())
+        await asyncio.sleep(0.1)
+        seen = [relay.answers]
+        async with Control(path, said(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")) as control:
+            async with asyncio.timeout(5):
+                await control.closed.wait()
+                while not relay.answers:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            while relay.answers:
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        await relay.close()
+        return seen, control.got
+
+    seen, got = asyncio.run(run())
+    assert seen == [False]
+    assert got.startswith(b"GET /healthz HTTP/1.1\r\n")

@@ -121,11 +121,13 @@ async def _announce(logs: Path, url: str, ready: Ready | None) -> None:
 
 
 def _answers(url: str) -> bool:
+    """Whether the gateway serves and control answers behind it."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
     try:
         connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
+        response = connection.getresponse()
+        return response.status == 200 and json.loads(response.read()).get("control") == "ok"
+    except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:
         connection.close()

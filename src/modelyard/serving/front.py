@@ -41,10 +41,10 @@ class NotAllowed(Exception):
 
 
 class Front:
-    """The ASGI app of a gateway. `relay` answers what this does not."""
+    """The ASGI app of a gateway. `relay` answers what this does not; `control` tells whether control answers."""
 
-    def __init__(self, gateway: Gateway, relay: App) -> None:
-        self._gateway, self._relay = gateway, relay
+    def __init__(self, gateway: Gateway, relay: App, control: Callable[[], bool] = lambda: True) -> None:
+        self._gateway, self._relay, self._control = gateway, relay, control
         self._open: dict[bytes, Callable[[], Any]] = {
             b"/healthz": lambda: {"status": "ok"},
             b"/readyz": self._ready,
@@ -97,8 +97,10 @@ class Front:
         return _described(route)
 
     def _ready(self) -> dict[str, str]:
+        """Ready is who answers calls, so neither control nor, within the grace, the database must be there; it is told."""
         self._gateway.check_open()
-        return {"status": "ready"}
+        seen = {"control": self._control(), "database": self._gateway.sees_database}
+        return {"status": "ready", **{what: "ok" if there else "gone" for what, there in seen.items()}}
 
     def _metrics(self, principal: Principal) -> bytes:
         """This process's metrics, and those of the calls of the caller's project; an administrator of 'default' sees all."""

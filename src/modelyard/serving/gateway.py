@@ -30,6 +30,7 @@ Credentials = tuple[tuple[bytes, bytes], ...]
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 # An admission is decided anew this often: a key that expires is refused within it, besides the key ring's own second.
 _TRUSTED = 0.5
+UNSEEN = 2.0  # seconds without a look at the database before it counts as gone
 _MOST_ADMISSIONS = 20_000
 # Bodies under way may take this many times the largest body, all together.
 _BODIES = 8
@@ -112,6 +113,11 @@ class Gateway:
         """Raises `Unavailable` once the database was out of sight for longer than the grace: closed, not open."""
         if self._follower is not None and self._follower.age > self.settings.grace:
             raise Unavailable("The gateway cannot see the database, so it cannot tell who may call; try again shortly.")
+
+    @property
+    def sees_database(self) -> bool:
+        """Whether the database was seen a moment ago."""
+        return self._follower is None or self._follower.age < UNSEEN
 
     # Access and route
 

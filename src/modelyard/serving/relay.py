@@ -42,6 +42,8 @@ _JUDGED_BY = frozenset(
     {b"authorization", b"x-api-key", b"host", b"origin", b"content-length", b"content-type", b"idempotency-key"}
 )
 _TIMEOUT = httpx.Timeout(None, connect=5.0)  # a followed job's events may be silent for as long as it likes
+_WATCH = 0.5  # seconds between two looks whether control answers
+_PATIENCE = 3.0  # seconds it has for that: it may be busy, or stopped
 _LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)
 
 
@@ -52,6 +54,20 @@ class Relay:
         transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS, retries=0)
         # No environment (proxies), no redirects, no cookies: what came is what goes.
         self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+        self.answers = False
+
+    async def watch(self) -> None:
+        """Keep `answers` true to whether control does; runs until it is cancelled."""
+        while True:
+            self.answers = await self._asked()
+            await asyncio.sleep(_WATCH if self.answers else _WATCH / 10)
+
+    async def _asked(self) -> bool:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return (await self._client.get("http://localhost/healthz")).is_success
+        except (httpx.TransportError, TimeoutError):
+            return False
 
     async def close(self) -> None:
         await self._client.aclose()

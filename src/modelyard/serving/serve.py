@@ -77,11 +77,12 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     gc.collect()
     gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
     gc.set_threshold(50_000, 20, 50)
-    checking = loop.create_task(_check(server, router, settings.call_timeout))
+    watching = (loop.create_task(_check(server, router, settings.call_timeout)), loop.create_task(relay.watch()))
     try:
         await server.serve(sockets=[listener])
     finally:
-        checking.cancel()
+        for task in watching:
+            task.cancel()
         await relay.close()
         router.close()
         follower.stop()
@@ -91,7 +92,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
 def _config(gateway: Gateway, relay: Relay) -> uvicorn.Config:
     protocol = type("GatewayProtocol", (InferenceProtocol,), {"gateway": gateway})
     return uvicorn.Config(
-        Front(gateway, relay),
+        Front(gateway, relay, lambda: relay.answers),
         http=protocol,
         ws="none",
         interface="asgi3",
