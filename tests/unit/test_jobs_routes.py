@@ -67,6 +67,23 @@ def test_a_job_from_submission_to_its_end(room: Room) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            {"target": {"kind": "model", "name": "A b"}},
+            "'target.name' is \"A b\"; expected 1–63 of a–z, 0–9, '.', '_', '-', the first",
+        ),
+        ({"configg": {}}, "'configg' is not a field of a job; did you mean 'config'?"),
+        ({"config": {"numbr": 1}}, "'numbr' is not an option of 'makes'; did you mean 'number'?"),
+    ],
+)
+def test_a_wrong_field_is_named_in_words(room: Room, asked: dict[str, Any], says: str) -> None:
+    answer = submit(room, **asked)
+    assert error(answer) == (400, "invalid_request")
+    assert answer.json()["error"]["message"].startswith(says)
+
+
 def test_following_waits_for_the_end(room: Room) -> None:
     job = submit(room, kind="holds").json()["id"]
     room.office.until(lambda: room.office.job(job).state is State.running)

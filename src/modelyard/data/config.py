@@ -9,6 +9,7 @@ from pydantic import Field
 from modelyard.kinds import Config
 
 TableTask = Literal["tabular-classification", "tabular-regression"]
+_SOURCE = r"^(files|sklearn:[a-z_]+)$"
 ColumnType = Literal["float", "int", "text"]
 
 
@@ -17,7 +18,7 @@ class ImportDatasetConfig(Config):
     role, a folder of images by class (class/name.png) or one CSV file. The rest is for tables: `target` is the column to
     predict; `task` how (None: by the target's type); `types` overrules inferred column types; `delimiter` the sniffed one."""
 
-    source: str = Field(default="files", pattern=r"^(files|sklearn:[a-z_]+)$")
+    source: str = Field(default="files", pattern=_SOURCE, description="'files', or a bundled set such as sklearn:digits")
     target: str | None = None
     task: TableTask | None = None
     types: dict[str, ColumnType] = Field(default_factory=dict)

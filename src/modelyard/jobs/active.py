@@ -17,7 +17,7 @@ from typing import Any
 
 from modelyard.errors import Conflict, Invalid, ModelyardError, from_wire
 from modelyard.jobs.records import Said
-from modelyard.jobs.types import NAME, Event, Gang, GangHandle, Job, State, Submission
+from modelyard.jobs.types import NAME, NAME_IN_WORDS, Event, Gang, GangHandle, Job, State, Submission
 from modelyard.storage import Manifest
 
 _LONGEST_TEXT = 8192
@@ -150,7 +150,7 @@ class Active:
         """The parts of a question to publish. Raises `Invalid` or `Conflict` for what cannot be an output."""
         name, task, alias = str(body["name"]), body["task"], body["alias"]
         if not re.fullmatch(NAME, name):
-            raise Invalid(f"'{name[:80]}' is no name of an output: a-z, 0-9, '.', '_', '-', at most 63.")
+            raise Invalid(f"'{name[:80]}' is no name of an output; expected {NAME_IN_WORDS}.")
         if name in self.outputs:
             raise Conflict(f"The output '{name}' was published already.")
         return name, self.within(body["folder"]), task and str(task)[:100], dict(body["metadata"]), alias and str(alias)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from modelyard import fields
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.tables import ArtefactRow
 from modelyard.db import Session
@@ -39,12 +40,11 @@ def check_target(kind: JobKind, target: Target | None, *, child: bool) -> None:
 
 
 def check_config(kind: JobKind, config: dict[str, Any]) -> dict[str, Any]:
-    """The whole configuration, defaults filled in, as JSON. Raises `Invalid` naming every wrong field by its path."""
+    """The whole configuration, defaults filled in, as JSON. Raises `Invalid` naming every wrong field and what it should be."""
     try:
         return kind.config.model_validate(config).model_dump(mode="json")
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, ('config', *e['loc'])))}: {e['msg']}" for e in error.errors())
-        raise Invalid(f"The config is not one of kind '{kind.name}': {wrong}.") from error
+        raise Invalid(fields.explain(error, kind.config, f"an option of '{kind.name}'")) from error
 
 
 def check_roles(kind: JobKind, given: Collection[str]) -> None:

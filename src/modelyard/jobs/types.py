@@ -13,12 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 
-from modelyard.errors import ModelyardError
+from modelyard import fields
+from modelyard.errors import Invalid, ModelyardError
 from modelyard.kinds import Config
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+NAME_IN_WORDS = "1–63 of a–z, 0–9, '.', '_', '-', the first a letter or digit"
 
 
 class State(StrEnum):
@@ -38,11 +40,14 @@ class Target(Config):
     """What a job's outputs become versions of."""
 
     kind: Literal["dataset", "model"]
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, description=NAME_IN_WORDS)
 
 
 class Submission(Config):
-    """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>')."""
+    """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>').
+
+    What is wrong is told as `Invalid`, also where a web framework validates.
+    """
 
     kind: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -50,6 +55,14 @@ class Submission(Config):
     target: Target | None = None
     ranks: int = Field(default=1, ge=1, le=1024)
     timeout: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Submission]) -> Submission:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise Invalid(fields.explain(error, cls, "a field of a job")) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,15 +35,19 @@ class Module(Config):
     send: 'tensor' the model's own input, 'columns' one tensor a column, normalised as in training; images are always encoded
     files. `weights`: the name of the file of trained weights, a plain state_dict (.pth) or safetensors."""
 
-    file: str = Field(default="model.py", pattern=_FILE + r"\.py$")
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    file: str = Field(default="model.py", pattern=_FILE + r"\.py$", description="the name of a .py file, without folders")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of a class in that file")
     arguments: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[str, ...] = Field(min_length=1)
     target: str | None = None
     loss: Literal["mse", "cross-entropy"] = "mse"
     transform: Literal["tensor", "columns"] = "tensor"
     task: str | None = None
-    weights: str = Field(default="model.pth", pattern=_FILE + r"\.(pth|safetensors)$")
+    weights: str = Field(
+        default="model.pth",
+        pattern=_FILE + r"\.(pth|safetensors)$",
+        description="a file name, .pth or .safetensors",
+    )
 
 
 class TrainConfig(Config):
