@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from modelyard.app.migrate import pepper
 from modelyard.app.migrate import run as migrate
+from modelyard.app.supervise import environment
 from modelyard.db import Database, bump, now
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.serving.probe import probe
@@ -142,8 +143,8 @@ class Yard:
 
     def gateway(self) -> subprocess.Popen[bytes]:
         descriptor = self.listener.fileno()
-        argv = ("modelyard.app.process", "gateway", self.settings.model_dump_json(), str(descriptor))
-        process = self.start(*argv, pass_fds=[descriptor])
+        argv = ("modelyard.app.process", "gateway", str(self.settings.data), str(descriptor))
+        process = self.start(*argv, pass_fds=[descriptor], env=environment(self.settings))
         until(lambda: self.ready() and process.poll() is None)
         return process
 

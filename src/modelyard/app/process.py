@@ -1,11 +1,14 @@
-"""`python -m modelyard.app.process NAME SETTINGS …`: how the supervisor starts the platform's own processes.
+"""`python -m modelyard.app.process NAME DATA …`: how the supervisor starts the platform's own processes.
 
-The settings come whole, as JSON: a child never reads the environment or a file anew and so cannot differ from its parent.
+The settings come whole, as JSON in one variable of the environment: a child never reads them anew and so cannot differ from its
+parent, and no other user can read a database's password in the list of processes. The data folder is named for those who look
+at that list.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from modelyard.errors import Invalid, ModelyardError
@@ -13,10 +16,13 @@ from modelyard.plugins import load
 from modelyard.settings import Settings
 from modelyard.tenancy.door import body
 
+SETTINGS = "_MODELYARD_SETTINGS"
+
 
 def main(arguments: list[str]) -> int:
     """Run one process to its end; an error is one JSON document on stdout, exit 1."""
-    name, settings, rest = arguments[0], Settings.model_validate_json(arguments[1]), arguments[2:]
+    name, rest = arguments[0], arguments[2:]
+    settings = Settings.model_validate_json(os.environ.pop(SETTINGS))
     try:
         match name:
             case "migrate":

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modelyard import telemetry
+from modelyard.app.process import SETTINGS
 from modelyard.errors import Conflict, Crashed, Invalid, from_wire
 from modelyard.jobs import sandbox
 from modelyard.jobs.supervisor import Supervisor, lock
@@ -26,12 +27,15 @@ from modelyard.settings import Settings
 _log = telemetry.log(__name__)
 # Called once the platform answers, with its URL.
 Ready = Callable[[str], None]
+# Called once a signal asked for the end, before anything is stopped.
+Ending = Callable[[], None]
 BACKLOG = 2048
 PATIENCE = 60.0
 
 
-def up(settings: Settings, ready: Ready | None = None) -> None:
-    """Run the platform on this machine until SIGINT or SIGTERM; `ready(url)` is called once it answers.
+def up(settings: Settings, ready: Ready | None = None, ending: Ending | None = None) -> None:
+    """Run the platform on this machine until SIGINT or SIGTERM; `ready(url)` is called once it answers, `ending()` once it
+    was told to end.
 
     Raises `Conflict` where the port is taken or another `up` runs on the same folder.
     """
@@ -43,7 +47,7 @@ def up(settings: Settings, ready: Ready | None = None) -> None:
                 sys.stderr.write(f"{warning}\n")
             url = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
             _prepare(settings, url)
-            asyncio.run(_run(settings, listener, url, ready))
+            asyncio.run(_run(settings, listener, url, ready, ending))
     finally:
         os.close(held)
 
@@ -53,7 +57,7 @@ def node(settings: Settings) -> None:
     telemetry.configure("supervisor", settings.log_level)
     held = lock(settings.data)
     try:
-        asyncio.run(_run(settings, None, "", None))
+        asyncio.run(_run(settings, None, "", None, None))
     finally:
         os.close(held)
 
@@ -74,13 +78,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def command(process: str, settings: Settings, *words: str) -> list[str]:
-    """How a process of the platform is started: with exactly these settings."""
-    return [sys.executable, "-m", "modelyard.app.process", process, settings.model_dump_json(), *words]
+    """How a process of the platform is started; `environment` has its settings."""
+    return [sys.executable, "-m", "modelyard.app.process", process, str(settings.data), *words]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a process of the platform is started with: exactly these settings."""
+    return {**os.environ, SETTINGS: settings.model_dump_json()}
 
 
 def _prepare(settings: Settings, url: str) -> None:
     """Migrate in a child: this process stays small. Raises what the child raised."""
-    done = subprocess.run(command("migrate", settings, url), stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(command("migrate", settings, url), env=environment(settings), stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         try:
             said = json.loads(done.stdout)["error"]
@@ -89,7 +98,9 @@ def _prepare(settings: Settings, url: str) -> None:
         raise from_wire(said["code"], said["message"])
 
 
-async def _run(settings: Settings, listener: socket.socket | None, url: str, ready: Ready | None) -> None:
+async def _run(
+    settings: Settings, listener: socket.socket | None, url: str, ready: Ready | None, ending: Ending | None
+) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -97,14 +108,17 @@ async def _run(settings: Settings, listener: socket.socket | None, url: str, rea
     await supervisor.start()
     try:
         if listener is not None:
-            supervisor.keep("control", command("control", settings), log_file=settings.logs / "control.log")
+            env, logs = environment(settings), settings.logs
+            supervisor.keep("control", command("control", settings), env=env, log_file=logs / "control.log")
             gateway = command("gateway", settings, "{fd0}")
-            supervisor.keep("gateway", gateway, log_file=settings.logs / "gateway.log", fds=[listener.fileno()])
+            supervisor.keep("gateway", gateway, env=env, log_file=logs / "gateway.log", fds=[listener.fileno()])
             waiting = asyncio.ensure_future(_announce(settings.logs, url, ready))
             await asyncio.wait([waiting, asyncio.ensure_future(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 waiting.result()
         await stop.wait()
+        if ending is not None:
+            ending()
     finally:
         await supervisor.stop()
 

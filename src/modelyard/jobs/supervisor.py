@@ -103,7 +103,7 @@ class Supervisor:
 
         '{fd0}', '{fd1}', … in `argv` stand for the numbers of `fds`, which must stay open here.
         """
-        request = {"token": token, "label": "fixed", "argv": argv, "env": dict(os.environ)}
+        request = {"token": token, "label": "fixed", "argv": argv, "env": dict(os.environ if env is None else env)}
         if log_file is not None:
             request["log"] = str(log_file)
         self._keepers[token] = asyncio.get_running_loop().create_task(self._keep(request, list(fds)))

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from modelyard.storage.folders import OpenFolder, remove, seal, sync_folder
 from modelyard.storage.manifest import CHUNK, FileEntry, Manifest, check_hash
 from modelyard.storage.stores import Buffer, ObjectStore
 
+# Bytes of the cache's disk that no local copy takes: the database beside it needs room to write.
+RESERVE = 64 << 20
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -136,6 +139,11 @@ class Artefacts:
         for leftover in target.parent.glob(f".{target.name}.*.part"):
             remove(leftover)
         fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        # A manifest may name one blob many times: what is small in the store can be large here.
+        if manifest.size > (free := shutil.disk_usage(target.parent).free - RESERVE):
+            raise Unavailable(
+                f"Artefact {target.name} needs {manifest.size} bytes on this node, which has {max(0, free)} to spare."
+            )
         try:
             transfer.download(self._store, lambda chunk: _blob_key(project, chunk), manifest, fresh)
             seal(fresh)
