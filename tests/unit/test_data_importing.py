@@ -108,6 +108,23 @@ def test_images_by_class(tmp_path):
     assert 0.4 < known["train"]["mean"] < 0.6
 
 
+def test_a_folder_is_walked_a_few_times_whatever_its_size(tmp_path):
+    walks = []
+
+    class Counted(FolderView):
+        @property
+        def files(self):
+            walks.append(self.folder)
+            return super().files
+
+    (tmp_path / "work").mkdir()
+    view = Counted(pictures(tmp_path / "files", 40))
+    run(
+        ImportDatasetConfig(), {"files": Input("", {}, view)}, FolderOutputs(tmp_path / "out"), FolderContext(tmp_path / "work")
+    )
+    assert len(walks) <= 2
+
+
 def test_a_folder_that_grows_keeps_every_image_in_its_split(tmp_path):
     files = pictures(tmp_path / "files")
     before = Dataset.open(imported(tmp_path / "1", files)[0])

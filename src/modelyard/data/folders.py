@@ -20,7 +20,8 @@ MOST_FILE_BYTES = 64 << 20
 
 def image_folder(view: ArtefactView) -> Source:
     """Raises `Invalid` naming the first file that is out of place."""
-    paths = [path for path in sorted(view.files) if not is_litter(path)]
+    sizes = view.files  # asked for once: a view may walk its folder each time
+    paths = [path for path in sorted(sizes) if not is_litter(path)]
     for path in paths:
         if len(PurePosixPath(path).parts) != 2:
             raise Invalid(
@@ -28,10 +29,8 @@ def image_folder(view: ArtefactView) -> Source:
             )
         if not path.lower().endswith(ENDINGS):
             raise Invalid(f"'{path}' is no image; expected a file ending in {', '.join(ENDINGS)}. Nothing was imported.")
-        if view.files[path] > MOST_FILE_BYTES:
-            raise Invalid(
-                f"'{path}' has {view.files[path]:,} bytes; an image may have {MOST_FILE_BYTES:,}. Nothing was imported."
-            )
+        if sizes[path] > MOST_FILE_BYTES:
+            raise Invalid(f"'{path}' has {sizes[path]:,} bytes; an image may have {MOST_FILE_BYTES:,}. Nothing was imported.")
     names = tuple(sorted({path.partition("/")[0] for path in paths}))
     if len(names) < 2:
         raise Invalid(
