@@ -56,3 +56,12 @@ def test_the_config_refuses_early_what_the_job_would() -> None:
     with pytest.raises(ValidationError, match="names no module"):
         ImportModelConfig(module="model")
     assert ImportModelConfig(inputs=("x:FP32[-1,10]",)).tensors == (TensorCard(name="x", datatype="FP32", shape=(-1, 10)),)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"), [("banana", "'banana' is no task; there are"), ("text-clasification", "did you mean")]
+)
+def test_an_unknown_task_is_refused(task: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ImportModelConfig(task=task)
+    assert ImportModelConfig(task="text-classification").task == "text-classification"

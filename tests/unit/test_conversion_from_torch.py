@@ -38,7 +38,8 @@ def test_without_stated_inputs_it_serves_on_torch(upload: Path) -> None:
     card, facts = taken(upload, module=MODULE)
     assert card.engines == ("torch",)
     assert [t.model_dump() for t in card.inputs] == [{"name": "x", "datatype": "FP32", "shape": None}]
-    assert "untried" in facts["notes"][0]
+    assert "unknown" in facts["notes"][0]
+    assert "never run" in facts["notes"][0]
     assert answers(upload, card, "torch", np.ones((3, 10), np.float32)).shape == (3, 1)
 
 

@@ -31,6 +31,16 @@ def test_safetensors_serve_as_well(tmp_path: Path) -> None:
     np.testing.assert_array_equal(same.forward({"x": x})["output"], TorchEngine(tmp_path, card).forward({"x": x})["output"])
 
 
+def test_a_shape_that_only_the_module_can_refuse_is_the_callers_fault(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    wrong = {"x": np.ones((2, 3), np.float32)}
+    with pytest.raises(RuntimeError):
+        TorchEngine(tmp_path, card).forward(wrong)
+    unknown = card.model_copy(update={"inputs": (TensorCard(name="x", datatype="FP32"),)})
+    with pytest.raises(Invalid, match=r"does not take x \[2, 3\]: mat1 and mat2 shapes cannot be multiplied"):
+        TorchEngine(tmp_path, unknown).forward(wrong)
+
+
 def test_the_batch_is_left_alone_and_may_be_read_only(tmp_path: Path) -> None:
     card = simple(tmp_path)
     source = (tmp_path / "model.py").read_text().replace("return self", "x.mul_(0)\n        return self")

@@ -5,6 +5,7 @@ Read by `work.py` in every process, so nothing here loads a model library.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,6 +20,26 @@ from modelyard.tensors import DATATYPES
 _TENSOR = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_.\-/:]{0,127}):(?P<datatype>[A-Z0-9]+)\[(?P<shape>[0-9, \-]*)\]")
 _MODULE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 _MOST_DIMS = 16
+# Those the platform knows a transform for or infers, and Hugging Face's names of what tensors in and tensors out may be for.
+TASKS = (
+    "audio-classification",
+    "depth-estimation",
+    "feature-extraction",
+    "fill-mask",
+    "image-classification",
+    "image-feature-extraction",
+    "image-segmentation",
+    "image-to-image",
+    "object-detection",
+    "sentence-similarity",
+    "tabular-classification",
+    "tabular-regression",
+    "text-classification",
+    "text-generation",
+    "time-series-forecasting",
+    "token-classification",
+    "video-classification",
+)
 
 
 def parse_tensor(text: str) -> TensorCard:
@@ -72,6 +93,15 @@ class ImportModelConfig(Config):
         if module is not None:
             _checked(parse_module, module)
         return module
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, task: str | None) -> str | None:
+        if task is not None and task not in TASKS:
+            near = difflib.get_close_matches(task, TASKS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TASKS)}"
+            raise ValueError(f"'{task[:60]}' is no task; {hint}")
+        return task
 
     @property
     def tensors(self) -> tuple[TensorCard, ...]:

@@ -25,6 +25,10 @@ from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
 from modelyard.tensors import Array, Signature, TensorSpec, datatype_of
 
+_UNKNOWN = (
+    "The shape of its inputs is unknown, because none were stated: the model was loaded but never run, and has no ONNX form. "
+    "Import it with its inputs (x:FP32[-1,10]) to have both."
+)
 # What users' modules raise on input they cannot take.
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
@@ -48,7 +52,7 @@ def read(
     facts = {"engines": ("torch",), "files": {"weights": path.name}, "module": card}
     if not config.inputs:
         signature = Signature(inputs, (TensorSpec("output", "FP32", None),))
-        notes = ["Its inputs are not stated: it runs on PyTorch with whatever they are, untried."]
+        notes = [_UNKNOWN]
         return describe(config, signature, **facts), {"format": "torch", "notes": notes}
     samples, given = _tried(module.eval(), inputs)
     signature = Signature(inputs, _output_specs(inputs, given))

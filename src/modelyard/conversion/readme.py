@@ -58,7 +58,7 @@ def _tensors(card: ModelCard) -> str:
 
 
 def _shape(spec: TensorSpec) -> str:
-    return "not stated" if spec.shape is None else str(list(spec.shape))
+    return "unknown" if spec.shape is None else str(list(spec.shape))
 
 
 def _examples(card: ModelCard) -> list[str]:

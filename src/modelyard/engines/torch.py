@@ -28,6 +28,7 @@ from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import Array, Signature
 
 _numbers = itertools.count()
+_LONGEST = 400  # characters of a module's own message
 
 
 class TorchEngine:
@@ -48,8 +49,19 @@ class TorchEngine:
     def forward(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
             # torch.tensor copies: the module may write in place, and the batch is not ours.
-            result = self._module(*[torch.tensor(batch[name]) for name in self._inputs])
+            result = self._run([torch.tensor(batch[name]) for name in self._inputs])
         return {name: value.numpy() for name, value in zip(self._outputs, in_order(result, self._outputs), strict=True)}
+
+    def _run(self, arguments: Sequence[torch.Tensor]) -> Any:
+        """Where the shape of inputs is unknown nobody could check it before the module does: what it says of it is told."""
+        try:
+            return self._module(*arguments)
+        except RuntimeError as error:
+            if all(spec.shape is not None for spec in self._signature.inputs):
+                raise
+            given = ", ".join(f"{n} {list(a.shape)}" for n, a in zip(self._inputs, arguments, strict=True))
+            reason = str(error).strip().partition("\n")[0][:_LONGEST]
+            raise Invalid(f"The model does not take {given}: {reason}") from error
 
     def close(self) -> None:
         del self._module
