@@ -211,6 +211,15 @@ def strays(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     print("left")
 
 
+def bombs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Start `number` processes that sleep for a minute, each its own session's, and wait for none."""
+    for _ in range(min(config.number, 2000)):
+        os.posix_spawn("/bin/sleep", ["sleep", "60", config.text], {}, setsid=bool(config.rank))
+        time.sleep(0.002)
+        context.check()
+    wait_for_ever(context)
+
+
 def links(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Hand over a folder outside of the work folder, by a link or openly."""
     if config.text == "link":
@@ -241,5 +250,6 @@ NAMES = [
     "escapes",
     "strays",
     "links",
+    "bombs",
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}

@@ -67,6 +67,17 @@ def test_without_bubblewrap_jobs_run_and_strays_still_end(tmp_path: Path) -> Non
         assert yard.run("reduce_all", ranks=2).state is State.succeeded
 
 
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_a_fork_bomb_is_ended(tmp_path: Path, mode: str) -> None:
+    mark = f"60.{os.getpid()}"
+    with bench(tmp_path, sandbox=mode) as yard:
+        job = yard.run("bombs", number=2000, text=mark, timeout=60)
+        assert (job.state, job.attempt) == (State.failed, 1)
+        assert job.error == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
+        eventually(lambda: not processes_with(mark))
+        assert yard.run("copy").state is State.succeeded
+
+
 def test_a_required_sandbox_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "available", lambda: False)
     with pytest.raises(Unavailable, match="apt install bubblewrap"):

@@ -52,7 +52,7 @@ def test_a_parent_that_waits_gives_way_to_its_children() -> None:
 
 def test_a_parent_whose_children_have_ended_comes_before_the_queue() -> None:
     parent = Running("parent", 2, waits=True, resumes=True)
-    text = "waits for 1 free processors (0 of 2 are free)"
+    text = "waits for 1 free processor (0 of 2 are free)"
     assert assign(2, line(1, 1), [parent]) == Plan(("parent",), why={"j0": text, "j1": f"{text}, behind 1 other"})
     assert assign(2, line(1), [parent, Running("child", 1)]).start == ()
 

@@ -23,11 +23,12 @@ class Processes:
         self.exit: int | None = None
         self.stopped: list[float] = []
         self.away = False
+        self.reason: str | None = None
 
     def processes(self) -> dict[str, dict[str, Any]]:
         if self.away:
             raise Unavailable
-        return {"token": {"pid": 1, "exit": self.exit, "cpu": 2.5, "label": "gang"}}
+        return {"token": {"pid": 1, "exit": self.exit, "cpu": 2.5, "label": "gang", "reason": self.reason}}
 
     def stop(self, token: str, grace: float) -> None:
         self.stopped.append(grace)
@@ -86,6 +87,18 @@ def test_lines_are_put_together_and_beats_are_not_told(scene: Scene) -> None:
     assert scene.poll() == []
     scene.far.sendall(b'g","rank":0,"text":"x"}\n')
     assert scene.poll() == [("log", {"rank": 0, "text": "x"})]
+
+
+def test_a_gang_that_was_killed_for_what_it_did_was_wrong_not_lost(scene: Scene) -> None:
+    scene.processes.exit, scene.processes.reason = -9, "started more than 512 processes"
+    scene.far.close()
+    ((_, body),) = scene.poll()
+    assert body["error"] == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
+
+
+def test_a_beat_tells_of_processor_time(scene: Scene) -> None:
+    scene.say({"type": "beat", "cpu_seconds": 1.5})
+    assert scene.poll() == [("beat", {"cpu_seconds": 1.5})]
 
 
 def test_after_its_end_nothing_more_is_heard(scene: Scene) -> None:

@@ -55,13 +55,15 @@ def assign(cpus: int, queued: Sequence[Queued], running: Sequence[Running]) -> P
     line += [(job.id, job.ranks, False) for job in sorted(queued, key=lambda j: (-j.priority, j.place, j.id))]
     for name, ranks, resumes in line:
         if ranks > cpus:
-            why[name] = f"needs {ranks} processors at once; there are {cpus}"
+            why[name] = f"needs {ranks} processor{'s' * (ranks > 1)} at once; there {'is' if cpus == 1 else 'are'} {cpus}"
         elif ranks <= (free if head is None else min(free, _spare(head, free, busy))):
             (resume if resumes else start).append(name)
             busy.append(ranks)
             free -= ranks
         else:
-            why[name] = f"waits for {ranks} free processors ({free} of {cpus} are free)"
+            why[name] = (
+                f"waits for {ranks} free processor{'s' * (ranks > 1)} ({free} of {cpus} {'is' if free == 1 else 'are'} free)"
+            )
             why[name] += f", behind {ahead} other{'s' if ahead > 1 else ''}" if ahead else ""
             ahead += 1
             head = ranks if head is None else head

@@ -29,6 +29,8 @@ _ANSWER_TIMEOUT = 30.0
 # Users' work makes way for serving, and is what the kernel ends first when memory runs out.
 _GANG_LIMITS = {"core": 0, "nice": 5, "oom": 800}
 _REPLICA_LIMITS = {"core": 0, "oom": 300}
+# Processes that a gang or a replica may consist of; a gang of many ranks may have 32 a rank.
+_PROCESSES = 512
 # Seconds between two looks at a gang whose end is being made out.
 _CLOSING = 0.02
 
@@ -61,7 +63,7 @@ class LocalExecutor:
                 "label": "gang",
                 **self._confined(argv, readonly=readonly, writable=[gang.work], environment=environment, folder=gang.work),
                 "log": str(gang.work.with_name("launcher.log")),
-                "limits": {**_GANG_LIMITS, "data": gang.memory},
+                "limits": {**_GANG_LIMITS, "data": gang.memory, "processes": max(_PROCESSES, 32 * gang.ranks)},
             }
             try:
                 self.request(request, [far.fileno()])
@@ -90,7 +92,7 @@ class LocalExecutor:
         confined = self._confined(
             argv, readonly=[spec.folder], writable=[spec.socket.parent], environment=environment, folder=Path("/")
         )
-        limits = {**_REPLICA_LIMITS, "data": self._settings.job_memory}
+        limits = {**_REPLICA_LIMITS, "data": self._settings.job_memory, "processes": _PROCESSES}
         self.request(
             {"do": "start", "token": spec.token, "label": "replica", **confined, "log": str(spec.log), "limits": limits}
         )

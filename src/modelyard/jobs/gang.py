@@ -149,7 +149,7 @@ class LocalGang:
                 self._kill(Crashed("The gang's launcher closed its socket and did not end."))
             return None
         code = None if process is None else process["exit"]
-        error = self._reason or Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.work.with_name('launcher.log'))}")
+        error = self._reason or self._why(process)
         return Event(
             "ended",
             {
@@ -160,6 +160,13 @@ class LocalGang:
                 "cpu_seconds": 0.0 if process is None else process["cpu"],
             },
         )
+
+    def _why(self, process: Mapping[str, Any] | None) -> ModelyardError:
+        """What the end of the launcher means: a gang that the supervisor killed was wrong, another was lost."""
+        if process is not None and process["reason"] is not None:
+            return Invalid(f"The job was ended: it {process['reason']}.")
+        code = None if process is None else process["exit"]
+        return Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.work.with_name('launcher.log'))}")
 
     def _finish(self) -> None:
         self.ended = True

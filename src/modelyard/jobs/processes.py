@@ -47,7 +47,8 @@ def become_subreaper() -> None:
 
 @dataclass(eq=False)
 class Child:
-    """A process and all it starts. `exit` is None while it runs; negative: killed by that signal."""
+    """A process and all it starts. `exit` is None while it runs; negative: killed by that signal. `most_processes`: how many it
+    may start (0: any number); `reason`: what it did that we killed it for."""
 
     pid: int
     label: str
@@ -55,6 +56,8 @@ class Child:
     exit: int | None = None
     cpu_seconds: float = 0.0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    most_processes: int = 0
+    reason: str | None = None
     _popen: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -81,7 +84,8 @@ class Child:
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 raise Invalid(f"'{argv[0]}' could not be started: {error}.") from error
-        return cls(popen.pid, str(request.get("label", "")), Path(argv[0]).name == "bwrap", _popen=popen)
+        most = int((request.get("limits") or {}).get("processes", 0))
+        return cls(popen.pid, str(request.get("label", "")), Path(argv[0]).name == "bwrap", most_processes=most, _popen=popen)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Reap the process when it ends."""
@@ -116,6 +120,15 @@ class Child:
                 await asyncio.wait_for(self.ended.wait(), grace)
         self.kill()
         await self.ended.wait()
+
+    def bound(self) -> bool:
+        """Kill it where more processes stem from it than it may start; whether it was."""
+        most = self.most_processes
+        if self.exit is not None or self.reason is not None or not most or _descendants(self.pid, most) <= most:
+            return False
+        self.reason = f"started more than {most} processes"
+        self.kill()
+        return True
 
     def kill(self) -> None:
         if self.exit is None:
@@ -169,6 +182,16 @@ def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             yield from map(int, (task / "children").read_text().split())
+
+
+def _descendants(pid: int, enough: int) -> int:
+    """How many processes stem from `pid`; no longer counted past `enough`. Those of a sandbox never leave its tree."""
+    found, seen = [pid], 0
+    while found and seen <= enough:
+        below = list(_children(found.pop()))
+        found += below
+        seen += len(below)
+    return seen
 
 
 def orphans(known: set[int]) -> set[int]:

@@ -4,9 +4,9 @@
 `LocalExecutor`, its client, over a Unix socket: one JSON line a connection, with file descriptors beside it. Every child is
 killed by the kernel when this process dies, however it dies. It knows no database, no job and no model library.
 
-    {"do": "start", "token", "label", "argv", "env", "cwd", "log", "limits"}  → {"pid"}
-    {"do": "stop", "token", "grace"}                                         → {}
-    {"do": "list"}                                                           → {token: {"pid", "exit", "cpu", "label"}}
+    {"do": "start", "token", "label", "argv", "env", "cwd", "log", "limits"} → {"pid"}
+    {"do": "stop", "token", "grace"}                                        → {}
+    {"do": "list"}                                                          → {token: {"pid", "exit", "cpu", "label", "reason"}}
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _MOST_FDS = 8
 _LONGEST_PAUSE = 10.0
 # A fixed child that lived this long is restarted without a pause again.
 _HEALTHY = 30.0
+# Seconds between two counts of the processes of gangs and replicas.
+_COUNT = 0.5
 
 
 def lock(data: Path) -> int:
@@ -89,6 +91,7 @@ class Supervisor:
         self._listener = listener
         self._spawn(self._accept(listener))
         self._spawn(self._sweep())
+        self._spawn(self._bound())
 
     def keep(
         self,
@@ -126,8 +129,12 @@ class Supervisor:
         self.socket.unlink(missing_ok=True)
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Every child by token: pid, exit (negative: killed by that signal; None: it runs), CPU seconds at its end, label."""
-        return {t: {"pid": c.pid, "exit": c.exit, "cpu": c.cpu_seconds, "label": c.label} for t, c in self._children.items()}
+        """Every child by token: pid, exit (negative: killed by that signal; None: it runs), CPU seconds at its end, label, and
+        the reason where we killed it for what it did."""
+        return {
+            token: {"pid": c.pid, "exit": c.exit, "cpu": c.cpu_seconds, "label": c.label, "reason": c.reason}
+            for token, c in self._children.items()
+        }
 
     def begin(self, request: dict[str, Any], fds: list[int]) -> Child:
         """Start one child as `request` says. Raises `Conflict` for a token in use, `Invalid` for what cannot be started."""
@@ -202,6 +209,14 @@ class Supervisor:
             found = orphans({child.pid for child in self._children.values()})
             _end(found & seen)
             seen = found
+
+    async def _bound(self) -> None:
+        """Look for fork bombs. The kernel exempts root from its own limit, and counts a user's processes, not a gang's."""
+        while True:
+            await asyncio.sleep(_COUNT)
+            for child in self._children.values():
+                if child.bound():
+                    _log.warning("a child was killed", child=child.pid, label=child.label, reason=child.reason)
 
     def _forget(self) -> None:
         ended = [token for token, child in self._children.items() if child.exit is not None]
