@@ -37,6 +37,16 @@ def test_every_command_answers_in_json_and_takes_a_data_folder(name: str, comman
 
 
 @pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_help_shows_no_types_of_python_and_ends_its_sentences(name: str, command: typer.core.TyperCommand) -> None:
+    for parameter in command.get_params(typer.Context(command)):
+        assert parameter.metavar is not None, f"{name}: {parameter.name}"
+        assert not isinstance(parameter, typer.core.TyperArgument) or parameter.metavar.isupper()
+        text = getattr(parameter, "help", None) or ""
+        assert text.endswith("."), f"{name}: {parameter.name}: {text}"
+        assert not isinstance(parameter.show_default, str), "typer shows such a default in brackets"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
 def test_every_command_is_on_the_page(name: str, command: typer.core.TyperCommand) -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     assert f"`{name}" in page

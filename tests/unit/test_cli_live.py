@@ -38,3 +38,19 @@ def test_logs_are_shown_only_where_asked_for(capsys: pytest.CaptureFixture[str])
 def test_progress_reads_in_its_unit() -> None:
     assert progress_text({"done": 3, "total": 20, "unit": "epochs"}) == "3/20 epochs"
     assert progress_text({"done": 1 << 20, "total": 3 << 20, "unit": "bytes"}) == "1.0 MiB/3.0 MiB"
+
+
+def test_why_a_job_waits_is_told_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Live("train") as live:
+        for why in (None, "waits for 1 free processor", "waits for 1 free processor", "needs 2"):
+            live.waits(why)
+    assert capsys.readouterr().err.splitlines() == ["train  queued: waits for 1 free processor", "train  queued: needs 2"]
+
+
+def test_what_optimising_measured_is_told_by_variant_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [{"variant": "fp32", "accuracy": 0.98, "p50_ms": 0.12}]
+    with Live("optimize") as live:
+        live.see(metric(0, accuracy=0.98))
+        live.see({"type": "report", "rank": 0, "facts": {"metric": "accuracy", "table": table}})
+        live.see({"type": "report", "rank": 0, "facts": {"table": table, "chosen": "fp32"}})
+    assert capsys.readouterr().err.splitlines() == ["optimize  fp32          accuracy 0.9800  p50 0.120 ms"]

@@ -2,17 +2,11 @@ from __future__ import annotations
 
 import io
 import json
-import re
 
 import pytest
-import typer
 from typer.exceptions import TyperException
 
 from modelyard.cli import screen
-
-
-def unstyled(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def test_json_is_exactly_one_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,18 +20,6 @@ def test_text_is_what_people_get(capsys: pytest.CaptureFixture[str]) -> None:
     screen.say(False, {"name": "m"}, "text")
     screen.note("beside")
     assert capsys.readouterr() == ("text\n", "beside\n")
-
-
-def test_columns_are_aligned_numbers_right() -> None:
-    text = unstyled(screen.table(("name", "calls", "note"), [("digits", 12, None), ("a", 1234, "x")]))
-    assert text.splitlines() == ["NAME    CALLS  NOTE", "digits     12", "a        1234  x"]
-    assert screen.table(("name",), [], "nothing") == "nothing"
-
-
-def test_states_are_coloured_and_nothing_else_is() -> None:
-    text = screen.table(("name", "state"), [("ready-to-go", "ready")])
-    assert typer.style("ready", fg="green") in text
-    assert "ready-to-go" in text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelyard.cli.variants import findings
+import pytest
+
+from modelyard.cli.variants import findings, measured
 
 
 def row(variant: str, **changes: Any) -> dict[str, Any]:
@@ -18,13 +20,25 @@ REPORT = {"rows": 270, "original": INTERVAL, "chosen": INTERVAL, "drop": {"value
 def test_variants_stand_side_by_side_with_the_chosen_one_marked() -> None:
     rows = [row("original", drop=0.0), row("static-int8", chosen=True, verdict="best latency within 1 points")]
     text = findings({"metric": "accuracy", "table": rows, "report": REPORT})
-    _, original, chosen, report = text.splitlines()
+    _, original, chosen, report, _, last = text.splitlines()
     assert original.startswith("  original")
     assert chosen.startswith("→ static-int8")
     for figure in ("0.9812", "0.961–0.992", "0.37", "2.0 KiB", "0.123", "12,346", "best latency"):
         assert figure in chosen
     assert "270 rows" in report
-    assert "0.00 points lost (-0.50 to 0.50)" in report
+    assert "0.00 points lost (-0.50 to 0.50)" in last
+
+
+def test_a_narrow_terminal_keeps_the_verdict_and_breaks_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [row("original", verdict="original"), row("dynamic-int8", chosen=True, verdict="best latency within 1 points")]
+    text = findings({"metric": "accuracy", "table": rows, "report": REPORT})
+    assert max(map(len, text.splitlines())) <= 80
+    assert "best latency" in text
+
+
+def test_a_variant_reads_in_one_line() -> None:
+    assert measured(row("fp32"), "accuracy") == "fp32          accuracy 0.9812  p50 0.123 ms"
 
 
 def test_what_could_not_be_measured_is_a_dash() -> None:

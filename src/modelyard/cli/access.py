@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from modelyard.cli.screen import AsJson, Data, confirm, note, open_yard, say, table
+from modelyard.cli.screen import AsJson, Data, confirm, note, open_yard, say, size
+from modelyard.cli.table import table
 from modelyard.cli.values import seconds
 
 Scope = Literal["infer", "write", "admin"]
@@ -20,7 +21,7 @@ def create_key(
     scope: Annotated[Scope, typer.Option(help="infer: call models. write: also train and deploy. admin: also keys.")] = "infer",
     name: Annotated[str | None, typer.Option(help="What the key is for.", show_default=False)] = None,
     expires: Annotated[
-        str | None, typer.Option(help="How long it is good for, as 12h or 30d.", show_default="for ever")
+        str | None, typer.Option(help="How long it is good for, as 12h or 30d; for ever where not said.", show_default=False)
     ] = None,
     data: Data = None,
     as_json: AsJson = False,
@@ -86,9 +87,16 @@ def usage(
     """Show what your project used, by deployment or job, version and key."""
     with open_yard(data) as yard:
         found = yard.usage(since=since)
-    names = ("kind", "subject", "version", "key", "calls", "units", "cpu_seconds", "bytes_in", "bytes_out", "errors")
-    rows = [[row[name] for name in names] for row in found]
-    say(as_json, found, table([name.replace("_", " ") for name in names], rows, "Nothing was used yet."))
+    rows = [
+        (
+            *(row[name] for name in ("kind", "subject", "version", "key", "calls", "units", "cpu_seconds")),
+            *(size(row[name]) for name in ("bytes_in", "bytes_out")),
+            row["errors"],
+        )
+        for row in found
+    ]
+    header = ("kind", "subject", "version", "key", "calls", "units", "cpu seconds", "in", "out", "errors")
+    say(as_json, found, table(header, rows, "Nothing was used yet.", spare=("kind", "in", "out")))
 
 
 def whoami(data: Data = None, as_json: AsJson = False) -> None:

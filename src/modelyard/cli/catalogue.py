@@ -11,7 +11,8 @@ import typer
 from modelyard.cli.jobs import finish, started
 from modelyard.cli.live import Live
 from modelyard.cli.receipt import tree_text
-from modelyard.cli.screen import AsJson, Data, NoWait, confirm, describe, open_yard, say, table
+from modelyard.cli.screen import AsJson, Data, NoWait, confirm, describe, open_yard, say
+from modelyard.cli.table import table
 from modelyard.errors import Invalid, not_found
 
 Kind = Literal["dataset", "model"]
@@ -39,7 +40,7 @@ def import_dataset(
             job = yard.import_dataset(name, source, target=target, task=task, wait=False, on_event=live.see)
         if no_wait:
             return started(as_json, job)
-        version = finish(yard, job, "import")
+        version = finish(yard, job, Live("import"))
     say(as_json, version, f"imported {describe(version)}{_splits(version)}")
     return None
 
@@ -65,7 +66,7 @@ def import_model(
             job = yard.import_model(name, path, module=module, inputs=inputs or (), task=task, wait=False, on_event=live.see)
         if no_wait:
             return started(as_json, job)
-        version = finish(yard, job, "import")
+        version = finish(yard, job, Live("import"))
     say(as_json, version, f"imported {describe(version)}")
     return None
 
@@ -120,7 +121,7 @@ def _shared(group: typer.Typer, kind: Kind) -> None:
             (v["reference"], v["task"], v["artefact"][:12], v["job"], v["created"], ", ".join(v["aliases"]))
             for v in body["versions"]
         ]
-        say(as_json, body, table(("version", "task", "hash", "job", "created", "aliases"), rows))
+        say(as_json, body, table(("version", "task", "hash", "job", "created", "aliases"), rows, spare=("hash",)))
         return None
 
     @group.command("lineage", help=f"Show what a {kind} was made from, down to the data.")
@@ -139,7 +140,9 @@ _shared(model, "model")
 
 
 def delete_any(
-    name: Annotated[str, typer.Argument(help="A dataset or model; as dataset:NAME or model:NAME where both exist.")],
+    name: Annotated[
+        str, typer.Argument(help="A dataset or model; as dataset:NAME or model:NAME where both exist.", show_default=False)
+    ],
     yes: Yes = False,
     data: Data = None,
     as_json: AsJson = False,

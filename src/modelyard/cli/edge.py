@@ -25,6 +25,7 @@ from typer.exceptions import TyperException
 
 from modelyard import __version__
 from modelyard.cli import access, catalogue, jobs, processes, receipt, serving
+from modelyard.cli.help import plain
 from modelyard.cli.screen import INTERRUPTED, Left, complain, note
 from modelyard.errors import CallerError, Forbidden, Internal, ModelyardError, NotFound, TimedOut, Unauthorized, Unavailable
 
@@ -96,6 +97,8 @@ for _panel, _commands in COMMANDS.items():
 for _panel, _groups in GROUPS.items():
     for _group in _groups:
         app.add_typer(_group, rich_help_panel=_panel)
+        plain(_group)
+plain(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from modelyard.cli.live import Live, progress_text
-from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say, table
+from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say
+from modelyard.cli.serving import numbered
+from modelyard.cli.table import table
 from modelyard.cli.values import nested
 from modelyard.cli.variants import findings
-from modelyard.errors import Invalid
+from modelyard.errors import Invalid, NotFound, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from modelyard.client import Yard
 
+# Seconds between looks at a job that waits or is being stopped.
+_LOOK = 0.2
 Goal = Literal["latency", "throughput", "size"]
 Job = Annotated[str, typer.Argument(help="A job's id, as `modelyard ps` shows it.", show_default=False)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay and show it; Ctrl-C detaches, the job goes on.")]
@@ -29,13 +35,29 @@ Set = Annotated[
 ]
 
 
-def finish(yard: Yard, job: dict[str, Any], title: str, *, logs: bool = False) -> dict[str, Any]:
+def finish(yard: Yard, job: dict[str, Any], live: Live) -> dict[str, Any]:
     """Show a job until its end and return the version it made. Ctrl-C detaches: the job goes on."""
+
+    def see(event: Mapping[str, Any]) -> None:
+        live.see(event)
+        if event["type"] == "state" and event["state"] == "queued":
+            _tell_why(yard, job["id"], live)
+
     try:
-        with Live(title, logs=logs) as live:
-            return yard.result(job["id"], live.see)
+        with live:
+            return yard.result(job["id"], see)
     except KeyboardInterrupt as error:
         raise detached(job["id"]) from error
+
+
+def _tell_why(yard: Yard, job: str, live: Live) -> None:
+    """While a job is queued, show why it waits; a platform out of sight is left to whoever follows the events."""
+    try:
+        while (shown := yard.job(job))["state"] == "queued":
+            live.waits(shown["why"])
+            time.sleep(_LOOK)
+    except (Unavailable, TimedOut):
+        return
 
 
 def detached(job: str) -> Left:
@@ -78,9 +100,16 @@ def train(
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")
-        version = finish(yard, job, "train", logs=True)
-    say(as_json, version, f"trained {describe(version)}")
+        version = finish(yard, job, Live("train", logs=True))
+    say(as_json, version, f"trained {describe(version)}{scored(version)}")
     return None
+
+
+def scored(version: Mapping[str, Any]) -> str:
+    """What training says of a version's quality: ' · select accuracy 0.9815', or the loss where that is no figure."""
+    select = version["metadata"].get("metrics", {}).get("select", {})
+    metric = next((name for name in ("accuracy", "loss") if name in select), None)
+    return f" · select {metric} {select[metric]:.4f}" if metric else ""
 
 
 def optimize(
@@ -88,10 +117,12 @@ def optimize(
     max_accuracy_drop: Annotated[
         float, typer.Option(min=0, max=100, help="Percentage points of accuracy the chosen variant may lose.")
     ] = 1.0,
-    goal: Annotated[Goal, typer.Option(help="What is best among those.")] = "latency",
+    goal: Annotated[
+        Goal, typer.Option(help="What is best among those: latency, throughput or size.", metavar="GOAL")
+    ] = "latency",
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "-d", help="What to measure on.", show_default="what it was trained on", metavar="REF"),
+        typer.Option("--dataset", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"),
     ] = None,
     settings: Set = None,
     follow: Follow = False,
@@ -106,7 +137,7 @@ def optimize(
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")
-        version = finish(yard, job, "optimize", logs=True)
+        version = finish(yard, job, Live("optimize", logs=True))
         facts = yard.job(job["id"])["facts"]["0"]
     say(as_json, version | {"facts": facts}, f"{findings(facts)}\nchosen {describe(version)}")
     return None
@@ -122,11 +153,10 @@ def ps(
         jobs, deployments = yard.jobs(), yard.deployments()
     shown = jobs if everything else [job for job in jobs if job["state"] in ("queued", "starting", "running")]
     served = [(d["name"], d["model"], d["state"], d["engine"], len(d["replicas"]), d["error"]) for d in deployments]
-    text = table(
-        ("job", "kind", "target", "state", "progress", "note"), [job_row(job) for job in shown], "No jobs on their way."
-    )
+    header = ("job", "kind", "target", "state", "progress", "note")
+    text = table(header, [job_row(job) for job in shown], "No jobs on their way.", spare=("kind",))
     text += "\n\n" + table(("deployment", "model", "state", "engine", "replicas", "note"), served, "Nothing is deployed.")
-    say(as_json, {"jobs": shown, "deployments": deployments}, text)
+    say(as_json, {"jobs": shown, "deployments": [numbered(d) for d in deployments]}, text)
 
 
 def job_row(job: dict[str, Any]) -> tuple[Any, ...]:
@@ -140,14 +170,35 @@ def job_row(job: dict[str, Any]) -> tuple[Any, ...]:
 def logs(job: Job, follow: Follow = False, data: Data = None, as_json: AsJson = False) -> None:
     """Print what a job's ranks wrote."""
     kept: list[str] = []
-    with open_yard(data) as yard:
-        for line in yard.logs(job, follow=follow):
-            if as_json:
+    with open_yard(data) as yard, _found(job):
+        try:
+            for line in yard.logs(job, follow=follow):
                 kept.append(line)
-            else:
-                say(False, None, line)
+                if not as_json:
+                    say(False, None, line)
+        except KeyboardInterrupt as error:
+            if not follow:
+                raise
+            raise detached(job) from error
+        shown = yard.job(job) if as_json or not kept else {}
     if as_json:
-        say(True, {"job": job, "lines": kept}, "")
+        say(True, {"job": job, "state": shown["state"], "lines": kept}, "")
+    elif not kept:
+        note(silent(shown))
+
+
+def silent(job: Mapping[str, Any]) -> str:
+    """What there is to say of a job that wrote nothing."""
+    told = job["error"]["message"] if job["error"] else job["why"]
+    return f"Job {job['id']} has written nothing; it is {job['state']}{f': {told}' if told else '.'}"
+
+
+@contextmanager
+def _found(job: str) -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(f"There is no job '{job}' in this project; `modelyard ps --all` shows those there are.") from error
 
 
 def stop(
@@ -157,10 +208,10 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job; what it published before is dropped."""
-    with open_yard(data) as yard:
+    with open_yard(data) as yard, _found(job):
         shown = yard.cancel(job)
         while not no_wait and shown["state"] in ("queued", "starting", "running"):
-            time.sleep(0.2)
+            time.sleep(_LOOK)
             shown = yard.job(job)
     say(as_json, shown, f"job {job} {shown['state']}")
 

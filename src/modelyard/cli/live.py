@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from modelyard.cli.screen import note, size, sparkline
+from modelyard.cli.variants import measured
 from modelyard.plugins import load
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Live:
     def __init__(self, title: str, *, logs: bool = False) -> None:
         self.title, self.logs = title, logs
         self.figures = Figures()
+        self._why: str | None = None
         self._bars: Bars | None = None
 
     def __enter__(self) -> Live:
@@ -62,9 +64,11 @@ class Live:
         match event["type"]:
             case "progress" if self._bars:
                 self._bars.bar(event.get("what", self.title), progress_text(event), event["done"], event["total"] or None)
-            case "metric":
+            case "metric" if self.title != "optimize":  # its report tells the same by variant
                 self.figures.add(event)
                 self._figures()
+            case "report" if "table" in event["facts"]:
+                self._variants(event["facts"])
             case "state":
                 self._state(str(event["state"]))
             case "log" if self.logs:
@@ -81,6 +85,22 @@ class Live:
             note(f"{self.title}  {state}")
         elif state in ("queued", "starting"):
             self._bars.bar(self.title, state)
+
+    def waits(self, why: str | None) -> None:
+        """Show why a job is still queued, where that is new."""
+        if not why or why == self._why:
+            return
+        self._why = why
+        if self._bars:
+            self._bars.bar(self.title, why)
+        else:
+            note(f"{self.title}  queued: {why}")
+
+    def _variants(self, facts: Mapping[str, Any]) -> None:
+        """What an optimise job measured, a line a variant, once: its last report says again what the result will."""
+        if "metric" in facts:
+            for row in facts["table"]:
+                self._log(f"{self.title}  {measured(row, facts['metric'])}")
 
     def _log(self, text: str) -> None:
         if self._bars:

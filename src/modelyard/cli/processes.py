@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from modelyard.cli.screen import AsJson, note, say, table
+from modelyard.cli.screen import AsJson, note, say
+from modelyard.cli.table import table
 from modelyard.plugins import load
 
 Folder = Annotated[
@@ -20,8 +21,11 @@ Folder = Annotated[
         "--data", help="Folder that holds everything the platform keeps [MODELYARD_DATA, ~/.modelyard].", metavar="DIR"
     ),
 ]
-Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.", show_default="8080")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 where not said.", show_default=False)]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port to listen on, 8080 where not said; 0 picks a free one.", show_default=False),
+]
 
 
 def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
@@ -32,7 +36,7 @@ def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJso
         profile = settings.data / "profile.json"
         say(as_json, {"url": url, "data": str(settings.data), "profile": str(profile)}, welcome(url, settings.data, profile))
 
-    load("modelyard.app.supervise:up")(settings, ready)
+    load("modelyard.app.supervise:up")(settings, ready, lambda: note("ending…"))
 
 
 def welcome(url: str, data: Path, profile: Path) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from modelyard.cli.screen import AsJson, Data, open_yard, say, table
+from modelyard.cli.screen import AsJson, Data, open_yard, say
+from modelyard.cli.table import table
 
 
 def receipt(

@@ -26,18 +26,6 @@ Data = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; print the job or state instead of the result.")]
 
-_COLOURS = {
-    "ready": "green",
-    "succeeded": "green",
-    "ok": "green",
-    "running": "cyan",
-    "starting": "cyan",
-    "pending": "yellow",
-    "queued": "yellow",
-    "warning": "yellow",
-    "failed": "red",
-    "cancelled": "magenta",
-}
 INTERRUPTED = 130
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -88,36 +76,6 @@ def complain(as_json: bool, code: str, message: str) -> None:
         typer.echo(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
     else:
         typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "none") -> str:
-    """Aligned columns under a header; numbers to the right; states in colour (stripped where stdout is no terminal)."""
-    if not rows:
-        return empty
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    numeric = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(header))]
-
-    def line(parts: Sequence[str]) -> str:
-        padded = [part.rjust(w) if right else part.ljust(w) for part, w, right in zip(parts, widths, numeric, strict=True)]
-        return "  ".join(padded).rstrip()
-
-    def coloured(parts: Sequence[str]) -> str:
-        text = line(parts)
-        for part in parts:
-            if part in _COLOURS:
-                text = text.replace(f" {part}", " " + typer.style(part, fg=_COLOURS[part]), 1)
-        return text
-
-    return "\n".join([typer.style(line(header).upper(), bold=True), *(coloured(row) for row in cells)])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
 
 
 def size(count: int | float) -> str:

@@ -9,7 +9,8 @@ import typer
 
 from modelyard.cli.curl import curl_line
 from modelyard.cli.live import Live
-from modelyard.cli.screen import AsJson, Data, NoWait, open_yard, say, table
+from modelyard.cli.screen import AsJson, Data, NoWait, open_yard, say
+from modelyard.cli.table import table
 from modelyard.cli.values import tensors
 from modelyard.errors import Invalid
 
@@ -30,7 +31,9 @@ def deploy(
         ),
     ],
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer.")] = 1,
-    engine: Annotated[str | None, typer.Option(help="onnx or torch.", show_default="the model's best")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="onnx or torch; the model's best where not said.", show_default=False)
+    ] = None,
     no_wait: NoWait = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -42,7 +45,7 @@ def deploy(
             meant = yard.served(model)
             shown = yard.deploy(name, meant, replicas=replicas, engine=engine, wait=not no_wait)
         line = curl_line(yard.profile, shown) if shown["state"] == "ready" else ""
-    say(as_json, shown | {"curl": line}, f"{deployed(shown, model, meant)}\n{line}".rstrip())
+    say(as_json, numbered(shown) | {"curl": line}, f"{deployed(shown, model, meant)}\n{line}".rstrip())
 
 
 def deployed(shown: dict[str, Any], asked: str, meant: str) -> str:
@@ -72,8 +75,19 @@ def predict(
         raise Invalid("Say what to predict on: either --image FILE or --input NAME=VALUE.")
     with open_yard(data) as yard:
         answer = yard.predict(name, tensors(inputs) if inputs else None, image=images or None, version=version)
-    body = {"deployment": answer.deployment, "version": answer.version, "id": answer.id, "outputs": answer.plain()}
+    body = {"deployment": answer.deployment, "version": number(answer.version), "id": answer.id, "outputs": answer.plain()}
     say(as_json, body, f"{answer_text(answer)}\n\nversion {answer.version}, request {answer.id}")
+
+
+def number(version: str) -> int | str:
+    """A version as the catalogue gives it, a number; the inference protocol has text."""
+    return int(version) if version.isdecimal() else version
+
+
+def numbered(shown: dict[str, Any]) -> dict[str, Any]:
+    """A deployment whose versions are numbers."""
+    replicas = [replica | {"version": number(replica["version"])} for replica in shown["replicas"]]
+    return shown | {"version": number(shown["version"]), "replicas": replicas}
 
 
 def answer_text(answer: Answer) -> str:
@@ -106,7 +120,8 @@ def listing(data: Data = None, as_json: AsJson = False) -> None:
     with open_yard(data) as yard:
         found = yard.deployments()
     rows = [(d["name"], d["model"], d["state"], d["engine"], len(d["replicas"]), d["error"]) for d in found]
-    say(as_json, found, table(("name", "model", "state", "engine", "replicas", "note"), rows, "Nothing is deployed."))
+    shown = [numbered(d) for d in found]
+    say(as_json, shown, table(("name", "model", "state", "engine", "replicas", "note"), rows, "Nothing is deployed."))
 
 
 @deployment.command("show")
@@ -124,4 +139,4 @@ def show(name: Name, data: Data = None, as_json: AsJson = False) -> None:
         table(("replica", "state", "pid"), replicas, "No replicas."),
         line,
     ]
-    say(as_json, found | {"curl": line}, "\n\n".join(part for part in parts if part))
+    say(as_json, numbered(found) | {"curl": line}, "\n\n".join(part for part in parts if part))

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelyard.cli.screen import size, table
+from modelyard.cli.screen import size
+from modelyard.cli.table import table
 
-_HEADER = ("variant", "accuracy", "interval", "points lost", "size", "p50 ms", "p99 ms", "rows/s", "verdict")
+_HEADER = ("variant", "accuracy", "interval", "lost", "size", "p50 ms", "p99 ms", "rows/s", "verdict")
+
+
+def measured(row: Mapping[str, Any], metric: str) -> str:
+    """One variant in a line, as soon as it was measured."""
+    return f"{row['variant']:<12}  {metric} {_figure(row['accuracy'], 4)}  p50 {_figure(row['p50_ms'], 3)} ms"
 
 
 def findings(facts: Mapping[str, Any]) -> str:
     """The table of variants on the select split, the chosen one marked, and the report split's figures below it."""
     metric = facts["metric"]
+    rows = [_row(row) for row in facts["table"]]
     header = [metric if name == "accuracy" else name for name in _HEADER]
-    return f"{table(header, [_row(row) for row in facts['table']])}\n{_report(facts['report'], metric)}"
+    return f"{table(header, rows, spare=('interval', 'p99 ms'))}\n{_report(facts['report'], metric)}"
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -36,7 +43,7 @@ def _report(report: Mapping[str, Any], metric: str) -> str:
     lost = report["drop"]
     points = f"{lost['value']:.2f} points lost ({lost['low']:.2f} to {lost['high']:.2f})"
     own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
-    return f"on {report['rows']} rows kept for the report: original {metric} {own}, chosen {chosen}, {points}"
+    return f"on {report['rows']} rows kept for the report:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
 
 
 def _interval(figure: Mapping[str, float]) -> str:
