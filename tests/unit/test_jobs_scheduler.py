@@ -74,7 +74,7 @@ def test_a_lost_gang_is_started_again_from_its_checkpoint_until_it_is_enough(off
     ]
     assert usage(office) == [(1, 0, 3)]
     office.until(lambda: not list(office.settings.jobs.iterdir()))
-    assert not [key for key in office.store.objects if "checkpoints" in key]
+    assert [key for key in office.store.objects if "checkpoints" in key and key.endswith("latest.json")]
 
 
 def test_a_new_control_queues_again_what_ran(office: Office) -> None:
@@ -235,4 +235,20 @@ def test_checkpoints_that_a_killed_control_left_are_dropped_by_the_next(office: 
     office.begin()
     office.until(lambda: not list(office.settings.jobs.iterdir()))
     assert not [key for key in office.store.objects if "checkpoints" in key]
+    first.close()
+
+
+def test_the_next_control_keeps_the_checkpoint_of_what_failed(office: Office, tmp_path: Path) -> None:
+    (job,) = office.finish(office.submit("refuses", config={"text": "no"}).id)
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "step").write_text("1")
+    office.artefacts.put_checkpoint("team", job.id, tmp_path / "kept")
+    (office.settings.jobs / f".{job.id}.aside" / "work").mkdir(parents=True)
+    first = office.scheduler
+    office.begin()
+    office.until(lambda: not list(office.settings.jobs.iterdir()))
+    found = office.artefacts.latest_checkpoint("team", job.id, tmp_path / "found")
+    assert found is not None
+    assert (found / "step").read_text() == "1"
     first.close()

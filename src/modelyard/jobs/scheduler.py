@@ -109,7 +109,7 @@ class Scheduler:
                 left = Active.left(job, self._folder(job), endings.charged_us(session, job))
                 self._conclude(session, left, Crashed("Control was restarted while the job ran."))
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(self._left())))
-            known = {row.id: records.load(row) for row in rows if State(row.state).ended}
+            known = {row.id: records.load(row) for row in rows if _forgets(State(row.state))}
         for name, folder in self._left().items():
             # Out of the way first: the job's next attempt makes a folder of the same name while this one is removed.
             aside = folder.rename(folder.with_name(f".{name}.{secrets.token_hex(8)}"))
@@ -205,7 +205,7 @@ class Scheduler:
             else:
                 state = self._conclude(session, active, active.error or Crashed("The gang ended without saying why."))
         _ENDED.labels(state.value).inc()
-        self._drop(active, final=state.ended)
+        self._drop(active, state)
 
     def _conclude(self, session: Session, active: Active, error: ModelyardError) -> State:
         """Write the end of an attempt that did not succeed; a gang that was lost, not wrong, is started again."""
@@ -219,20 +219,21 @@ class Scheduler:
         endings.fail(session, active, State.failed, error)
         return State.failed
 
-    def _drop(self, active: Active, *, final: bool = False) -> None:
-        """Let go of an attempt and of its folders; at the job's end also of its checkpoints."""
+    def _drop(self, active: Active, state: State = State.queued) -> None:
+        """Let go of an attempt and of its folders; where that left the job done or cancelled also of its checkpoints."""
         self._active.pop(active.job.id, None)
         self._woken = True
         if active.handle is not None and active.ended is None:
             active.handle.kill()
-        folder, ended = (active.folder.parent, active.job) if final else (active.folder, None)
+        folder = active.folder.parent if state.ended else active.folder
+        ended = active.job if _forgets(state) else None
         if active.preparing is not None and not active.preparing.done():
             active.preparing.add_done_callback(lambda _: self._clean(folder, ended))
         else:
             self._pool.submit(self._clean, folder, ended)
 
     def _clean(self, folder: Path, ended: Job | None) -> None:
-        """Remove a folder, of a job that has ended its checkpoints before: while the folder is there, they may be."""
+        """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
         if ended is None or self._attempt(lambda: self._artefacts.drop_checkpoints(ended.project, ended.id)):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -263,7 +264,7 @@ class Scheduler:
             lost = Active(job, self._folder(job))
             with self._db.begin() as session:
                 endings.fail(session, lost, State.cancelled, None)
-            self._drop(lost, final=True)
+            self._drop(lost, State.cancelled)
         elif active is not None and active.cancelled_at is None:
             active.cancelled_at = time.monotonic()
             if active.handle is not None:
@@ -307,3 +308,8 @@ class Scheduler:
 
     def _folder(self, job: Job) -> Path:
         return self._settings.jobs / job.id / (job.token or "none")
+
+
+def _forgets(state: State) -> bool:
+    """Whether a job that came to this needs its checkpoints no more. What failed keeps its last good one."""
+    return state in (State.succeeded, State.cancelled)
