@@ -129,6 +129,17 @@ def test_without_the_database_it_serves_for_the_grace_and_then_closes(tmp_path):
         bench.gateway.admit(URL, GOOD, NOW + 1)
 
 
+def test_a_database_that_is_gone_is_not_waited_for(tmp_path):
+    bench, looked = Bench(tmp_path), []
+    follower = FakeFollower(age=0.1)
+    bench.gateway.follow(follower)  # type: ignore[arg-type]
+    bench.gateway.refresh(lambda: looked.append("found"))
+    assert (len(follower.asked), looked) == (1, [])
+    follower.age = 5.0
+    bench.gateway.refresh(lambda: looked.append("gone"))
+    assert (len(follower.asked), looked) == (1, ["gone"])
+
+
 def test_a_call_id_is_the_requests_own_or_fresh(tmp_path):
     gateway = Bench(tmp_path).gateway
     assert gateway.call_id(b"abc-1") == "abc-1"
