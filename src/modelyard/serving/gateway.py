@@ -103,8 +103,8 @@ class Gateway:
         return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
 
     def refresh(self, done: Callable[[], None]) -> None:
-        """Look at the database now, and call `done`: somebody named a key or a deployment that is not known yet. A database that
-        is gone is not waited for: a look at one that is locked takes as long as the lock."""
+        """Look at the database now, and call `done`: somebody named a key or a deployment that is not known yet. A database
+        that is gone is not waited for: a look at one that is locked takes as long as the lock."""
         if self._follower is None or not self.sees_database:
             done()
         else:
