@@ -31,7 +31,7 @@ from curve import chart, side_by_side
 
 from modelyard.cli.live import Live
 from modelyard.cli.receipt import receipt_text
-from modelyard.cli.screen import table
+from modelyard.cli.table import table
 from modelyard.cli.variants import findings
 from modelyard.client import Answer, Yard
 from modelyard.errors import ModelyardError
