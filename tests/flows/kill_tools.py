@@ -1,0 +1,62 @@
+"""Kills processes of a working platform at random moments, by a seeded generator, then has everything checked.
+
+`kill_processes` has the platform, `kill_work` what goes on meanwhile, `kill_checks` what must hold afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+from kill_checks import check
+from kill_processes import Platform, Process, until
+from kill_work import Caller, Jobs, Moves, scene
+
+VICTIMS = ("supervisor", "gateway", "control", "replica", "launcher", "rank")
+
+
+def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> None:
+    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked."""
+    print(f"seed: KILLS_SEED={seed} plays these kills again", flush=True)
+    rng = random.Random(seed)
+    callers: list[Caller] = []
+    with scene(folder) as stage:
+        for number in range(1, storms + 1):
+            print(f"storm {number}", flush=True)
+            works = [work(stage.platform, folder, random.Random(rng.random())) for work in (Jobs, Moves)]
+            callers.append(Caller(stage.platform, stage.key))
+            for thread in (*works, callers[-1]):
+                thread.start()
+            try:
+                storm(stage.platform, rng, kills)
+            finally:
+                for thread in (*works, callers[-1]):
+                    thread.close()
+            check(stage, callers)
+            print(f"did {dict(works[0].done + works[1].done)}; answered {dict(callers[-1].answered)}", flush=True)
+
+
+def seed_of(environment: str | None) -> int:
+    return int(environment) if environment else random.SystemRandom().randrange(1 << 32)
+
+
+def storm(platform: Platform, rng: random.Random, kills: int) -> None:
+    """Kill processes of every role in turn, in random order, at random moments."""
+    order: list[str] = []
+    for number in range(1, kills + 1):
+        order = order or rng.sample(VICTIMS, len(VICTIMS))
+        role, pause, which = order.pop(), rng.uniform(0.0, 2.0), rng.random()
+        found = _victims(platform, role, pause)
+        victim = found[int(which * len(found))]
+        hit = platform.kill(victim)
+        print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s{'' if hit else ' (it had just ended)'}", flush=True)
+
+
+def _victims(platform: Platform, role: str, pause: float) -> list[Process]:
+    """Processes of a role, `pause` seconds after there are any."""
+    while True:
+        until(lambda: platform.find(role), 60, f"there is a {role}")
+        time.sleep(pause)
+        if found := platform.find(role):
+            return found
