@@ -28,7 +28,6 @@ from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing
 
 CHECK = 0.5  # seconds between looks at deadlines, replicas and idle connections
-BACKLOG = 2048
 DRAIN = 30  # seconds calls under way have when the gateway is asked to end
 
 
@@ -44,17 +43,11 @@ class Books:
     forget: Callable[[str], None]
 
 
-def run(settings: Settings, pepper: bytes, books: Books, listener: socket.socket | None = None) -> None:
-    """Run a gateway until SIGTERM or SIGINT, on the main thread. `listener` is a socket that listens already; without one,
-    `listen` makes it from the settings. Returns when the calls under way are answered and their usage is settled."""
-    with listener or listen(settings.host, settings.port) as bound:
-        uvloop.run(serve(settings, pepper, books, bound))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one (`getsockname` tells which)."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+def run(settings: Settings, pepper: bytes, books: Books, listener: socket.socket) -> None:
+    """Run a gateway on a listening socket until SIGTERM or SIGINT, on the main thread. Returns when the calls under way are
+    answered and their usage is settled."""
+    with listener:
+        uvloop.run(serve(settings, pepper, books, listener))
 
 
 async def serve(settings: Settings, pepper: bytes, books: Books, listener: socket.socket) -> None:
