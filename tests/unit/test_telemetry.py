@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -82,3 +83,16 @@ def test_metrics_are_exposed_in_prometheus_text():
     telemetry.UNEXPECTED.labels("a-test").inc()
     text = telemetry.exposition().decode()
     assert re.search(r'^modelyard_unexpected_errors_total\{process="a-test"\} 1\.0$', text, re.MULTILINE)
+
+
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_lines_and_ends_nothing(lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    telemetry.configure("control", "info")
+    telemetry.log("modelyard.jobs.scheduler").info("claimed", job="j1")

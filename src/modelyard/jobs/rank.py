@@ -7,8 +7,10 @@ network, and holds nothing whose loss would matter: whatever counts was told to 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from modelyard import plugins
-from modelyard.errors import CallerError, Crashed, Internal, Invalid, ModelyardError, from_wire
+from modelyard.errors import CallerError, Crashed, Internal, Invalid, ModelyardError, Unavailable, from_wire
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.types import Gang
 from modelyard.kinds import Cancelled, FolderView, Input, Run
@@ -28,6 +30,8 @@ from modelyard.kinds import Cancelled, FolderView, Input, Run
 # Seconds between two signs of life, or two reports of progress, that are worth telling.
 _BEAT = 0.2
 _TAIL = 2000
+# Bytes; with less to spare a disk is full.
+_FULL = 1 << 20
 
 
 class Port(Protocol):
@@ -223,11 +227,20 @@ def _blame(error: BaseException, gang: Gang, rank: int) -> ModelyardError:
     """Whose fault an exception is: the caller's where it passed through a file of the caller's or took too much memory."""
     tail = "".join(traceback.format_exception(error))[-_TAIL:].strip()
     message = f"rank {rank}: {type(error).__name__}: {error}\n{tail}"
+    if _disk_full(error, gang.work):
+        return Unavailable(f"The disk of the job is full: free some space, and run it again.\n{message}")
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return Invalid(f"The job ran out of memory: a rank may take {gang.memory} bytes.\n{message}")
     if _passed(error, [gang.work, *(i.folder for i in gang.inputs.values())]):
         return Invalid(message)
     return Internal(message)
+
+
+def _disk_full(error: BaseException, work: Path) -> bool:
+    """Whether an exception comes from a full disk, which libraries that write from C++ do not say."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and shutil.disk_usage(work).free < _FULL
 
 
 def _passed(error: BaseException, folders: list[Path]) -> bool:

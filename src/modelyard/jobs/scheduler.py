@@ -140,6 +140,9 @@ class Scheduler:
             self._drop(active)
         except OperationalError as error:
             _log.warning("the database did not answer; trying again", job=active.job.id, error=str(error.orig))
+            if active.ended is not None and not active.storing:
+                # Its files are wanted no more, and may be what fills the database's disk.
+                self._pool.submit(self._clean, active.folder, None)
         except ModelyardError as error:
             self._condemn(active, error)
         except Exception:  # noqa: BLE001 — the edge of the process: the job fails, the loop goes on

@@ -87,6 +87,8 @@ def _named(error: HTTPException, request: Request) -> ModelyardError:
 
 async def _database(request: Request, error: Exception) -> Response:
     _LOG.error("database", exc_info=error)
+    if "disk is full" in str(error):
+        return answer(Unavailable("The disk of the database is full, so nothing was changed: free some space, then try again."))
     return answer(Unavailable("The database does not answer; try again shortly."))
 
 
