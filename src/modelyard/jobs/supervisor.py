@@ -123,7 +123,7 @@ class Supervisor:
         await asyncio.gather(*(c.stop(0) for c in children if c.label == "gang"))
         await asyncio.gather(*(c.stop(grace) for c in children if c.label == "fixed"))
         await asyncio.gather(*(c.stop(grace) for c in children))
-        _end(orphans({child.pid for child in children}))
+        _end(orphans({child.pid for child in children}), expected=True)
         if self._listener is not None:
             self._listener.close()
         self.socket.unlink(missing_ok=True)
@@ -229,9 +229,10 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _end(pids: set[int]) -> None:
+def _end(pids: set[int], *, expected: bool = False) -> None:
+    """Kill what nobody owns any more: a sign of trouble while we run, `expected` of sandboxes when we end."""
     for pid in pids:
-        _log.warning("a stray process was ended", stray=pid)
+        (_log.debug if expected else _log.warning)("a stray process was ended", stray=pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
