@@ -1,7 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -71,6 +74,37 @@ def test_pieces_are_small_and_whole(tmp_path: Path) -> None:
     got = list(transfer.pieces(tmp_path / "f", 10, (2 << 20) + 1))
     assert [len(piece) for piece in got] == [1 << 20, 1 << 20, 1]
     assert b"".join(got) == content[10 : 11 + (2 << 20)]
+
+
+class Receiver:
+    """Takes uploads, and knows how many were under way at once."""
+
+    def __init__(self) -> None:
+        self.under_way, self.most, self.lock = 0, 0, threading.Lock()
+
+    def exists(self, path: str) -> bool:
+        return False
+
+    def send(self, method: str, path: str, *, body: Callable[[], Iterator[bytes]], headers: dict[str, str]) -> None:
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        self.received = sum(map(len, body()))
+        with self.lock:
+            self.under_way -= 1
+
+    def post(self, path: str, manifest: dict[str, Any]) -> dict[str, str]:
+        return {"hash": Manifest.from_bytes(json.dumps(manifest).encode()).hash}
+
+
+def test_few_large_chunks_are_under_way_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_LARGE", 1 << 20)
+    for name in "abcdef":
+        (tmp_path / name).write_bytes(name.encode() * (3 << 20))
+    receiver = Receiver()
+    transfer.upload(receiver, transfer.files_of(tmp_path))  # type: ignore[arg-type]
+    assert 1 <= receiver.most <= 2
+    assert receiver.received == 3 << 20
 
 
 class Platform:

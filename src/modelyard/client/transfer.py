@@ -12,8 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Semaphore
 from urllib.parse import quote
 
 from modelyard.client.wire import PAUSES, Wire
@@ -23,6 +25,8 @@ from modelyard.storage.manifest import Manifest, spans
 Progress = Callable[[int, int], None]
 PIECE = 1 << 20
 _AT_ONCE = 4
+# Of large chunks fewer travel up at once: the platform holds each whole until its hash is known.
+_LARGE, _LARGE_AT_ONCE = 8 << 20, 2
 # Below this, asking whether a chunk is there costs as much as sending it.
 _NOT_WORTH_ASKING = 64 << 10
 
@@ -95,8 +99,13 @@ def upload(wire: Wire, files: Mapping[str, Path], progress: Progress | None = No
     """Publish files as an artefact and return its hash. Done again after a break, it sends only what is missing."""
     manifest = manifest_of(files)
     distinct = {chunk.hash: chunk for chunk in chunks_of(manifest)}.values()
+    large = Semaphore(_LARGE_AT_ONCE)
 
     def send(chunk: Chunk) -> int:
+        with large if chunk.length > _LARGE else nullcontext():
+            return send_now(chunk)
+
+    def send_now(chunk: Chunk) -> int:
         address = f"/api/blobs/sha256/{chunk.hash}"
         if chunk.length < _NOT_WORTH_ASKING or not wire.exists(address):
             headers = {"Content-Length": str(chunk.length), "Content-Type": "application/octet-stream"}
