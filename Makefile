@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types contracts tests soak migration clean
+.PHONY: setup demo test lint types contracts tests soak bench migration clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -36,6 +36,11 @@ tests: setup
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
+
+# About ten minutes, on a machine that does nothing else; docs/benchmarks.md says what each figure means.
+bench: setup
+	@status=0; for name in footprint jobcost serving training importing; do \
+		$(BIN)/python benchmarks/$$name.py || status=1; done; exit $$status
 
 migration: setup
 	$(BIN)/python -m modelyard.migrations "$(MESSAGE)"

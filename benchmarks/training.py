@@ -1,0 +1,122 @@
+"""Steps a second through the platform, against a plain hand-written PyTorch loop (1 rank) and a plain DDP script (2 ranks).
+
+Both sides train the same network (peers/network.py, a million parameters) on rows alike in batches of the same sizes, with
+the same optimiser, one thread a rank, no logging; the network itself takes the time, from the start of step 51 on. Pairs
+alternate.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from record import HERE, Record, median, recording
+
+from modelyard.client import Yard
+from modelyard.testing import yard
+
+BATCH = {1: 16, 2: 32}  # of all ranks together
+LR = 0.001
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_SAID = re.compile(r"seconds a step: ([0-9.]+) wall ([0-9.]+) cpu")
+Step = tuple[float, float]  # seconds, and seconds of the processor
+
+
+def main() -> None:
+    with recording("training", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
+        pairs, warm, measured = (2, 20, 40) if record.quick else (7, 50, 100)
+        record.parameters = {
+            "pairs": pairs,
+            "warm": warm,
+            "steps": measured,
+            "batch": BATCH,
+            "threads": 1,
+            "optimiser": "adamw",
+        }
+        work = Path(folder)
+        for ranks, batch in BATCH.items():
+            rows = (warm + measured + 1) * batch
+            write_rows(work / f"plain{ranks}", work / f"rows{ranks}.csv", rows)
+        with yard(work / "yard") as platform:
+            for ranks in BATCH:
+                table = work / f"rows{ranks}.csv"
+                dataset = platform.import_dataset(f"rows{ranks}", table, target="y", task="tabular-classification")
+                cut(work / f"plain{ranks}", dataset["metadata"]["splits"]["train"])
+            for ranks in BATCH:
+                compare(record, platform, work / f"plain{ranks}", ranks, pairs)
+
+
+def write_rows(plain: Path, table: Path, rows: int) -> None:
+    """At least `rows` rows for training on each side: a table for the platform, which trains on some 60% of it, arrays for the
+    peer."""
+    generator = np.random.default_rng(0)
+    total = int(rows / 0.56)
+    x, y = generator.normal(size=(total, 64)).astype(np.float32), generator.integers(0, 10, total)
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"x{column}" for column in range(64)), "y"])
+        writer.writerows([*(f"{value:.6g}" for value in row), f"c{label}"] for row, label in zip(x, y, strict=True))
+    plain.mkdir()
+    np.save(plain / "x.npy", x)
+    np.save(plain / "y.npy", y)
+
+
+def cut(plain: Path, rows: int) -> None:
+    """Leave the peer as many rows as the platform trains on: then both have batches of the same sizes."""
+    for name in "xy":
+        np.save(plain / f"{name}.npy", np.load(plain / f"{name}.npy")[:rows])
+
+
+def compare(record: Record, platform: Yard, plain: Path, ranks: int, pairs: int) -> None:
+    ours: list[Step] = []
+    theirs: list[Step] = []
+    for pair in range(pairs):
+        sides = [(ours, lambda: through_platform(platform, ranks, record)), (theirs, lambda: by_hand(plain, ranks, record))]
+        for kept, side in sides if pair % 2 == 0 else reversed(sides):
+            kept.append(side())
+    what = "1 rank" if ranks == 1 else f"{ranks} ranks"
+    wall, plain_wall = (median(step[0] for step in side) for side in (ours, theirs))
+    record.figure(f"{what}: a step by hand", 1e3 * plain_wall, "ms", least=20, each=theirs)
+    record.figure(f"{what}: steps a second through the platform", 1 / wall, "1/s", by_hand=1 / plain_wall, each=ours)
+    for at, clock in ((1, "processor time by hand / through the platform"), (0, "steps a second, platform / by hand")):
+        ratios = [hand[at] / step[at] for step, hand in zip(ours, theirs, strict=True)]
+        record.figure(f"{what}: {clock}", median(ratios), "×", least=0.97 if at == 0 else None, each=ratios)
+
+
+def through_platform(platform: Yard, ranks: int, record: Record) -> Step:
+    """A `train` job."""
+    steps = {name: record.parameters[name] for name in ("warm", "steps")}
+    module = {
+        "file": "network.py",
+        "name": "Network",
+        "arguments": {"warm": steps["warm"], "measured": steps["steps"]},
+        "inputs": [f"x{column}" for column in range(64)],
+        "loss": "cross-entropy",
+    }
+    job = platform.train(
+        "network", f"rows{ranks}", "module", ranks=ranks, code=HERE / "peers" / "network.py", wait=False,
+        module=module, epochs=1, batch_size=BATCH[ranks], lr=LR, schedule="constant", warmup=0.0,
+    )  # fmt: skip
+    platform.wait(job["id"])
+    return slowest("\n".join(platform.logs(job["id"])))
+
+
+def by_hand(plain: Path, ranks: int, record: Record) -> Step:
+    steps = [str(record.parameters[name]) for name in ("warm", "steps")]
+    command = [sys.executable, str(HERE / "peers" / "plain.py"), str(plain), str(ranks), str(BATCH[ranks]), str(LR), *steps]
+    return slowest(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD).stdout)
+
+
+def slowest(text: str) -> Step:
+    """The step of the slowest rank."""
+    return max((float(wall), float(cpu)) for wall, cpu in _SAID.findall(text))
+
+
+if __name__ == "__main__":
+    main()
