@@ -208,6 +208,14 @@ def test_what_a_crash_left_undone_is_taken_over_and_the_old_one_can_no_longer_co
     assert idempotency.claim(web.db, slot()) == Answer(200, "text/plain", b"done")
 
 
+def test_a_new_control_does_not_wait_for_what_the_last_one_was_at(web: Web):
+    idempotency.claim(web.db, slot())
+    with pytest.raises(Conflict, match="under way"):
+        idempotency.claim(web.db, slot())
+    idempotency.abandon(web.db)
+    assert idempotency.claim(web.db, slot()) is None
+
+
 def test_what_a_crash_left_done_is_not_done_again(web: Web):
     one = slot()
     idempotency.claim(web.db, one)

@@ -24,6 +24,7 @@ from modelyard.serving.probe import probe
 from modelyard.serving.routes import routes as serving_routes
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts, open_store
+from modelyard.tenancy import idempotency
 from modelyard.tenancy.access import LiveKeyRing
 from modelyard.tenancy.failures import install
 from modelyard.tenancy.openapi import document
@@ -82,6 +83,7 @@ def run(settings: Settings) -> None:
     """Run control until SIGTERM."""
     telemetry.configure("control", settings.log_level)
     app = build(settings, LocalExecutor(settings))
+    idempotency.abandon(app.state.db)
     stop = threading.Event()
     loops = [threading.Thread(target=loop.run, args=(stop,), name=type(loop).__name__) for loop in _loops(app)]
     for thread in loops:
