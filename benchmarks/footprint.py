@@ -24,7 +24,7 @@ HEAVY = ("torch", "onnxruntime")
 
 def main() -> None:
     with recording("footprint", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        times, queued = (2, 100) if record.quick else (5, 1000)
+        times, queued = (2, 100) if record.quick else (3, 1000)
         record.parameters = {"times": times, "queued": queued, "settle_seconds": 3}
         work = Path(folder)
         helps = [timed(lambda: command("--help"))[0] for _ in range(times)]

@@ -60,7 +60,7 @@ PHASES = {
 
 def main() -> None:
     with recording("jobcost", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        times = 2 if record.quick else 5
+        times = 2 if record.quick else 3
         record.parameters = {"times": times, "epochs": 2, "batch_size": 8, "dataset": "sklearn:iris"}
         work = Path(folder)
         with yard(work / "yard") as platform:

@@ -73,7 +73,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("serving.py drives the servers with wrk: apt-get install wrk (Debian, Ubuntu), then run it again.")
     with recording("serving", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        seconds, warm = (2, 1) if record.quick else (6, 2)
+        seconds, warm = (2, 1) if record.quick else (5, 2)
         record.parameters = {"seconds": seconds, "warm": warm, "bodies": BODIES, "rows_a_call": 1, "connections": CONNECTIONS}
         model = models.tiny(Path(folder) / "tiny.onnx")
         rows = np.random.default_rng(1).normal(size=(BODIES, 10)).astype(np.float32)

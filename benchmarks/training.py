@@ -21,7 +21,7 @@ from record import HERE, Record, median, recording
 from modelyard.client import Yard
 from modelyard.testing import yard
 
-BATCH = {1: 16, 2: 32}  # of all ranks together
+BATCH = {1: 10, 2: 20}  # of all ranks together
 LR = 0.001
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _SAID = re.compile(r"seconds a step: ([0-9.]+) wall ([0-9.]+) cpu")
