@@ -88,6 +88,12 @@ def check_jobs(data: Path) -> None:
     }
 
 
+def trainings_resumed(data: Path) -> int:
+    """How many trainings went on from a checkpoint at least once, by what they said."""
+    query = "select count(distinct job) from job_events where type = 'log' and body like '%resumed after epoch%'"
+    return int(rows(data, query)[0][0])
+
+
 def check_store(data: Path) -> None:
     """Every manifest and all it names is whole, and every version has one."""
     store = data / "store" / "projects" / "default"

@@ -114,6 +114,7 @@ class Platform:
                 break
             # The port of a platform that was killed a moment ago is free once its gateway is gone too.
             assert said["error"]["code"] == "conflict", said
+            print(f"up must wait: {said['error']['message']}", flush=True)
             assert time.monotonic() < deadline, said
             self._up.wait(10)
             self._up.stdout.close()

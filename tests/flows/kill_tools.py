@@ -9,15 +9,16 @@ import random
 import time
 from pathlib import Path
 
-from kill_checks import check
+from kill_checks import check, trainings_resumed
 from kill_processes import Platform, Process, until
 from kill_work import Caller, Jobs, Moves, scene
 
 VICTIMS = ("supervisor", "gateway", "control", "replica", "launcher", "rank")
 
 
-def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> None:
-    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked."""
+def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> int:
+    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked. Returns how many
+    trainings went on from a checkpoint."""
     print(f"seed: KILLS_SEED={seed} plays these kills again", flush=True)
     rng = random.Random(seed)
     callers: list[Caller] = []
@@ -34,7 +35,11 @@ def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> None:
                 for thread in (*works, callers[-1]):
                     thread.close()
             check(stage, callers)
-            print(f"did {dict(works[0].done + works[1].done)}; answered {dict(callers[-1].answered)}", flush=True)
+            did = dict(works[0].done + works[1].done)
+            print(f"did {did}; answered {dict(callers[-1].answered)}, cut off {dict(callers[-1].lost)}", flush=True)
+        resumed = trainings_resumed(stage.platform.data)
+        print(f"{resumed} trainings went on from a checkpoint", flush=True)
+        return resumed
 
 
 def seed_of(environment: str | None) -> int:

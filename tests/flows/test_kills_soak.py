@@ -15,4 +15,4 @@ from kill_tools import ordeal, seed_of
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_hundred_kills(tmp_path: Path) -> None:
-    ordeal(tmp_path, seed_of(os.environ.get("KILLS_SEED")), storms=10, kills=10)
+    assert ordeal(tmp_path, seed_of(os.environ.get("KILLS_SEED")), storms=10, kills=10) > 0
