@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     job_timeout: float = Field(default=24 * 3600.0, gt=0, description="Seconds a job may run in all.")
     job_heartbeat: float = Field(default=120.0, gt=0, description="Seconds without a sign of life before a gang is ended.")
     job_memory: int = Field(default=16 << 30, gt=0, description="Bytes of address space data a rank may take.")
+    job_disk: int = Field(default=64 << 30, gt=0, description="Bytes on disk that a job's work folder may take.")
+    job_files: int = Field(default=200_000, gt=0, description="Files and folders that a job's work folder may hold.")
     job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
     body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
     call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")

@@ -211,6 +211,43 @@ def strays(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     print("left")
 
 
+def fills(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Fill the work folder: with a million files, or with bytes."""
+    folder = context.work / "deep" / "er"
+    folder.mkdir(parents=True)
+    if config.text == "files":
+        for number in range(1_000_000):
+            os.mknod(f"{folder}/{number}")  # a plain file
+            time.sleep(0.0005)
+    else:
+        with (folder / "large").open("wb") as file:
+            for _ in range(4096):
+                file.write(os.urandom(1 << 20))
+                file.flush()
+                time.sleep(0.002)
+
+
+def signals(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Signal what runs outside, by its number there; then everything that can be."""
+
+    def attempt(pid: int) -> str:
+        try:
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)
+            return "REACHED"
+        except OSError as error:
+            return type(error).__name__
+
+    context.report(supervisor=attempt(config.number), control=attempt(int(config.text)))
+    folder = context.work / "checkpoint"
+    folder.mkdir()
+    (folder / "x").touch()
+    context.checkpoint(1, folder)  # answered by control, which then has the report
+    os.kill(-1, signal.SIGKILL)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def bombs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Start `number` processes that sleep for a minute, each its own session's, and wait for none."""
     for _ in range(min(config.number, 2000)):
@@ -251,5 +288,7 @@ NAMES = [
     "strays",
     "links",
     "bombs",
+    "fills",
+    "signals",
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}

@@ -57,6 +57,34 @@ def test_a_gang_reaches_nothing_but_its_own(tmp_path: Path, monkeypatch: pytest.
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "what"), [("files", "more than 2,000 files"), ("bytes", "more than 100,000,000 bytes on disk")]
+)
+def test_a_job_that_fills_the_disk_is_ended(tmp_path: Path, text: str, what: str) -> None:
+    with bench(tmp_path, job_disk=100_000_000, job_files=2000) as yard:
+        job = yard.run("fills", text=text)
+        assert (job.state, job.attempt) == (State.failed, 1)
+        assert job.error is not None
+        assert (job.error["code"], what in job.error["message"]) == ("invalid_request", True), job.error
+        eventually(lambda: not list(yard.settings.jobs.iterdir()))
+        assert yard.run("copy").state is State.succeeded
+
+
+@pytest.mark.skipif(not sandbox.available(), reason="bubblewrap does not run here")
+def test_signals_reach_nothing_outside(tmp_path: Path) -> None:
+    with bench(tmp_path, job_restarts=0) as yard:
+        (supervisor,) = processes_with(str(yard.settings.run))
+        job = yard.run("signals", number=supervisor, text=str(os.getpid()))
+        assert (job.state, dict(job.facts["0"])) == (
+            State.failed,
+            {"supervisor": "ProcessLookupError", "control": "ProcessLookupError"},
+        )
+        assert job.error is not None
+        assert (job.error["code"], "was killed by signal 9" in job.error["message"]) == ("crashed", True), job.error
+        assert processes_with(str(yard.settings.run)) == [supervisor]
+        assert yard.run("copy").state is State.succeeded
+
+
 def test_without_bubblewrap_jobs_run_and_strays_still_end(tmp_path: Path) -> None:
     mark = f"mark-{os.getpid()}-plain"
     with bench(tmp_path, sandbox="off") as yard:

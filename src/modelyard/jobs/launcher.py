@@ -22,6 +22,7 @@ from typing import Any
 
 from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wire
 from modelyard.jobs import rank as ranks
+from modelyard.jobs.footprint import excess
 from modelyard.jobs.forked import Forked
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.processes import die_with_parent
@@ -33,6 +34,8 @@ _BEAT = 1.0
 _SETTLE = 0.3
 _STACKS = 1.0
 _CANCEL_GRACE = 10.0
+# Between two looks at the work folder: seconds, and times what the last look took.
+_LOOK, _LOOK_SHARE = 1.0, 4.0
 # Bytes that wait for control at most; beyond it the ranks wait too.
 _BACKLOG = 1 << 20
 # Reads of 64 KiB that are still taken from a rank that has ended.
@@ -56,7 +59,7 @@ class Launcher:
         self._ranks: list[Forked] = []
         # What went wrong: when (0: it comes before all that was said), what, by which signal.
         self._failures: list[tuple[float, ModelyardError, int | None]] = []
-        self._began = self._alive = self._beat = time.monotonic()
+        self._began = self._alive = self._beat = self._look = time.monotonic()
         self._end_at: float | None = None
         self._ending = self._cancelled = False
 
@@ -118,6 +121,8 @@ class Launcher:
         if now - self._beat >= _BEAT:
             self._beat = now
             self._say({"type": "beat", "cpu_seconds": _cpu_seconds() + sum(rank.cpu_seconds() for rank in self._running())})
+        if self._end_at is None and now >= self._look:
+            self._look_at_disk(now)
         if self._end_at is not None:
             if now >= self._end_at:
                 self._kill()
@@ -125,6 +130,14 @@ class Launcher:
             self._fail(TimedOut(f"The job was ended after {self._gang.timeout:g} s, the time it may take."), 0)
         elif now - self._alive >= self._gang.heartbeat and not any(rank.asking for rank in self._ranks):
             self._show_stacks()
+
+    def _look_at_disk(self, now: float) -> None:
+        """End the gang if its work folder is too large; look again after a while."""
+        found = excess(self._gang.work, self._gang.disk, self._gang.files)
+        if found is not None:
+            self._fail(Invalid(f"The job was ended: its work folder holds {found}."), 0)
+        done = time.monotonic()
+        self._look = done + max(_LOOK, _LOOK_SHARE * (done - now))
 
     def _show_stacks(self) -> None:
         said = f"no sign of life from any rank for {self._gang.heartbeat:g} s"

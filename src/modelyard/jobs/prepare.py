@@ -36,6 +36,8 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         work=work,
         resume=resume,
         memory=settings.job_memory,
+        disk=settings.job_disk,
+        files=settings.job_files,
         timeout=max(1.0, (job.timeout or settings.job_timeout) - spent),
         heartbeat=settings.job_heartbeat,
     )

@@ -155,6 +155,8 @@ class Gang:
     work: Path
     resume: Path | None = None
     memory: int = 16 << 30
+    disk: int = 64 << 30
+    files: int = 200_000
     timeout: float = 24 * 3600.0
     heartbeat: float = 120.0
 

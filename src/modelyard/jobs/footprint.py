@@ -1,0 +1,52 @@
+"""How much disk a job's work folder takes. The launcher looks, again and again, for nothing in the kernel bounds a folder.
+
+What lies there is users' code's doing: links are not followed, closed folders are opened, and looking ends once it is too much.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_BLOCK = 512
+
+
+def excess(folder: Path, most_bytes: int, most_files: int) -> str | None:
+    """What is too much about a folder, None where nothing is: disk it takes (holes take none), files and folders in it."""
+    taken = files = 0
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            for entry in _entries(waiting.pop()):
+                files += 1
+                taken += _taken(entry)
+                if taken > most_bytes:
+                    return f"more than {most_bytes:,} bytes on disk (the setting job_disk)"
+                if files > most_files:
+                    return f"more than {most_files:,} files (the setting job_files)"
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+        except OSError as error:
+            return f"a folder that cannot be looked into ({error.strerror})"
+    return None
+
+
+def _entries(path: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder; nothing where it is gone."""
+    try:
+        listing = os.scandir(path)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        os.chmod(path, 0o700)  # noqa: PTH101 — a plain string: there may be many
+        listing = os.scandir(path)
+    with listing:
+        yield from listing
+
+
+def _taken(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+    except FileNotFoundError:
+        return 0
