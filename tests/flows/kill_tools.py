@@ -51,11 +51,20 @@ def storm(platform: Platform, rng: random.Random, kills: int) -> None:
     order: list[str] = []
     for number in range(1, kills + 1):
         order = order or rng.sample(VICTIMS, len(VICTIMS))
-        role, pause, which = order.pop(), rng.uniform(0.0, 2.0), rng.random()
+        role, pause, which, late = order.pop(), rng.uniform(0.0, 2.0), rng.random(), rng.random() < 0.5
+        if late and role in ("launcher", "rank"):
+            _await_checkpoint(platform)
         found = _victims(platform, role, pause)
         victim = found[int(which * len(found))]
         hit = platform.kill(victim)
         print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s{'' if hit else ' (it had just ended)'}", flush=True)
+
+
+def _await_checkpoint(platform: Platform, patience: float = 10.0) -> None:
+    """Wait a while for a training that could be resumed."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and not list(platform.data.glob("store/projects/*/checkpoints/*/latest.json")):
+        time.sleep(0.05)
 
 
 def _victims(platform: Platform, role: str, pause: float) -> list[Process]:
