@@ -1,5 +1,6 @@
 """One rank, with a launcher made of lists: what it tells, how often, and whose fault its end is."""
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,12 @@ def test_a_kind_is_loaded_or_said_to_be_missing(tmp_path: Path) -> None:
         load(gang(tmp_path, run="test_jobs_rank:nothing"))
     with pytest.raises(Invalid, match="no_such_library"):
         load(gang(tmp_path, run="no_such_library:run"))
+
+
+def test_a_full_disk_is_the_platforms_trouble_not_a_bug(tmp_path: Path) -> None:
+    def run(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ending = perform(gang(tmp_path), run, Plan(), 0, Port())
+    assert ending["error"]["code"] == "unavailable"
+    assert "The disk of the job is full" in ending["error"]["message"]
