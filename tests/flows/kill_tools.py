@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from kill_checks import check, trainings_resumed
@@ -27,13 +28,11 @@ def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> int:
             print(f"storm {number}", flush=True)
             works = [work(stage.platform, folder, random.Random(rng.random())) for work in (Jobs, Moves)]
             callers.append(Caller(stage.platform, stage.key))
-            for thread in (*works, callers[-1]):
-                thread.start()
-            try:
-                storm(stage.platform, rng, kills)
-            finally:
+            with ExitStack() as closing:  # every one of them is closed, whatever another's end was
                 for thread in (*works, callers[-1]):
-                    thread.close()
+                    thread.start()
+                    closing.callback(thread.close)
+                storm(stage.platform, rng, kills)
             check(stage, callers)
             did = dict(works[0].done + works[1].done)
             print(f"did {did}; answered {dict(callers[-1].answered)}, cut off {dict(callers[-1].lost)}", flush=True)

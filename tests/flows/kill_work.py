@@ -40,7 +40,7 @@ class Work(threading.Thread):
     """Does what its subclass names, the first of it first and then in random order, over and over, until it is closed."""
 
     def __init__(self, platform: Platform, folder: Path, rng: random.Random) -> None:
-        super().__init__(name=type(self).__name__)
+        super().__init__(name=type(self).__name__, daemon=True)
         self._folder, self._rng = folder, rng
         self._yard = platform.yard()
         self._stop_it = threading.Event()
@@ -131,7 +131,7 @@ class Caller(threading.Thread):
     """Calls both deployments in turn, one call at a time, and counts by deployment what became of each."""
 
     def __init__(self, platform: Platform, key: str) -> None:
-        super().__init__(name="caller")
+        super().__init__(name="caller", daemon=True)
         self._url, self._key = platform.url, key
         self.stop = threading.Event()
         self.answered: Counter[str] = Counter()
