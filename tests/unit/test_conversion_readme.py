@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from tiny_models import matmul, simple
@@ -31,6 +32,7 @@ def test_the_code_by_hand_runs(tmp_path: Path, monkeypatch) -> None:
     code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "model", raising=False)
     names = {"x": torch.ones(2, 10)}
     exec(code, names)
     assert names["outputs"].shape == (2, 1)
