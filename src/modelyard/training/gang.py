@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed, nn
+from torch.utils import deterministic as memory
 
 from modelyard.kinds import JobContext
 
@@ -73,8 +74,11 @@ def repeatable() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # Deterministic mode would also overwrite every fresh buffer, to show who reads one unset: a cost at every step.
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
