@@ -197,8 +197,9 @@ class LocalExecutor:
 
 
 def _exchange(connection: socket.socket, line: bytes, fds: Sequence[int]) -> dict[str, Any]:
-    sent = socket.send_fds(connection, [line], list(fds)) if fds else 0
-    connection.sendall(line[sent:])
+    rest = line[socket.send_fds(connection, [line], list(fds)) :] if fds else line
+    if rest:  # sending nothing to a supervisor that has answered and closed already would be a broken pipe
+        connection.sendall(rest)
     buffer = LineBuffer()
     while data := connection.recv(65536):
         if messages := buffer.feed(data):
