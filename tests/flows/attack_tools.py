@@ -62,8 +62,8 @@ class Wire:
     def connect(self, timeout: float = 20.0) -> socket.socket:
         if isinstance(self.address, Path):
             connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(self.address))  # before there is a timeout: with one, a full queue is refused
             connection.settimeout(timeout)
-            connection.connect(str(self.address))
             return connection
         parts = urlsplit(self.address)
         return socket.create_connection((parts.hostname, parts.port), timeout)

@@ -239,8 +239,8 @@ def replica_socket(data: Path) -> Path:
 
 def ask_health(path: Path) -> HealthFrame:
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))  # before there is a timeout: with one, a full queue is refused and not waited for
         connection.settimeout(10)
-        connection.connect(str(path))
         out = bytearray()
         append(out, HealthFrame(7))
         connection.sendall(out)

@@ -50,6 +50,7 @@ _log = telemetry.log(__name__)
 _UNASKED, _ASKED = 10.0, 0.2
 _NOTHING = Usage()
 _CANCELLED = Fault("cancelled", "The caller went away.")
+_BACKLOG = 1024  # a connect that finds the queue full fails at once where the peer does not block: the gateway and the probe
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -333,7 +334,7 @@ def listen(path: Path) -> socket.socket:
         listener.bind(str(temporary))
     finally:
         os.umask(mask)
-    listener.listen(128)
+    listener.listen(_BACKLOG)
     listener.setblocking(False)
     temporary.rename(path)
     return listener
