@@ -125,7 +125,8 @@ def check_processes(platform: Platform) -> None:
         until(as_expected, 15, "the platform's own processes alone")
     tree = platform.tree()
     assert as_expected(), tree
-    assert not [process for process in platform.known - tree.keys() if process.alive]
+    left = [process for process in platform.known - tree.keys() if process.alive]
+    assert not left, (left, tree)
     strays = [p for p in everything().values() if p not in tree and p.pid != os.getpid() and _names_it(p, str(platform.data))]
     assert not [process for process in strays if process.alive], strays
 

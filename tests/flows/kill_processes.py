@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -31,12 +31,16 @@ def until(true: Callable[[], T], patience: float, what: str) -> T:
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it was seen; `started` tells it from a later one of the same number."""
+    """A process as it was seen; `started` tells it from a later one of the same number.
+
+    It stays itself where it executes another program (between fork and exec it has its parent's `argv`) or is given another
+    parent.
+    """
 
     pid: int
-    parent: int
+    parent: int = field(compare=False)
     started: int
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = field(compare=False)
 
     @property
     def alive(self) -> bool:

@@ -53,10 +53,9 @@ def storm(platform: Platform, rng: random.Random, kills: int) -> None:
         role, pause, which, late = order.pop(), rng.uniform(0.0, 2.0), rng.random(), rng.random() < 0.5
         if late and role in ("launcher", "rank"):
             _await_checkpoint(platform)
-        found = _victims(platform, role, pause)
-        victim = found[int(which * len(found))]
-        hit = platform.kill(victim)
-        print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s{'' if hit else ' (it had just ended)'}", flush=True)
+        while not platform.kill(victim := _victim(platform, role, pause, which)):
+            print(f"{role} {victim.pid} had just ended", flush=True)
+        print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s", flush=True)
 
 
 def _await_checkpoint(platform: Platform, patience: float = 10.0) -> None:
@@ -66,10 +65,10 @@ def _await_checkpoint(platform: Platform, patience: float = 10.0) -> None:
         time.sleep(0.05)
 
 
-def _victims(platform: Platform, role: str, pause: float) -> list[Process]:
-    """Processes of a role, `pause` seconds after there are any."""
+def _victim(platform: Platform, role: str, pause: float, which: float) -> Process:
+    """One of the processes of a role, `pause` seconds after there are any."""
     while True:
-        until(lambda: platform.find(role), 60, f"there is a {role}")
+        until(lambda: platform.find(role), 120, f"there is a {role}")
         time.sleep(pause)
         if found := platform.find(role):
-            return found
+            return found[int(which * len(found))]
