@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -49,13 +51,17 @@ class Process:
 
     def kill(self) -> bool:
         """End this very process; False where it was gone already."""
+        return self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal to this very process; False where it was gone already."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return False
         try:
             if self.alive:
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                signal.pidfd_send_signal(handle, number)
                 return True
         except ProcessLookupError:
             pass
@@ -91,6 +97,32 @@ def _role(process: Process, parent: str) -> str:
     if "modelyard.jobs.worker" in argv:
         return "rank" if parent in ("launcher", "rank") else "launcher"
     return "other"
+
+
+@contextlib.contextmanager
+def kept_down(platform: Platform, role: str, successors: signal.Signals = signal.SIGKILL) -> Iterator[None]:
+    """The process of a role is killed, and as soon as it appears each that the supervisor starts in its stead; or, with SIGSTOP
+    for its `successors`, the next one is held until the end."""
+    (first,) = platform.find(role)
+    found, free = {first}, threading.Event()
+
+    def watch() -> None:
+        while not free.wait(0.05):
+            for process in set(platform.find(role)) - found:
+                process.send(successors)
+                found.add(process)
+
+    watching = threading.Thread(target=watch, name="kept down", daemon=True)
+    assert first.kill()
+    watching.start()
+    try:
+        yield
+    finally:
+        free.set()
+        watching.join(30)
+        for process in found:
+            process.send(signal.SIGCONT)
+        print(f"{role} was kept down: {len(found)} processes", flush=True)
 
 
 class Platform:

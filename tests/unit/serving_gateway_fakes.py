@@ -101,8 +101,9 @@ class FakeFollower:
     def refresh(self, done: Any) -> None:
         self.asked.append(done)
 
-    def look(self) -> None:
-        self.apply()
+    def look(self, seen: bool = True) -> None:
+        if seen:
+            self.apply()
         asked, self.asked = self.asked, []
         for done in asked:
-            done()
+            done(seen)

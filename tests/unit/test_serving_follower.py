@@ -6,18 +6,21 @@ import threading
 
 from serving_fakes import FakeLoop
 
-from modelyard.serving.follower import Follower, State
+from modelyard.serving.follower import PATIENCE, Follower, State
 
 
 class Books:
     def __init__(self):
         self.number, self.loads, self.looks, self.broken = 1, 0, 0, False
         self.looked = threading.Condition()
+        self.hangs = threading.Event()
+        self.hangs.set()
 
     def revision(self):
         with self.looked:
             self.looks += 1
             self.looked.notify_all()
+        assert self.hangs.wait(10)
         if self.broken:
             raise ConnectionError
         return self.number
@@ -69,7 +72,8 @@ def test_who_asks_is_told_after_what_was_found_is_in_force():
     books.number = 2
     seen, told = [], threading.Event()
 
-    def done():
+    def done(found):
+        assert found
         seen.append([state.revision for state in applied])
         told.set()
 
@@ -88,7 +92,7 @@ def test_a_flood_of_askers_shares_looks():
     mine.start()
     told = []
     for _ in range(2000):
-        mine.refresh(lambda: told.append(1))
+        mine.refresh(told.append)
     while len(told) < 2000:
         loop.settle()
     mine.stop()
@@ -119,10 +123,29 @@ def test_askers_are_told_also_when_the_look_failed():
     mine.start()
     books.broken = True
     told = []
-    mine.refresh(lambda: told.append(1))
+    mine.refresh(told.append)
     while not told:
         loop.settle()
     mine.stop()
+    assert told == [False]
+
+
+def test_askers_do_not_wait_for_a_look_that_hangs():
+    books, go = Books(), threading.Event()
+    loop, _, mine = follower(books)
+    mine.start()
+    books.hangs = go
+    told, looks = [], books.looks
+    mine.refresh(told.append)
+    books.wait(looks + 1)
+    [(delay, late, args)] = loop.later
+    assert (delay, told) == (PATIENCE, [])
+    late(*args)
+    assert told == [False]
+    go.set()
+    mine.stop()
+    loop.settle()
+    assert told == [False]
 
 
 def test_without_a_database_it_starts_all_the_same():

@@ -165,6 +165,21 @@ def test_a_key_and_a_deployment_made_a_moment_ago(tmp_path):
     asyncio.run(run())
 
 
+def test_a_key_is_not_called_wrong_while_the_database_is_gone(tmp_path):
+    bench = Bench(tmp_path, keys=[])
+    bench.gateway.follow(FakeFollower(age=5.0))  # type: ignore[arg-type]
+    answer = ask(bench, "GET", "/v2/models/digits")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_readiness_ends_a_grace_after_control_did(bench):
+    bench.gateway.heed(lambda: 1e9)
+    assert ask(bench, "GET", "/healthz", key=None).status_code == 200
+    answer = ask(bench, "GET", "/readyz", key=None, control=False)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "control process is gone" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/api/jobs", "/v1/models", "/v2x", "/healthz/", "/Healthz", "//v2/health/live", "/metrics/x"]
 )

@@ -7,7 +7,7 @@ import time
 import pytest
 from serving_gateway_fakes import KEY, SECRET, Bench, FakeFollower, record, route
 
-from modelyard.errors import Forbidden, NotFound, Unauthorized, Unavailable
+from modelyard.errors import Forbidden, ModelyardError, NotFound, Unauthorized, Unavailable
 from modelyard.serving.follower import State
 from modelyard.serving.frames import Usage
 from modelyard.serving.types import DeploymentState
@@ -133,11 +133,44 @@ def test_a_database_that_is_gone_is_not_waited_for(tmp_path):
     bench, looked = Bench(tmp_path), []
     follower = FakeFollower(age=0.1)
     bench.gateway.follow(follower)  # type: ignore[arg-type]
-    bench.gateway.refresh(lambda: looked.append("found"))
+    bench.gateway.refresh(looked.append)
     assert (len(follower.asked), looked) == (1, [])
     follower.age = 5.0
-    bench.gateway.refresh(lambda: looked.append("gone"))
-    assert (len(follower.asked), looked) == (1, ["gone"])
+    bench.gateway.refresh(looked.append)
+    assert (len(follower.asked), looked) == (1, [False])
+
+
+def test_without_control_it_serves_for_the_grace_and_then_closes(tmp_path):
+    bench, age = Bench(tmp_path, grace=10.0), [9.0]
+    bench.gateway.heed(lambda: age[0])
+    assert bench.gateway.admit(URL, GOOD, NOW)
+    age[0] = 11.0
+    with pytest.raises(Unavailable, match="control process is gone"):
+        bench.gateway.admit(URL, GOOD, NOW + 1)
+    age[0] = 0.1
+    assert bench.gateway.admit(URL, GOOD, NOW + 1)
+
+
+STRANGE = ((b"x-api-key", b"my_k9_" + b"s" * 48),)
+WRONG = ((b"x-api-key", b"my_k1_" + b"t" * 48),)
+NO_KEY = ((b"x-api-key", b"nonsense"),)
+
+
+@pytest.mark.parametrize(
+    ("url", "credentials", "unseen"),
+    [
+        (URL, STRANGE, Unavailable),
+        (URL, WRONG, Unauthorized),
+        (URL, NO_KEY, Unauthorized),
+        (URL.replace(b"digits", b"letters"), GOOD, Unavailable),
+    ],
+)
+def test_what_is_not_known_may_be_there_while_the_database_is_not_seen(tmp_path, url, credentials, unseen):
+    gateway = Bench(tmp_path).gateway
+    with pytest.raises(ModelyardError) as refused:
+        gateway.admit(url, credentials, NOW)
+    assert gateway.after_look(refused.value, credentials, seen=True) is refused.value
+    assert type(gateway.after_look(refused.value, credentials, seen=False)) is unseen
 
 
 def test_a_call_id_is_the_requests_own_or_fresh(tmp_path):

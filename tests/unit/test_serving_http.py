@@ -366,6 +366,17 @@ async def test_a_key_that_is_still_unknown_after_a_look(c):
 
 
 @scene(keys=[])
+async def test_a_key_is_not_called_wrong_without_a_look(c):
+    follower = FakeFollower()
+    c.gateway.follow(follower)
+    c.feed(post())
+    follower.look(seen=False)
+    [(status, headers, body)] = c.answers()
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "cannot see the database" in json.loads(body)["error"]
+
+
+@scene(keys=[])
 async def test_a_client_that_leaves_during_the_look(c):
     follower = FakeFollower(lambda: c.gateway.apply(State(2, [record()], [route()])))
     c.gateway.follow(follower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -272,15 +273,17 @@ def test_it_knows_whether_control_answers(tmp_path):
             raise AssertionError(f"never {answers}")
 
         await asyncio.sleep(0.1)
-        seen = [relay.answers]
+        seen = [relay.answers, relay.age >= 0.1]
+        began = time.monotonic()
         async with Control(path, said(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")) as control:
             await control.closed.wait()
             await tells(True)
+            seen.append(relay.age <= time.monotonic() - began)
         await tells(False)
         watching.cancel()
         await relay.close()
         return seen, control.got
 
     seen, got = asyncio.run(run())
-    assert seen == [False]
+    assert seen == [False, True, True]
     assert got.startswith(b"GET /healthz HTTP/1.1\r\n")

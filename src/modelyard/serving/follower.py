@@ -19,6 +19,9 @@ from modelyard.tenancy.access import KeyRecord
 _log = log(__name__)
 EVERY = 0.25  # seconds between looks
 LEAST = 0.03  # least seconds between looks that were asked for: a flood of wrong keys cannot hammer the database
+PATIENCE = 2.0  # seconds who asked for a look waits for it: one at a database that is locked takes as long as the lock
+# Told on the event loop, once: whether what a look found that began after the asking is in force.
+Done = Callable[[bool], None]
 
 
 class State(NamedTuple):
@@ -45,7 +48,7 @@ class Follower:
         self._revision: int | None = None
         self._seen = float("-inf")
         self._lock = threading.Lock()
-        self._asked: list[Callable[[], None]] = []
+        self._asked: list[_Asker] = []
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -64,11 +67,12 @@ class Follower:
         self._wake.set()
         self._thread.join(5.0)
 
-    def refresh(self, done: Callable[[], None]) -> None:
-        """Look now; `done` is called on the event loop once what a look that began after this call found is in force. Many
-        askers share a look."""
+    def refresh(self, done: Done) -> None:
+        """Look now; `done(True)` is called on the event loop once what a look that began after this call found is in force,
+        `done(False)` where the database was not seen within `PATIENCE`. Many askers share a look. Called on the event loop."""
+        asker = _Asker(self._loop, done)
         with self._lock:
-            self._asked.append(done)
+            self._asked.append(asker)
         self._wake.set()
 
     def _run(self) -> None:
@@ -77,12 +81,13 @@ class Follower:
             self._wake.clear()
             with self._lock:
                 asked, self._asked = self._asked, []
-            self._look()
-            for done in asked:
-                self._loop.call_soon_threadsafe(done)
+            seen = self._look()
+            for asker in asked:
+                self._loop.call_soon_threadsafe(asker.tell, seen)
             time.sleep(LEAST)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Whether the database was seen."""
         began = time.monotonic()
         try:
             if self._revision is None or self._number() != self._revision:
@@ -90,6 +95,22 @@ class Follower:
                 self._loop.call_soon_threadsafe(self._apply, state)
                 self._revision = state.revision
             self._seen = began
+            return True
         except Exception as error:  # noqa: BLE001 - the edge of a thread: the database may fail in any way and come back
             UNEXPECTED.labels("gateway").inc()
             _log.warning("database not seen", age=round(self.age, 1), error=repr(error)[:300])
+            return False
+
+
+class _Asker:
+    """Somebody who waits for a look, on the event loop: told once, by the look or by the clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: Done) -> None:
+        self._done: Done | None = done
+        self._late = loop.call_later(PATIENCE, self.tell, False)
+
+    def tell(self, seen: bool) -> None:
+        self._late.cancel()
+        done, self._done = self._done, None
+        if done is not None:
+            done(seen)

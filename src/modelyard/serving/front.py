@@ -97,7 +97,7 @@ class Front:
         return _described(route)
 
     def _ready(self) -> dict[str, str]:
-        """Ready is who answers calls, so neither control nor, within the grace, the database must be there; it is told."""
+        """Ready is who answers calls: within the grace neither control nor the database must be there. It is told."""
         self._gateway.check_open()
         seen = {"control": self._control(), "database": self._gateway.sees_database}
         return {"status": "ready", **{what: "ok" if there else "gone" for what, there in seen.items()}}
@@ -121,10 +121,13 @@ class Front:
         except ModelyardError as error:
             if not is_stale(error, credentials):
                 raise
-        refreshed = asyncio.Event()
-        self._gateway.refresh(refreshed.set)
-        await refreshed.wait()
-        return look(*args, **kwargs)
+        looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._gateway.refresh(lambda seen: None if looked.done() else looked.set_result(seen))
+        seen = await looked
+        try:
+            return look(*args, **kwargs)
+        except ModelyardError as error:
+            raise self._gateway.after_look(error, credentials, seen) from None
 
 
 async def respond(scope: Message, send: Send, status: int, body: bytes, media: str, headers: dict[str, str]) -> None:

@@ -14,9 +14,9 @@ from typing import cast
 
 import httptools
 
-from modelyard.errors import NotFound, TooLarge, Unavailable, not_found
+from modelyard.errors import ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
 from modelyard.serving.doors import DOORS, Door
-from modelyard.serving.follower import Follower, State
+from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters, Slot
 from modelyard.serving.metrics import CallMetrics, Cell
@@ -74,6 +74,7 @@ class Gateway:
         self._groups: dict[tuple[str, str], Group] = {}
         self._admissions: dict[tuple[bytes, Credentials], Admission] = {}
         self._follower: Follower | None = None
+        self._control: Callable[[], float] = lambda: 0.0
         self._bodies = _BODIES * settings.body_limit
         self._ids, self._id = secrets.token_hex(8), 0
         self._set_routes(routes)
@@ -83,6 +84,10 @@ class Gateway:
     def follow(self, follower: Follower) -> None:
         """Serve only while `follower` sees the database, and for the grace after it."""
         self._follower = follower
+
+    def heed(self, control: Callable[[], float]) -> None:
+        """Serve only while control answers, and for the grace after it; `control` tells the seconds since it did."""
+        self._control = control
 
     def apply(self, state: State) -> None:
         """Know exactly this from now on."""
@@ -102,18 +107,22 @@ class Gateway:
     def _depths(self) -> list[tuple[str, str, int]]:
         return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
 
-    def refresh(self, done: Callable[[], None]) -> None:
-        """Look at the database now, and call `done`: somebody named a key or a deployment that is not known yet. A database
-        that is gone is not waited for: a look at one that is locked takes as long as the lock."""
-        if self._follower is None or not self.sees_database:
-            done()
+    def refresh(self, done: Done) -> None:
+        """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not
+        known yet. A database that is gone is not waited for."""
+        if self._follower is None:
+            done(True)
+        elif not self.sees_database:
+            done(False)
         else:
             self._follower.refresh(done)
 
     def check_open(self) -> None:
-        """Raises `Unavailable` once the database was out of sight for longer than the grace: closed, not open."""
+        """Raises `Unavailable` once the database or control was gone for longer than the grace: closed, not open."""
         if self._follower is not None and self._follower.age > self.settings.grace:
             raise Unavailable("The gateway cannot see the database, so it cannot tell who may call; try again shortly.")
+        if self._control() > self.settings.grace:
+            raise Unavailable("The control process is gone, so nobody could stop or correct what is served; try again shortly.")
 
     @property
     def sees_database(self) -> bool:
@@ -125,13 +134,23 @@ class Gateway:
     def principal(self, credentials: Credentials, scope: Scope = Scope.infer) -> Principal:
         """Who asks. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
         self.check_open()
-        token = token_of(
-            [value for name, value in credentials if name == b"authorization"],
-            [value for name, value in credentials if name == b"x-api-key"],
-        )
-        principal = self.keyring.verify(token, time.time())
+        principal = self.keyring.verify(_token(credentials), time.time())
         KeyRing.require(principal, scope)
         return principal
+
+    def after_look(self, refusal: ModelyardError, credentials: Credentials, seen: bool) -> ModelyardError:
+        """What a refusal is once a look was asked for: a key or deployment that the memory does not know may be there all the
+        same, unless the database was `seen`."""
+        if seen or not (isinstance(refusal, NotFound) or (isinstance(refusal, Unauthorized) and self._is_strange(credentials))):
+            return refusal
+        return Unavailable("The gateway cannot see the database, and does not know this key or deployment; try again shortly.")
+
+    def _is_strange(self, credentials: Credentials) -> bool:
+        """Whether these are a key, but none that is known."""
+        try:
+            return not self.keyring.knows(_token(credentials))
+        except Unauthorized:
+            return False
 
     def route(self, project: str, deployment: str, version: str | None) -> Route:
         """The deployment a project means. Raises `NotFound`, saying what exists."""
@@ -232,6 +251,13 @@ def check_ready(route: Route) -> None:
 
 def too_large(limit: int) -> TooLarge:
     return TooLarge(f"The request's body is larger than {limit} bytes; send it in parts, or images in a denser form.")
+
+
+def _token(credentials: Credentials) -> str:
+    return token_of(
+        [value for name, value in credentials if name == b"authorization"],
+        [value for name, value in credentials if name == b"x-api-key"],
+    )
 
 
 def _path(url: bytes) -> bytes:

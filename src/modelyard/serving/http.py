@@ -200,7 +200,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if refusal is not None and is_stale(refusal, credentials):
             self._held += 1
             self.flow.pause_reading()
-            gateway.refresh(lambda: self._look_again(exchange, special))
+            gateway.refresh(lambda seen: self._look_again(exchange, special, seen))
         elif refusal is not None or special.keys() - _PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
@@ -231,8 +231,8 @@ class InferenceProtocol(HttpToolsProtocol):
         if self._plain is not None:
             self._known = self._plain._replace(head=data[: len(data) - self._body], size=len(data))
 
-    def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes]) -> None:
-        """The memory is now what the database was after this request came."""
+    def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes], seen: bool) -> None:
+        """The memory is now what the database was after this request came, if that was `seen`."""
         self._held -= 1
         self._read_on()
         if self.transport.is_closing() or exchange.refusal is not None:
@@ -241,7 +241,7 @@ class InferenceProtocol(HttpToolsProtocol):
         try:
             exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time())
         except ModelyardError as error:
-            refusal = error
+            refusal = self.gateway.after_look(error, exchange.credentials, seen)
         self._judge(exchange, special, refusal)
         if exchange.whole:
             self._go(exchange)

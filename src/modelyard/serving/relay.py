@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -55,11 +56,20 @@ class Relay:
         # No environment (proxies), no redirects, no cookies: what came is what goes.
         self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
         self.answers = False
+        self._seen = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since control answered; since the beginning before it ever did."""
+        return time.monotonic() - self._seen
 
     async def watch(self) -> None:
         """Keep `answers` true to whether control does; runs until it is cancelled."""
         while True:
+            began = time.monotonic()
             self.answers = await self._asked()
+            if self.answers:
+                self._seen = began
             await asyncio.sleep(_WATCH if self.answers else _WATCH / 10)
 
     async def _asked(self) -> bool:
@@ -93,7 +103,9 @@ class Relay:
             if not request.gone:
                 _log.warning("control not reached", error=type(error).__name__)
                 await _refuse(
-                    scope, send, Unavailable("The control process does not answer; deployments still do. Try again shortly.")
+                    scope,
+                    send,
+                    Unavailable("The control process does not answer; deployments do for a while. Try again shortly."),
                 )
             return
         try:

@@ -59,6 +59,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     follower = Follower(loop, books.load, books.revision, gateway.apply)
     gateway.follow(follower)
     relay = Relay(settings.run / "control.sock")
+    gateway.heed(lambda: relay.age)
     server = uvicorn.Server(_config(gateway, relay))
     if threading.current_thread() is threading.main_thread():
         # uvicorn hands the signal on when it is done; it must find a handler, or it would end the process before we settle.
