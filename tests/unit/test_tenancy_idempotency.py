@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,14 @@ from modelyard.db import Database, joined, now
 from modelyard.errors import Conflict, Forbidden
 from modelyard.tenancy import idempotency, ledger
 from modelyard.tenancy.idempotency import KEPT, TAKEOVER, Answer, Slot
-from modelyard.tenancy.routes import Caller, Routes
+from modelyard.tenancy.routes import Caller, Routes, answered
 from modelyard.tenancy.tables import Idempotency
 from modelyard.tenancy.types import Scope
 
 
 class Item(BaseModel):
     name: str = "x"
+    made: datetime | None = None
 
 
 def counting() -> Routes:
@@ -50,6 +51,20 @@ def counting() -> Routes:
         if act_then:
             act(request, caller, "before the failure")
         raise Forbidden("not now")
+
+    @more.post("/promise", scope=Scope.infer, status_code=201)
+    def promise(request: Request, caller: Caller) -> Item:
+        with request.app.state.db.begin() as session:
+            ledger.audit(session, caller.project, caller.key, "act", "promise")
+            said = answered(request, Item(name="é", made=now()))
+        if request.headers.get("x-die"):
+            raise KeyboardInterrupt  # nothing catches this: the request ends as if its process had
+        return said
+
+    @more.post("/promised-secret", scope=Scope.infer, secret=True)
+    def promised_secret(request: Request, caller: Caller) -> dict[str, str]:
+        with request.app.state.db.begin():
+            return answered(request, {"key": "secret"})
 
     @more.post("/stream", scope=Scope.infer)
     def stream(request: Request, caller: Caller) -> Response:
@@ -130,6 +145,33 @@ def test_a_request_that_failed_after_it_took_effect_is_not_done_again(web: Web):
     assert error(answer) == (409, "conflict")
     assert "was carried out" in answer.text
     assert acts(web.db) == 1
+
+
+def test_what_was_promised_is_answered_to_the_repeat_byte_for_byte(web: Web):
+    first, second = (post(web, "/do/promise", once="p") for _ in range(2))
+    assert (second.status_code, second.content, second.headers["content-type"]) == (
+        first.status_code,
+        first.content,
+        first.headers["content-type"],
+    )
+    assert second.headers["idempotency-replayed"] == "true"
+    assert web.ask("POST", "/do/promise", "infer").status_code == 201
+    assert acts(web.db) == 2
+
+
+def test_what_was_promised_is_answered_after_a_death_between_commit_and_answer(web: Web):
+    with pytest.raises(KeyboardInterrupt):
+        post(web, "/do/promise", headers={"x-die": "yes"})
+    repeat = post(web, "/do/promise", headers={"x-die": "yes"})
+    assert (repeat.status_code, repeat.json()["name"]) == (201, "é")
+    assert repeat.headers["idempotency-replayed"] == "true"
+    assert acts(web.db) == 1
+
+
+def test_a_promised_secret_is_not_kept(web: Web):
+    assert [post(web, "/do/promised-secret").status_code for _ in range(2)] == [200, 409]
+    with web.db.read() as session:
+        assert [row.body for row in session.scalars(select(Idempotency))] == [None]
 
 
 def test_streams_are_not_kept(web: Web):

@@ -5,33 +5,47 @@ Bytes move between the request and the store first; what the catalogue then says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
-from starlette.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, StreamingResponse
 
 from modelyard.catalogue import ranges, service
 from modelyard.catalogue.types import AliasRequest, Kind
-from modelyard.storage import CHUNK, Manifest
+from modelyard.storage import CHUNK, Manifest, Staged, batches
 from modelyard.tenancy.ledger import audit
-from modelyard.tenancy.routes import Caller, Routes
+from modelyard.tenancy.routes import Caller, Routes, answered
 from modelyard.tenancy.types import Scope
 
 __all__ = ["routes"]
 
 routes = Routes(prefix="/api", tags=["catalogue"])
+LARGEST_MANIFEST = 32 << 20  # bytes of JSON: that of 100,000 files with paths of 150 letters
+PIECE = 1 << 20
 KINDS: dict[str, Kind] = {"datasets": "dataset", "models": "model"}
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-async def body(request: Request) -> bytearray:
-    """The body in one piece, held once; the route bounds it."""
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-    return data
+async def body(request: Request) -> bytes:
+    """The body in one piece; the route bounds it. One that was read before is not copied."""
+    parts = [part async for part in request.stream() if part]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def staged(request: Request) -> AsyncIterator[Staged]:
+    """The body as it came, in the store and not in memory; gone in the end, unless the route has it adopted."""
+    with request.app.state.artefacts.stage() as place:
+        held = bytearray()
+        async for part in request.stream():
+            held += part
+            if len(held) >= PIECE:
+                await run_in_threadpool(place.write, held)
+                held = bytearray()
+        await run_in_threadpool(place.write, held)
+        yield place
 
 
 def kind_of(request: Request) -> Kind:
@@ -45,7 +59,8 @@ def _bytes(media: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {f"application/{media}": {"schema": schema}}}}
 
 
-Body = Annotated[bytearray, Depends(body)]
+Body = Annotated[bytes, Depends(body)]
+StagedBody = Annotated[Staged, Depends(staged)]
 KindOf = Annotated[Kind, Depends(kind_of)]
 
 
@@ -67,29 +82,36 @@ def has_blob(request: Request, caller: Caller, digest: str) -> Response:
 
 
 @routes.put("/blobs/sha256/{digest}", scope=Scope.write, status_code=201, largest=CHUNK, openapi_extra=_bytes("octet-stream"))
-def put_blob(request: Request, caller: Caller, digest: str, data: Body) -> dict[str, Any]:
+def put_blob(request: Request, caller: Caller, digest: str, data: StagedBody) -> dict[str, Any]:
     """Upload one chunk (at most 64 MiB) under its SHA-256."""
-    request.app.state.artefacts.put_blob(caller.project, digest, data)
-    return {"hash": digest, "size": len(data)}
+    request.app.state.artefacts.adopt_blob(caller.project, digest, data)
+    return {"hash": digest, "size": data.size}
 
 
-@routes.post("/artefacts", scope=Scope.write, status_code=201, largest=CHUNK, openapi_extra=_bytes("json"))
+@routes.put("/blobs", scope=Scope.write, status_code=201, largest=batches.MOST, openapi_extra=_bytes("octet-stream"))
+def put_blobs(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
+    """Upload many small chunks in one request (at most 8 MiB): of each its SHA-256 (32 bytes), its length (4, big-endian) and
+    its bytes. All are verified before the first is stored."""
+    return {"blobs": request.app.state.artefacts.put_blobs(caller.project, batches.unpacked(data))}
+
+
+@routes.post("/artefacts", scope=Scope.write, status_code=201, largest=LARGEST_MANIFEST, openapi_extra=_bytes("json"))
 def create_artefact(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
     """Make an artefact of uploaded blobs. The body is its manifest."""
-    manifest = Manifest.from_bytes(bytes(data))
+    manifest = Manifest.from_bytes(data)
     state = request.app.state
     state.artefacts.publish_manifest(caller.project, manifest)
     with state.db.begin() as session:
         service.record_artefact(session, caller.project, manifest)
         audit(session, caller.project, caller.key, "artefact.create", manifest.hash, {"size": manifest.size})
-    return {"hash": manifest.hash, "size": manifest.size}
+        return answered(request, {"hash": manifest.hash, "size": manifest.size})
 
 
-@routes.get("/artefacts/{digest}", scope=Scope.write)
-def artefact(request: Request, caller: Caller, digest: str) -> dict[str, Any]:
+@routes.get("/artefacts/{digest}", scope=Scope.write, response_class=JSONResponse)
+def artefact(request: Request, caller: Caller, digest: str) -> Response:
     """The manifest of an artefact."""
     manifest: Manifest = request.app.state.artefacts.manifest(caller.project, digest)
-    return manifest.to_json()
+    return Response(manifest.to_bytes(), media_type="application/json")
 
 
 @routes.get("/artefacts/{digest}/files/{path:path}", scope=Scope.write, response_class=StreamingResponse)

@@ -15,7 +15,7 @@ from modelyard.errors import CallerError
 from modelyard.jobs import service
 from modelyard.jobs.types import Job, Submission
 from modelyard.tenancy.router import LARGEST_NUMBER, authorise
-from modelyard.tenancy.routes import Caller, Routes
+from modelyard.tenancy.routes import Caller, Routes, answered
 from modelyard.tenancy.types import Scope
 
 Look = tuple[Job, Sequence[dict[str, Any]]]
@@ -32,8 +32,9 @@ def submit(request: Request, caller: Caller, body: Submission) -> dict[str, Any]
     state = request.app.state
     with state.db.begin() as session:
         job = service.submit(session, caller, body, state.kinds, cpus=state.executor.cpus())
+        shown = answered(request, job.to_json())
     state.scheduler.wake()
-    return job.to_json()
+    return shown
 
 
 @routes.get("", scope=Scope.write)
@@ -43,6 +44,14 @@ def jobs(
     """The project's jobs, newest first."""
     with request.app.state.db.read() as session:
         return [job.to_json() for job in service.jobs(session, caller.project, state, limit)]
+
+
+@routes.get("/underway", scope=Scope.write)
+def underway(request: Request, caller: Caller, first: Annotated[int, Query(ge=0, le=1000)] = 20) -> dict[str, Any]:
+    """The project's jobs on their way: all that start or run, the first that wait, and how many there are of each state."""
+    with request.app.state.db.read() as session:
+        found, counts = service.underway(session, caller.project, first)
+    return {"jobs": [job.to_json() for job in found], "counts": counts}
 
 
 @routes.get("/{job}", scope=Scope.write)
@@ -57,9 +66,9 @@ def cancel(request: Request, caller: Caller, job: str) -> dict[str, Any]:
     """Ask a job to stop; one that has ended stays as it is."""
     state = request.app.state
     with state.db.begin() as session:
-        cancelled = service.cancel(session, caller, job)
+        shown = answered(request, service.cancel(session, caller, job).to_json())
     state.scheduler.wake()
-    return cancelled.to_json()
+    return shown
 
 
 @routes.get("/{job}/events", scope=Scope.write)

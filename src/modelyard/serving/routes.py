@@ -9,7 +9,7 @@ from fastapi import Request
 from modelyard.serving import service
 from modelyard.serving.service import Deployment
 from modelyard.serving.types import DeploymentRequest
-from modelyard.tenancy.router import Caller, Routes
+from modelyard.tenancy.router import Caller, Routes, answered
 from modelyard.tenancy.types import Scope
 
 routes = Routes(prefix="/api/deployments", tags=["deployments"])
@@ -23,7 +23,7 @@ def deploy(request: Request, caller: Caller, body: DeploymentRequest) -> Deploym
         version = service.resolve(session, caller.project, body.model)
     card = service.read_card(state.artefacts, caller.project, version)
     with state.db.begin() as session:
-        shown = service.deploy(session, caller, body, version, card)
+        shown = answered(request, service.deploy(session, caller, body, version, card))
     state.controller.wake()
     return shown
 

@@ -1,8 +1,9 @@
 """A POST repeated under one Idempotency-Key takes effect once. `routes.Route` calls these around a request.
 
-claim (before) → confirm (inside the very transaction that does the work) → keep or release (after). A process that dies
-on the way leaves a row that is not `done`: after a while a repeat takes it over, under a new token, and the old
-request, should it still run, can no longer commit. So the work is done at most once, and a repeat after a crash is safe.
+claim (before) → confirm (inside the very transaction that does the work, with the answer where the route knows it by then) →
+keep or release (after). A process that dies on the way leaves a row that is not `done`: after a while a repeat takes it over,
+under a new token, and the old request, should it still run, can no longer commit. So the work is done at most once, and a
+repeat after a crash is safe.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Slot:
         mine = (Idempotency.project == self.project) & (Idempotency.key == self.key)
         return mine & (Idempotency.route == self.route) & (Idempotency.name == self.name)
 
-    def confirm(self, session: Session) -> None:
-        """Mark the work done, in its own transaction. Raises `Conflict`, undoing the work, where a repeat took over."""
-        held = update(Idempotency).where(self.row, Idempotency.token == self.token).values(done=True)
+    def confirm(self, session: Session, answer: Answer | None = None) -> None:
+        """Mark the work done, in its own transaction, and keep what will be answered, if that is known. Raises `Conflict`,
+        undoing the work, where a repeat took over."""
+        held = update(Idempotency).where(self.row, Idempotency.token == self.token).values(_done(answer))
         if session.execute(held.returning(Idempotency.name)).first() is None:
             raise Conflict(_TAKEN)
 
@@ -93,11 +95,14 @@ def abandon(db: Database) -> None:
 
 def keep(db: Database, slot: Slot, answer: Answer | None) -> None:
     """The request was carried out; None keeps no answer (it held a secret, or is too long)."""
-    values: dict[str, Any] = {"done": True}
-    if answer is not None and len(answer.body) <= LARGEST_ANSWER:
-        values |= {"status": answer.status, "media": answer.media, "body": answer.body}
     with db.begin() as session:
-        session.execute(update(Idempotency).where(slot.row, Idempotency.token == slot.token).values(**values))
+        session.execute(update(Idempotency).where(slot.row, Idempotency.token == slot.token).values(_done(answer)))
+
+
+def _done(answer: Answer | None) -> dict[str, Any]:
+    if answer is None or len(answer.body) > LARGEST_ANSWER:
+        return {"done": True}
+    return {"done": True, "status": answer.status, "media": answer.media, "body": answer.body}
 
 
 def release(db: Database, slot: Slot) -> None:

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute, APIRouter, iter_route_contexts
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Message
 
@@ -29,6 +30,7 @@ from modelyard.tenancy.types import Principal, Scope
 LARGEST_BODY = 1 << 20  # JSON takes some twenty times its size once parsed; uploads say that they need more
 LARGEST_NUMBER = (1 << 63) - 1  # where a database's whole numbers end
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Value = TypeVar("Value")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -38,6 +40,14 @@ def principal(request: Request) -> Principal:
 
 
 Caller = Annotated[Principal, Depends(principal)]
+
+
+def answered(request: Request, value: Value) -> Value:
+    """Say, inside the transaction that does a route's work, what the route is going to return: a repeat of the request gets
+    it even if this process dies right after the commit. Gives the value back."""
+    if (promised := getattr(request.state, "promised", None)) is not None:
+        promised.append(value)
+    return value
 
 
 class Route(APIRoute):
@@ -69,17 +79,24 @@ class Route(APIRoute):
         kept = await run_in_threadpool(idempotency.claim, db, slot)
         if kept is not None:
             return Response(kept.body, kept.status, {"Idempotency-Replayed": "true"}, kept.media)
+        promised = request.state.promised = list[Any]()
         try:
-            with joined(slot.confirm):
+            with joined(lambda session: slot.confirm(session, self._promised(promised))):
                 response = await inner(request)
         except BaseException:
             await run_in_threadpool(idempotency.release, db, slot)
             raise
         if isinstance(response, StreamingResponse) or response.status_code >= 400:
             await run_in_threadpool(idempotency.release, db, slot)
-        else:
+        elif self.secret or not promised:  # else it is kept already
             await run_in_threadpool(idempotency.keep, db, slot, None if self.secret else _answer(response))
         return response
+
+    def _promised(self, values: list[Any]) -> idempotency.Answer | None:
+        """The answer of which a route said that it would give it."""
+        if self.secret or not values:
+            return None
+        return _answer(JSONResponse(jsonable_encoder(values[-1]), self.status_code or 200))
 
 
 def authorise(request: Request, scope: Scope) -> Principal:

@@ -1,5 +1,5 @@
 """The management API of keys, projects, usage and audit; and the one module other rooms' routes take theirs from:
-`Routes`, `Caller`, `check_routes` and `install`.
+`Routes`, `Caller`, `answered`, `check_routes` and `install`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from modelyard.db import now
 from modelyard.errors import Forbidden, Invalid
 from modelyard.tenancy import ledger, service
 from modelyard.tenancy.failures import install
-from modelyard.tenancy.router import LARGEST_NUMBER, Caller, Routes, check_routes
+from modelyard.tenancy.router import LARGEST_NUMBER, Caller, Routes, answered, check_routes
 from modelyard.tenancy.types import DEFAULT_PROJECT, KeyRequest, Principal, ProjectRequest, Scope
 
-__all__ = ["Caller", "Routes", "check_routes", "install", "routes"]
+__all__ = ["Caller", "Routes", "answered", "check_routes", "install", "routes"]
 
 routes = Routes(prefix="/api", tags=["tenancy"])
 
