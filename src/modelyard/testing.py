@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -22,7 +23,7 @@ from modelyard.errors import Crashed, Invalid, ModelyardError, NotFound, from_wi
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.rank import load, perform
 from modelyard.jobs.types import Event, Gang, ProcessStatus, ReplicaSpec
-from modelyard.storage.stores import Buffer, check_key
+from modelyard.storage.stores import Buffer, Staged, check_key
 from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
 FAKE_CARD = ModelCard(
@@ -70,6 +71,14 @@ class MemoryStore:
                 return False
             self.objects[key] = bytes(data)
             return True
+
+    @contextmanager
+    def stage(self) -> Iterator[Staged]:
+        yield Staged(io.BytesIO())
+
+    def adopt(self, staged: Staged, key: str) -> None:
+        staged.file.seek(0)
+        self.put(key, staged.file.read())
 
     def get(self, key: str) -> bytes:
         if key not in self.objects:
@@ -165,7 +174,8 @@ class InlineExecutor:
     def cpus(self) -> int:
         return self._cpus
 
-    def end_gangs(self) -> None: ...
+    def end_gangs(self) -> Mapping[str, ModelyardError]:
+        return {}
 
     def wait(self, timeout: float) -> None:
         with self._news:

@@ -1,6 +1,7 @@
 """The contract of `storage.ObjectStore`, over the folder, the published double and obstore's own memory; and, over a folder,
 what only real processes show: a publication killed at any moment, and many processes that want one artefact at once."""
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -56,6 +57,48 @@ def test_of_many_creators_exactly_one_wins(store):
     assert store.get("k") == b"%d" % wins.index(True)
 
 
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"one ", bytearray(b"two"), memoryview(b" three")), (bytes(5 << 20), b"x")])
+def test_what_is_staged_gets_its_key_when_it_is_whole(store, pieces):
+    content = b"".join(pieces)
+    with store.stage() as staged:
+        for piece in pieces:
+            staged.write(piece)
+        assert (store.size("a/b"), list(store.list("a"))) == (None, [])
+        assert (staged.size, staged.digest) == (len(content), hashlib.sha256(content).hexdigest())
+        store.adopt(staged, "a/b")
+    assert (store.get("a/b"), store.size("a/b"), list(store.list("a"))) == (content, len(content), ["a/b"])
+
+
+def test_what_is_adopted_replaces_what_was_there(store):
+    store.put("k", b"old and longer")
+    with store.stage() as staged:
+        staged.write(b"new")
+        store.adopt(staged, "k")
+    assert store.get("k") == b"new"
+
+
+def test_what_is_not_adopted_is_gone(store, tmp_path):
+    def fail() -> None:
+        with store.stage() as staged:
+            staged.write(b"x")
+            raise KeyError
+
+    with store.stage() as staged:
+        staged.write(b"x")
+    with pytest.raises(KeyError):
+        fail()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_is_staged_at_once_does_not_mix(store):
+    with store.stage() as one, store.stage() as two:
+        one.write(b"1")
+        two.write(b"2")
+        store.adopt(two, "two")
+        store.adopt(one, "one")
+    assert (store.get("one"), store.get("two")) == (b"1", b"2")
+
+
 def test_ranges(store):
     store.put("k", b"0123456789")
     assert store.get_range("k", 2, 3) == b"234"
@@ -96,6 +139,8 @@ def test_list_goes_by_whole_segments(store):
 def test_keys_that_are_not_plain_are_refused(store, key):
     with pytest.raises(Invalid):
         store.put(key, b"x")
+    with pytest.raises(Invalid), store.stage() as staged:
+        store.adopt(staged, key)
 
 
 # ── over real processes ──────────────────────────────────────────────────────────────────────────────────────────────────────

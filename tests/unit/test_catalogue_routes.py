@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from modelyard.catalogue import service
 from modelyard.catalogue.routes import routes
 from modelyard.db import Base, Database
-from modelyard.storage import CHUNK, Artefacts
+from modelyard.storage import CHUNK, Artefacts, batches
 from modelyard.tenancy import ledger
 from modelyard.tenancy.access import KeyRing, load_keys
 from modelyard.tenancy.routes import check_routes, install
@@ -100,6 +100,35 @@ def test_blobs_are_checked(desk):
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_request")
     assert desk("PUT", "blobs/sha256/nonsense", content=b"y").status_code == 400
     assert desk("HEAD", "blobs/sha256/nonsense").status_code == 400
+    assert not desk.store.objects
+
+
+def packed(*blobs, names=None):
+    return b"".join(batches.packed(name, data) for name, data in zip(names or map(digest, blobs), blobs, strict=True))
+
+
+def test_many_small_blobs_come_in_one_request_and_may_come_again(desk):
+    blobs = (b"", b"one", b"two", b"one")
+    for _ in range(2):
+        answer = desk("PUT", "blobs", content=packed(*blobs))
+        assert (answer.status_code, answer.json()) == (201, {"blobs": 3})
+    assert {key.rpartition("/")[2]: data for key, data in desk.store.objects.items()} == {digest(data): data for data in blobs}
+    assert desk("HEAD", f"blobs/sha256/{digest(b'two')}", "q-write").status_code == 404
+    assert desk("PUT", "blobs", "p-infer", content=packed(b"x")).status_code == 403
+    assert desk("PUT", "blobs", content=b"").json() == {"blobs": 0}
+
+
+def test_a_batch_that_is_wrong_anywhere_stores_nothing(desk):
+    names = [digest(b"good"), digest(b"bad")]
+    for body, said in (
+        (packed(b"good", b"bed", names=names), names[1]),
+        (packed(b"good", b"bad")[:-1], "ends 2 bytes into the blob"),
+        (packed(b"good") + b"x", "within a header"),
+    ):
+        answer = desk("PUT", "blobs", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        assert said in answer.json()["error"]["message"]
+    assert desk("PUT", "blobs", content=bytes(batches.MOST + 1)).status_code == 413
     assert not desk.store.objects
 
 

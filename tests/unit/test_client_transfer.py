@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from modelyard.client import transfer
+from modelyard.client.wire import Response
 from modelyard.errors import Conflict, Damaged, Invalid, Unavailable
 from modelyard.storage import Manifest
+from modelyard.storage.batches import unpacked
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_large_file_is_cut_as_the_store_cuts_it(folder: Path) -> None:
     with (folder / "large").open("wb") as file:
         file.truncate(size)
     manifest = transfer.manifest_of({"large": folder / "large"})
-    assert manifest == Manifest.of_chunks({"large": size}, [("large", chunk) for chunk in manifest.files["large"].chunks])
+    assert manifest == Manifest.of_chunks({"large": size}, manifest.files["large"].chunks)
     first, second = transfer.chunks_of(manifest)
     assert (first.start, first.length, second.start, second.length) == (0, 64 << 20, 64 << 20, 5)
     assert not first.whole
@@ -77,34 +78,52 @@ def test_pieces_are_small_and_whole(tmp_path: Path) -> None:
 
 
 class Receiver:
-    """Takes uploads, and knows how many were under way at once."""
+    """Takes uploads: what was asked, in which order, and every chunk that came, by its hash."""
 
-    def __init__(self) -> None:
-        self.under_way, self.most, self.lock = 0, 0, threading.Lock()
+    def __init__(self, there: frozenset[str] = frozenset()) -> None:
+        self.there, self.asked, self.blobs, self.lock = there, list[str](), dict[str, bytes](), threading.Lock()
 
     def exists(self, path: str) -> bool:
-        return False
+        return path.rpartition("/")[2] in self.there
 
-    def send(self, method: str, path: str, *, body: Callable[[], Iterator[bytes]], headers: dict[str, str]) -> None:
+    def send(self, method: str, path: str, *, body: Callable[[], Iterable[bytes]], headers: dict[str, str]) -> Response:
+        data = b"".join(body())
+        assert headers["Content-Length"] == str(len(data))
+        answer = {"hash": Manifest.from_bytes(data).hash} if method == "POST" else {}
+        came = dict(unpacked(data)) if path == "/api/blobs" else {path.rpartition("/")[2]: data} if method == "PUT" else {}
         with self.lock:
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-        self.received = sum(map(len, body()))
-        with self.lock:
-            self.under_way -= 1
-
-    def post(self, path: str, manifest: dict[str, Any]) -> dict[str, str]:
-        return {"hash": Manifest.from_bytes(json.dumps(manifest).encode()).hash}
+            self.asked.append(f"{method} {path}")
+            self.blobs |= {digest: bytes(content) for digest, content in came.items()}
+        return Response(200, {}, json.dumps(answer).encode())
 
 
-def test_few_large_chunks_are_under_way_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_LARGE", 1 << 20)
-    for name in "abcdef":
-        (tmp_path / name).write_bytes(name.encode() * (3 << 20))
+def test_small_files_travel_together_and_large_ones_alone(tmp_path: Path) -> None:
+    files = {f"{n:03}": str(n).encode() * (n * 40) for n in range(200)} | {"large": bytes(1 << 20)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    told: list[tuple[int, int]] = []
     receiver = Receiver()
+    hash_ = transfer.upload(receiver, transfer.files_of(tmp_path), lambda *done: told.append(done))  # type: ignore[arg-type]
+    assert hash_ == Manifest.of_folder(tmp_path).hash
+    assert receiver.blobs == {hashlib.sha256(content).hexdigest(): content for content in files.values()}
+    alone = f"PUT /api/blobs/sha256/{hashlib.sha256(files['large']).hexdigest()}"
+    assert sorted(receiver.asked) == ["POST /api/artefacts", *["PUT /api/blobs"] * 3, alone]
+    assert told[-1] == (sum(map(len, files.values())),) * 2
+
+
+def test_what_the_platform_has_is_not_sent_again(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(1 << 20))
+    receiver = Receiver(frozenset({hashlib.sha256(bytes(1 << 20)).hexdigest()}))
     transfer.upload(receiver, transfer.files_of(tmp_path))  # type: ignore[arg-type]
-    assert 1 <= receiver.most <= 2
-    assert receiver.received == 3 << 20
+    assert receiver.asked == ["POST /api/artefacts"]
+
+
+def test_a_small_file_that_shrinks_meanwhile_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"long")
+    (chunk,) = transfer.chunks_of(transfer.manifest_of({"a": tmp_path / "a"}))
+    (tmp_path / "a").write_bytes(b"x")
+    with pytest.raises(Invalid, match="'a' changed"):
+        transfer._send(Receiver(), {"a": tmp_path / "a"}, [chunk])  # type: ignore[arg-type]
 
 
 class Platform:
@@ -115,8 +134,8 @@ class Platform:
         self.manifest = Manifest.of_folder(folder)
         self.asked: list[str] = []
 
-    def send(self, method: str, path: str) -> httpx.Response:
-        return httpx.Response(200, content=self.manifest.to_bytes())
+    def send(self, method: str, path: str) -> Response:
+        return Response(200, {}, self.manifest.to_bytes())
 
     def download(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
         self.asked.append(path)

@@ -297,7 +297,7 @@ def test_a_cache_that_cannot_be_written_is_our_fault_and_names_no_folder(yard, f
         raise OSError(28, "No space left on device", str(tmp_path))
 
     hash_ = yard.publish("p", folder).hash
-    monkeypatch.setattr(os, "truncate", full)
+    monkeypatch.setattr(artefacts.transfer, "_write", full)
     with pytest.raises(Unavailable, match="No space left") as caught:
         yard.local("p", hash_)
     assert str(tmp_path) not in caught.value.message

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_manifest_comes_back_from_its_bytes_with_the_same_hash(manifest):
     again = Manifest.from_bytes(manifest.to_bytes())
     assert again == manifest
     assert again.hash == manifest.hash == digest(manifest.to_bytes())
-    assert Manifest.from_bytes(json.dumps(manifest.to_json(), indent=2).encode()).hash == manifest.hash
+    assert Manifest.from_bytes(json.dumps(json.loads(manifest.to_bytes()), indent=2).encode()).hash == manifest.hash
 
 
 def test_the_canonical_form_is_fixed_to_the_byte():
@@ -56,6 +57,33 @@ def test_the_canonical_form_is_fixed_to_the_byte():
         f'"b/é.txt":{{"chunks":["{x}"],"root":"{x}","size":1}}}}}}'
     )
     assert manifest.size == 1
+
+
+@given(manifests())
+def test_the_canonical_form_is_plain_sorted_json(manifest):
+    tree = {path: {"size": e.size, "root": e.root, "chunks": e.chunks} for path, e in manifest.files.items()}
+    plain = json.dumps({"files": tree}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert manifest.to_bytes() == plain.encode()
+
+
+def test_a_path_that_is_there_twice_and_too_many_files_are_refused():
+    one = json.dumps({"a": json.loads(Manifest({"a": entry(b"x")}).to_bytes())["files"]["a"]})[1:-1]
+    with pytest.raises(Invalid, match="twice"):
+        Manifest.from_bytes(f'{{"files":{{{one},{one}}}}}'.encode())
+    with pytest.raises(Invalid, match="more than 100000 files"):
+        Manifest.from_bytes(f'{{"files":{{{",".join([one] * 100_001)}}}}}'.encode())
+
+
+@pytest.mark.parametrize("flood", ["[[],", '{"files":{"a":{"chunks":["a",', '{"files":{"a":[[],', '{"files":[[],'])
+def test_what_a_flood_would_fill_memory_with_is_refused_where_it_begins(flood):
+    head, _, unit = flood.rpartition("[")
+    body = (head + "[" + unit * (8 << 20)).encode()
+    tracemalloc.start()
+    with pytest.raises(Invalid):
+        Manifest.from_bytes(body)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20
 
 
 @given(st.lists(DIGESTS, min_size=1, max_size=9), st.data())

@@ -47,6 +47,29 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_put_returns(tmp_p
     assert events == [root, f"{root}/a", f"{root}/a/b/c", "named", f"{root}/a/b"]
 
 
+def test_what_was_staged_is_on_disk_before_its_name(tmp_path: Path, monkeypatch):
+    store, events = FolderStore(tmp_path), []
+    fsync, replace = os.fsync, Path.replace
+
+    def spy_fsync(fd):
+        events.append(Path(f"/proc/self/fd/{fd}").readlink().name.partition("#")[0])
+        fsync(fd)
+
+    def spy_replace(self, target):
+        events.append(f"named {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    store.put("a/first", b"")
+    del events[:]
+    with store.stage() as staged:
+        staged.write(b"x")
+        store.adopt(staged, "a/b")
+    assert events == ["staged", "named b", "a"]
+    assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o600
+
+
 def test_what_a_killed_put_left_is_not_seen_and_not_in_the_way(tmp_path: Path, monkeypatch):
     store = FolderStore(tmp_path)
     with monkeypatch.context() as patch:

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Semaphore
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from modelyard.client.wire import PAUSES, Wire
 from modelyard.errors import Conflict, Damaged, Internal, Invalid, Unavailable
+from modelyard.storage.batches import HEADER, packed
 from modelyard.storage.manifest import Manifest, spans
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 PIECE = 1 << 20
 _AT_ONCE = 4
-# Of large chunks fewer travel up at once: the platform holds each whole until its hash is known.
-_LARGE, _LARGE_AT_ONCE = 8 << 20, 2
-# Below this, asking whether a chunk is there costs as much as sending it.
-_NOT_WORTH_ASKING = 64 << 10
+# Below this, asking whether a chunk is there costs as much as sending it; and many are sent together.
+_SMALL = 64 << 10
+_BATCH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,12 @@ def manifest_of(files: Mapping[str, Path]) -> Manifest:
     sizes = {name: path.stat().st_size for name, path in files.items()}
     work = [(name, start, length) for name, size in sizes.items() for start, length in spans(size)]
 
-    def digest(item: tuple[str, int, int]) -> tuple[str, str]:
+    def digest(item: tuple[str, int, int]) -> str:
         name, start, length = item
         sha = hashlib.sha256()
         for piece in pieces(files[name], start, length):
             sha.update(piece)
-        return name, sha.hexdigest()
+        return sha.hexdigest()
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return Manifest.of_chunks(sizes, pool.map(digest, work))
@@ -99,24 +100,55 @@ def upload(wire: Wire, files: Mapping[str, Path], progress: Progress | None = No
     """Publish files as an artefact and return its hash. Done again after a break, it sends only what is missing."""
     manifest = manifest_of(files)
     distinct = {chunk.hash: chunk for chunk in chunks_of(manifest)}.values()
-    large = Semaphore(_LARGE_AT_ONCE)
-
-    def send(chunk: Chunk) -> int:
-        with large if chunk.length > _LARGE else nullcontext():
-            return send_now(chunk)
-
-    def send_now(chunk: Chunk) -> int:
-        address = f"/api/blobs/sha256/{chunk.hash}"
-        if chunk.length < _NOT_WORTH_ASKING or not wire.exists(address):
-            headers = {"Content-Length": str(chunk.length), "Content-Type": "application/octet-stream"}
-            wire.send("PUT", address, body=lambda: pieces(files[chunk.path], chunk.start, chunk.length), headers=headers)
-        return chunk.length
-
-    _in_parallel(send, distinct, progress)
-    published = str(wire.post("/api/artefacts", manifest.to_json())["hash"])
+    total = sum(chunk.length for chunk in distinct)
+    _in_parallel(lambda batch: _send(wire, files, batch), batched(distinct), total, progress)
+    published = str(_publish(wire, manifest)["hash"])
     if published != manifest.hash:
         raise Internal(f"The platform published artefact {published} where {manifest.hash} was sent.")
     return published
+
+
+def batched(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
+    """What goes together: each larger chunk alone, then the small ones by about 1 MiB."""
+    alone, together = [], []
+    room = 0
+    for chunk in chunks:
+        if chunk.length >= _SMALL:
+            alone.append([chunk])
+            continue
+        if room <= 0:
+            together.append(list[Chunk]())
+            room = _BATCH
+        together[-1].append(chunk)
+        room -= HEADER + chunk.length
+    return [*alone, *together]
+
+
+def _send(wire: Wire, files: Mapping[str, Path], batch: Sequence[Chunk]) -> int:
+    """Upload chunks that go together; says how many bytes of files they are."""
+    first = batch[0]
+    headers = {"Content-Type": "application/octet-stream"}
+    if first.length < _SMALL:
+        data = b"".join(packed(chunk.hash, _content(files[chunk.path], chunk)) for chunk in batch)
+        wire.send("PUT", "/api/blobs", body=lambda: (data,), headers={**headers, "Content-Length": str(len(data))})
+    elif not wire.exists(address := f"/api/blobs/sha256/{first.hash}"):
+        headers["Content-Length"] = str(first.length)
+        wire.send("PUT", address, body=lambda: pieces(files[first.path], first.start, first.length), headers=headers)
+    return sum(chunk.length for chunk in batch)
+
+
+def _content(path: Path, chunk: Chunk) -> bytes:
+    data = b"".join(pieces(path, chunk.start, chunk.length))
+    if len(data) != chunk.length:
+        raise Invalid(f"'{chunk.path}' changed while it was uploaded: upload files nobody writes to.")
+    return data
+
+
+def _publish(wire: Wire, manifest: Manifest) -> dict[str, Any]:
+    data = manifest.to_bytes()
+    headers = {"Idempotency-Key": secrets.token_hex(16), "Content-Type": "application/json", "Content-Length": str(len(data))}
+    answer: dict[str, Any] = wire.send("POST", "/api/artefacts", body=lambda: (data,), headers=headers).json()
+    return answer
 
 
 def fetch(wire: Wire, artefact: str, folder: str | Path, progress: Progress | None = None) -> Path:
@@ -137,7 +169,8 @@ def fetch(wire: Wire, artefact: str, folder: str | Path, progress: Progress | No
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             with (partial / path).open("wb") as file:
                 file.truncate(entry.size)
-        _in_parallel(lambda chunk: _fetch_chunk(wire, artefact, chunk, partial / chunk.path), chunks_of(manifest), progress)
+        chunks = chunks_of(manifest)
+        _in_parallel(lambda chunk: _fetch_chunk(wire, artefact, chunk, partial / chunk.path), chunks, manifest.size, progress)
         partial.chmod(0o755)
         partial.replace(target)
     except BaseException:
@@ -171,12 +204,12 @@ def _fetch_once(wire: Wire, artefact: str, chunk: Chunk, file: Path) -> int:
     return chunk.length
 
 
-def _in_parallel(work: Callable[[Chunk], int], chunks: Iterable[Chunk], progress: Progress | None) -> None:
-    """Do all chunks, a few at once; the first error stops what has not begun. Progress is told in this thread."""
-    waiting = list(chunks)
-    done, total = 0, sum(chunk.length for chunk in waiting)
+def _in_parallel(work: Callable[[T], int], items: Sequence[T], total: int, progress: Progress | None) -> None:
+    """Do `total` bytes of work, a few items at once; the first error stops what has not begun. `work` says how many bytes it
+    did. Progress is told in this thread."""
+    done = 0
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        running: list[Future[int]] = [pool.submit(work, chunk) for chunk in waiting]
+        running: list[Future[int]] = [pool.submit(work, item) for item in items]
         try:
             for future in as_completed(running):
                 done += future.result()

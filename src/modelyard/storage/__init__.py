@@ -6,7 +6,7 @@ versions, the database or HTTP: a project is a word in a key, and a blob of one 
 
 from modelyard.storage.artefacts import Artefacts
 from modelyard.storage.manifest import CHUNK, FileEntry, Manifest, check_hash, check_path, merkle_root
-from modelyard.storage.stores import BucketStore, FolderStore, ObjectStore, open_store
+from modelyard.storage.stores import BucketStore, FolderStore, ObjectStore, Staged, open_store
 
 __all__ = [
     "CHUNK",
@@ -16,6 +16,7 @@ __all__ = [
     "FolderStore",
     "Manifest",
     "ObjectStore",
+    "Staged",
     "check_hash",
     "check_path",
     "merkle_root",

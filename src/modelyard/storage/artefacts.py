@@ -14,16 +14,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from modelyard.errors import Damaged, Invalid, NotFound, TooLarge, Unavailable, not_found
 from modelyard.storage import transfer
 from modelyard.storage.checkpoints import Checkpoints
-from modelyard.storage.folders import OpenFolder, remove, seal, sync_folder
+from modelyard.storage.folders import OpenFolder, in_parallel, remove, seal
 from modelyard.storage.manifest import CHUNK, FileEntry, Manifest, check_hash
-from modelyard.storage.stores import Buffer, ObjectStore
+from modelyard.storage.stores import Buffer, ObjectStore, Staged
 
 # Bytes of the cache's disk that no local copy takes: the database beside it needs room to write.
 RESERVE = 64 << 20
@@ -45,13 +45,28 @@ class Artefacts:
 
     def put_blob(self, project: str, digest: str, data: Buffer) -> None:
         """Store one chunk. Raises `Invalid` if its SHA-256 is not `digest`, `TooLarge` past 64 MiB."""
+        self.put_blobs(project, [(digest, data)])
+
+    def put_blobs(self, project: str, blobs: Iterable[tuple[str, Buffer]]) -> int:
+        """Store chunks, and say how many different ones; all are verified before the first is stored. What is stored when the
+        store fails stays. Raises as `put_blob`."""
+        checked: dict[str, Buffer] = {}
+        for digest, data in blobs:
+            _check_blob(digest, len(data), hashlib.sha256(data).hexdigest())
+            checked[digest] = data
+        keyed = [(_blob_key(project, digest), digest, data) for digest, data in checked.items()]
+        in_parallel(lambda blob: transfer.store_blob(self._store, *blob), keyed, transfer.WRITERS)
+        return len(keyed)
+
+    def stage(self) -> AbstractContextManager[Staged]:
+        """A place for a chunk while it comes; `adopt_blob` keeps it."""
+        return self._store.stage()
+
+    def adopt_blob(self, project: str, digest: str, staged: Staged) -> None:
+        """Store the chunk that was staged. Raises as `put_blob`."""
         key = _blob_key(project, digest)
-        if len(data) > CHUNK:
-            raise TooLarge(f"A blob has at most {CHUNK} bytes, not {len(data)}; cut the file into chunks.")
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != digest:
-            raise Invalid(f"The blob's SHA-256 is {actual}, not {digest}; it was changed on the way.")
-        transfer.store_blob(self._store, key, digest, data)
+        _check_blob(digest, staged.size, staged.digest)
+        self._store.adopt(staged, key)
 
     def publish(self, project: str, folder: Path, *, within: Path | None = None) -> Manifest:
         """Store a folder as an artefact. Raises `Invalid` for links, special files, and files that change meanwhile.
@@ -150,7 +165,6 @@ class Artefacts:
             if target.exists() or target.is_symlink():
                 target.rename(target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"))
             fresh.rename(target)
-            sync_folder(target.parent)
         except OSError as error:
             raise Unavailable(f"The local copy of artefact {target.name} cannot be written: {error.strerror}.") from error
         finally:
@@ -168,6 +182,14 @@ class Artefacts:
             yield
         finally:
             os.close(fd)
+
+
+def _check_blob(digest: str, size: int, actual: str) -> None:
+    check_hash(digest)
+    if size > CHUNK:
+        raise TooLarge(f"A blob has at most {CHUNK} bytes, not {size}; cut the file into chunks.")
+    if actual != digest:
+        raise Invalid(f"The blob's SHA-256 is {actual}, not {digest}; it was changed on the way.")
 
 
 def _entry(manifest: Manifest, path: str) -> FileEntry:

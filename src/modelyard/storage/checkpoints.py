@@ -6,14 +6,21 @@ Chunks lie below a number of their own, not among the project's blobs, so that a
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+import msgspec
 
 from modelyard.errors import Damaged, Invalid, NotFound
 from modelyard.storage import transfer
 from modelyard.storage.folders import OpenFolder, remove
 from modelyard.storage.manifest import Manifest
 from modelyard.storage.stores import ObjectStore
+
+
+class _Latest(msgspec.Struct):
+    seq: int
+    hash: str
+    manifest: msgspec.Raw
 
 
 class Checkpoints:
@@ -28,8 +35,8 @@ class Checkpoints:
         latest = self._latest()
         number = latest[0] + 1 if latest else 1
         manifest = transfer.upload(self._store, lambda digest: f"{self._prefix}/{number}/{digest}", source)
-        record = {"seq": number, "hash": manifest.hash, "manifest": manifest.to_json()}
-        self._store.put(f"{self._prefix}/latest.json", json.dumps(record).encode())
+        record = _Latest(number, manifest.hash, msgspec.Raw(manifest.to_bytes()))
+        self._store.put(f"{self._prefix}/latest.json", msgspec.json.encode(record))
         self._forget(keep=number)
         return number
 
@@ -50,14 +57,14 @@ class Checkpoints:
 
     def _latest(self) -> tuple[int, Manifest] | None:
         try:
-            record = json.loads(self._store.get(f"{self._prefix}/latest.json"))
-            manifest = Manifest.from_bytes(json.dumps(record["manifest"]).encode())
-            if manifest.hash != record["hash"]:
-                raise ValueError("the manifest does not match its hash")
-            return int(record["seq"]), manifest
+            record = msgspec.json.decode(self._store.get(f"{self._prefix}/latest.json"), type=_Latest)
+            manifest = Manifest.from_bytes(record.manifest)
+            if manifest.hash != record.hash:
+                raise Invalid("The manifest does not match its hash.")
+            return record.seq, manifest
         except NotFound:
             return None
-        except (ValueError, KeyError, TypeError, Invalid) as error:
+        except (ValueError, Invalid) as error:
             raise Damaged("The record of the newest checkpoint is damaged; drop them to start over.") from error
 
     def _forget(self, keep: int | None) -> None:

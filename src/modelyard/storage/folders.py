@@ -1,4 +1,4 @@
-"""Plain folders, read and written with care: no link is ever followed, nothing special is ever opened, writing ends on disk.
+"""Plain folders, read and written with care: no link is ever followed, nothing special is ever opened.
 
 Whoever filled a folder may still be running and may swap a file for a link while it is read (a rank in its sandbox, seen from
 control outside). So every file is opened component by component from the folder's own descriptor, and looked at once open.
@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +28,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> list[R]:
+def in_parallel(work: Callable[[T], R], items: Sequence[T], threads: int | None = None) -> list[R]:
     """`work` over `items` in threads (hashing and file reading release the GIL); results in order, the first error raised."""
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, items))
+    threads = threads or min(8, os.cpu_count() or 1)
+    # By groups: what a pool keeps of each of its tasks is larger than a small file.
+    size = max(1, min(64, len(items) // (4 * threads)))
+    groups = [items[at : at + size] for at in range(0, len(items), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        done = pool.map(lambda group: [work(item) for item in group], groups)
+        return [result for results in done for result in results]
 
 
 class OpenFolder:
@@ -57,14 +62,20 @@ class OpenFolder:
 
     def digest(self, path: str, start: int, length: int) -> str:
         """SHA-256 of a range, in hex, without holding it in memory. Raises `Invalid` if the file changed since."""
+        digest = hashlib.sha256()
+        for piece in self.pieces(path, start, length):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def pieces(self, path: str, start: int, length: int) -> Iterator[memoryview]:
+        """A range in pieces of at most 1 MiB, each good until the next. Raises `Invalid` if the file changed since."""
         fd = self._open(path)
         try:
-            digest, buffer = hashlib.sha256(), memoryview(bytearray(min(PIECE, length)))
+            buffer = memoryview(bytearray(min(PIECE, length)))
             for offset in range(start, start + length, PIECE):
                 piece = buffer[: min(PIECE, start + length - offset)]
                 _fill(fd, piece, offset, path)
-                digest.update(piece)
-            return digest.hexdigest()
+                yield piece
         finally:
             os.close(fd)
 
@@ -119,17 +130,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make a tree read-only and durable."""
+    """Make a tree that nobody else writes to read-only."""
     for root, _, files, fd in os.fwalk(folder, topdown=False):
         for name in files:
-            file = os.open(name, _FILE, dir_fd=fd)
-            try:
-                os.fchmod(file, 0o444)
-                os.fsync(file)
-            finally:
-                os.close(file)
+            os.chmod(name, 0o444, dir_fd=fd)
         Path(root).chmod(0o555)
-        os.fsync(fd)
 
 
 def remove(folder: Path) -> None:

@@ -2,18 +2,24 @@
 
 A file is cut into chunks of 64 MiB; its root is the Merkle tree over their SHA-256, so that hashing is parallel, uploads
 resume chunk by chunk and ranges verify. A `Manifest` that exists is valid: every way to make one goes through its checks.
+
+A manifest may come from anybody and has up to 100,000 files, so it is read straight into its types: what does not fit them is
+refused where it stands, before it takes memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from modelyard.errors import Invalid
 from modelyard.storage import folders
@@ -21,6 +27,9 @@ from modelyard.storage import folders
 CHUNK = 64 << 20
 MAX_FILES = 100_000
 _HEX = re.compile(r"[0-9a-f]{64}")
+_CANONICAL = msgspec.json.Encoder(order="sorted")
+
+Hash = Annotated[str, msgspec.Meta(min_length=64, max_length=64)]
 
 
 def check_hash(text: str) -> None:
@@ -36,9 +45,10 @@ def check_path(path: str) -> None:
     except UnicodeEncodeError:
         raise Invalid(f"The path {path!r} is not UTF-8; rename the file.") from None
     parts = path.split("/")
-    if len(raw) > 1024 or any(len(part.encode()) > 255 for part in parts):
+    if len(raw) > 1024 or (len(raw) > 255 and any(len(part.encode()) > 255 for part in parts)):
         raise Invalid(f"The path '{path[:60]}…' is too long: at most 1024 bytes, 255 between slashes.")
-    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in path):
+    plain = path.isascii() and path.isprintable()
+    if not plain and any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in path):
         raise Invalid(f"The path {path!r} has control characters; rename the file.")
     if any(part in ("", ".", "..") for part in parts) or "\\" in path:
         raise Invalid(f"The path {path!r} is not plain: use relative paths with '/', without '.', '..' or empty parts.")
@@ -46,6 +56,8 @@ def check_path(path: str) -> None:
 
 def merkle_root(chunks: Sequence[str]) -> str:
     """The root over the chunks' hashes (hex): one is itself; else SHA-256(0x01 + left + right), an odd node is promoted."""
+    if len(chunks) == 1:
+        return chunks[0]
     level = [bytes.fromhex(chunk) for chunk in chunks]
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
@@ -58,13 +70,12 @@ def spans(size: int, chunk: int = CHUNK) -> list[tuple[int, int]]:
     return [(start, min(chunk, size - start)) for start in range(0, max(size, 1), chunk)]
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One file: its size in bytes, its Merkle root and its chunks' SHA-256, in hex."""
 
     size: int
-    root: str
-    chunks: tuple[str, ...]
+    root: Hash
+    chunks: tuple[Hash, ...]
 
     @classmethod
     def of(cls, size: int, chunks: Iterable[str]) -> FileEntry:
@@ -72,7 +83,7 @@ class FileEntry:
         return cls(size, merkle_root(hashes), hashes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The files of an artefact by path. Raises `Invalid` when made from anything but a sound set of files."""
 
@@ -85,7 +96,7 @@ class Manifest:
         for path, entry in self.files.items():
             _check_entry(path, entry)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The artefact's address: SHA-256 of the canonical form, in hex."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
@@ -103,64 +114,69 @@ class Manifest:
                 found[chunk] = length
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        files = {path: {"size": e.size, "root": e.root, "chunks": list(e.chunks)} for path, e in self.files.items()}
-        return {"files": files}
-
     def to_bytes(self) -> bytes:
         """The canonical form: JSON in UTF-8 with sorted keys and no spaces."""
-        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return _CANONICAL.encode({"files": dict(self.files)})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Parse any JSON form of a manifest. Raises `Invalid`, naming the file that is wrong."""
-        try:
-            tree = json.loads(data, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise Invalid(f"The manifest is not JSON: {error}.") from error
-        if not isinstance(tree, dict) or set(tree) != {"files"} or not isinstance(tree["files"], dict):
-            raise Invalid('A manifest is {"files": {path: {"size", "root", "chunks"}}}.')
-        return cls({path: _entry(path, value) for path, value in tree["files"].items()})
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Manifest:
+        """Parse any JSON form of a manifest. Raises `Invalid`, saying where it is wrong."""
+        return cls(_parse(data))
 
     @classmethod
     def of_folder(cls, folder: Path) -> Manifest:
         """Hash a folder in parallel. Raises `Invalid` for links and special files. Empty sub-folders are not kept."""
         with folders.OpenFolder(folder) as source:
             work = [(path, start, length) for path, size in source.files.items() for start, length in spans(size)]
-            hashes = folders.in_parallel(lambda item: source.digest(*item), work)
-            return cls.of_chunks(source.files, zip((path for path, _, _ in work), hashes, strict=True))
+            return cls.of_chunks(source.files, folders.in_parallel(lambda item: source.digest(*item), work))
 
     @classmethod
-    def of_chunks(cls, sizes: Mapping[str, int], chunks: Iterable[tuple[str, str]]) -> Manifest:
-        """From sizes by path and (path, hash) of every chunk, in order."""
-        hashes: dict[str, list[str]] = {path: [] for path in sizes}
-        for path, digest in chunks:
-            hashes[path].append(digest)
-        return cls({path: FileEntry.of(size, hashes[path]) for path, size in sizes.items()})
+    def of_chunks(cls, sizes: Mapping[str, int], hashes: Iterable[str]) -> Manifest:
+        """From sizes by path and the hash of every chunk, in the order of the files."""
+        following = iter(hashes)
+        return cls({path: FileEntry.of(size, islice(following, _count(size))) for path, size in sizes.items()})
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("the same key twice")
-    return found
+class _Path(str):
+    """A path as it was read: what tells its reader that there was one more."""
+
+    __slots__ = ()
 
 
-def _entry(path: str, value: Any) -> FileEntry:
-    if not isinstance(value, dict) or set(value) != {"size", "root", "chunks"}:
-        raise Invalid(f"The file {path!r} of the manifest must have 'size', 'root' and 'chunks', and nothing else.")
-    size, root, chunks = value["size"], value["root"], value["chunks"]
-    texts = [root, *chunks] if isinstance(chunks, list) else [None]
-    if type(size) is not int or not all(isinstance(text, str) for text in texts):
-        raise Invalid(f"The file {path!r} of the manifest needs a whole number as size, and hashes as root and chunks.")
-    return FileEntry(size, root, tuple(chunks))
+class _Form(msgspec.Struct, forbid_unknown_fields=True):
+    files: dict[_Path, FileEntry]
+
+
+def _parse(data: bytes | bytearray | memoryview) -> dict[str, FileEntry]:
+    read = 0
+
+    def path(_: type, text: str) -> _Path:
+        nonlocal read
+        read += 1
+        if read > MAX_FILES:
+            raise ValueError(f"more than {MAX_FILES} files")
+        return _Path(text)
+
+    try:
+        form = msgspec.json.decode(data, type=_Form, dec_hook=path)
+    except (ValueError, RecursionError) as error:
+        wanted = '{"files": {path: {"size", "root", "chunks"}}}'
+        raise Invalid(f"The manifest is not {wanted}: {error}.") from error
+    if len(form.files) != read:
+        raise Invalid("The manifest names a file twice.")
+    return {str(path): entry for path, entry in form.files.items()}
+
+
+def _count(size: int) -> int:
+    """How many chunks a file of this size has."""
+    return max(1, -(-size // CHUNK))
 
 
 def _check_entry(path: str, entry: FileEntry) -> None:
     for text in (entry.root, *entry.chunks):
         check_hash(text)
     # Counted, not listed: a size of 10**18 must not cost memory.
-    if entry.size < 0 or len(entry.chunks) != max(1, -(-entry.size // CHUNK)):
+    if entry.size < 0 or len(entry.chunks) != _count(entry.size):
         raise Invalid(f"The file {path!r} of {entry.size} bytes cannot have {len(entry.chunks)} chunks of {CHUNK} bytes.")
     if merkle_root(entry.chunks) != entry.root:
         raise Invalid(f"The root of {path!r} is not the Merkle root of its chunks.")
@@ -175,7 +191,9 @@ def _check_tree(paths: Iterable[str]) -> None:
         if normal in seen:
             raise Invalid(f"The path {path!r} is there twice (after Unicode normalisation).")
         seen.add(normal)
-        parts = normal.split("/")
-        parents.update("/".join(parts[:end]) for end in range(1, len(parts)))
+        parent = normal.rpartition("/")[0]
+        while parent and parent not in parents:
+            parents.add(parent)
+            parent = parent.rpartition("/")[0]
     if clash := sorted(seen & parents):
         raise Invalid(f"The path {clash[0]!r} is a file and a folder at once.")

@@ -7,12 +7,15 @@ Never fork a process that has used a store: obstore's threads do not live in the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,6 +26,29 @@ from modelyard.errors import Invalid, NotFound, Unavailable
 from modelyard.storage.folders import sync_folder
 
 Buffer = bytes | bytearray | memoryview
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Staged:
+    """Bytes on their way into a store, in `file`, hashed as they come: their key may follow from their hash. `path` is where
+    they lie, where that has a name."""
+
+    def __init__(self, file: BinaryIO, path: Path = Path()) -> None:
+        self.file = file
+        self.path = path
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written, in hex."""
+        return self._hash.hexdigest()
+
+    def write(self, data: Buffer) -> None:
+        with _translated("staged"):
+            self.file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
 
 
 class ObjectStore(Protocol):
@@ -31,6 +57,14 @@ class ObjectStore(Protocol):
 
     def put(self, key: str, data: Buffer, *, create: bool = False) -> bool:
         """Write an object. With `create`, only if there is none: False says that there was one, and nothing was written."""
+        ...
+
+    def stage(self) -> AbstractContextManager[Staged]:
+        """A place for an object of any size before its key is known; gone when the block is left, unless it was adopted."""
+        ...
+
+    def adopt(self, staged: Staged, key: str) -> None:
+        """Make what this store staged the object of a key, replacing what is there. Nothing is written to `staged` after."""
         ...
 
     def get(self, key: str) -> bytes: ...
@@ -72,6 +106,17 @@ class BucketStore:
             except AlreadyExistsError:
                 return False
         return True
+
+    @contextmanager
+    def stage(self) -> Iterator[Staged]:
+        with tempfile.TemporaryFile() as file:
+            yield Staged(file)
+
+    def adopt(self, staged: Staged, key: str) -> None:
+        check_key(key)
+        staged.file.seek(0)
+        with _translated(key):
+            obstore.put(self._bucket, key, staged.file)
 
     def get(self, key: str) -> bytes:
         with _translated(key):
@@ -131,6 +176,34 @@ class FolderStore(BucketStore):
             sync_folder(path.parent)
         return created
 
+    @contextmanager
+    def stage(self) -> Iterator[Staged]:
+        path = self._root / f"staged#{secrets.randbits(63)}"
+        try:
+            with _translated("staged"):
+                file = os.fdopen(os.open(path, _NEW, 0o600), "wb")
+            with file:
+                yield Staged(file, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def adopt(self, staged: Staged, key: str) -> None:
+        check_key(key)
+        path = self._root / key
+        with _translated(key):
+            staged.file.flush()
+            os.fsync(staged.file.fileno())
+            self._make_folder(path.parent)
+            staged.path.replace(path)
+            sync_folder(path.parent)
+
+    def size(self, key: str) -> int | None:
+        check_key(key)
+        with _translated(key), suppress(FileNotFoundError, NotADirectoryError):
+            found = (self._root / key).stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return None
+
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and those above it, durably."""
         if folder in self._durable and folder.is_dir():
@@ -152,7 +225,7 @@ def open_store(url: str) -> ObjectStore:
 
 def _write(path: Path, data: Buffer) -> None:
     """A new file, private and on disk when this returns."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, _NEW, 0o600)
     try:
         view = memoryview(data)
         while view:

@@ -1,12 +1,13 @@
 """Moving folders into a store and out of it, chunk by chunk: the part that artefacts and checkpoints share.
 
-Memory is bounded by `UPLOADS` chunks on the way in and by small pieces on the way out, however large the files are. Every
-byte that leaves the store through here has been hashed first.
+Memory is bounded by a piece a thread, however large the files are. Every byte that leaves the store through here has been
+hashed first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from modelyard.storage.manifest import Manifest, spans
 from modelyard.storage.stores import Buffer, ObjectStore
 
 PIECE = 4 << 20
-UPLOADS = 2
+# Writing a small blob is waiting for the disk: several at once share its wait.
+WRITERS = 8
 
 KeyOf = Callable[[str], str]
 
@@ -25,15 +27,24 @@ KeyOf = Callable[[str], str]
 def upload(store: ObjectStore, key_of: KeyOf, source: OpenFolder) -> Manifest:
     """Store every chunk of a folder under `key_of(hash)`; returns what was stored. Chunks that are there stay."""
 
-    def send(item: tuple[str, int, int]) -> str:
-        data = source.read(*item)
+    work = [(path, start, length) for path, size in source.files.items() for start, length in spans(size)]
+    hashes = in_parallel(lambda item: _send(store, key_of, source, *item), work, WRITERS)
+    return Manifest.of_chunks(source.files, hashes)
+
+
+def _send(store: ObjectStore, key_of: KeyOf, source: OpenFolder, path: str, start: int, length: int) -> str:
+    if length <= PIECE:
+        data = source.read(path, start, length)
         digest = hashlib.sha256(data).hexdigest()
         store_blob(store, key_of(digest), digest, data)
         return digest
-
-    work = [(path, start, length) for path, size in source.files.items() for start, length in spans(size)]
-    hashes = in_parallel(send, work, UPLOADS)
-    return Manifest.of_chunks(source.files, zip((path for path, _, _ in work), hashes, strict=True))
+    with store.stage() as staged:
+        for piece in source.pieces(path, start, length):
+            staged.write(piece)
+        key = key_of(staged.digest)
+        if not is_whole(store, key, staged.digest, length):
+            store.adopt(staged, key)
+        return staged.digest
 
 
 def store_blob(store: ObjectStore, key: str, digest: str, data: Buffer) -> None:
@@ -73,7 +84,7 @@ def _read(store: ObjectStore, key: str, digest: str, size: int, start: int, stop
     running = hashlib.sha256()
     for offset in range(0, max(size, 1), PIECE):
         try:
-            piece = store.get_range(key, offset, min(PIECE, size - offset))
+            piece = store.get(key) if size <= PIECE else store.get_range(key, offset, min(PIECE, size - offset))
         except (NotFound, Invalid) as error:
             raise Damaged("a chunk is missing or has another size") from error
         running.update(piece)
@@ -99,24 +110,30 @@ def read_file(store: ObjectStore, key_of: KeyOf, manifest: Manifest, path: str, 
 
 def download(store: ObjectStore, key_of: KeyOf, manifest: Manifest, target: Path) -> None:
     """Write an artefact's files into a new folder, verified. Raises `Damaged` naming the file."""
-    target.mkdir(parents=True)
+    for folder in sorted({(target / path).parent for path in manifest.files}):
+        folder.mkdir(parents=True, exist_ok=True)
     for path, entry in manifest.files.items():
-        file = target / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(exist_ok=False)
-        os.truncate(file, entry.size)
+        if len(entry.chunks) > 1:
+            with (target / path).open("xb") as file:
+                os.truncate(file.fileno(), entry.size)
 
     def receive(item: tuple[str, str, int, int]) -> None:
         path, digest, offset, length = item
-        with (target / path).open("r+b") as file:
+        with (target / path).open("xb" if manifest.files[path].size == length else "r+b", buffering=0) as file:
             file.seek(offset)
             try:
                 for piece in _read(store, key_of(digest), digest, length, 0, length):
-                    file.write(piece)
+                    _write(file, piece)
             except Damaged as error:
                 raise damaged(path, f"{error.message} (at byte {offset})") from error
 
     in_parallel(receive, _chunks(manifest))
+
+
+def _write(file: io.FileIO, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[file.write(view) :]
 
 
 def check_folder(manifest: Manifest, folder: Path) -> None:
