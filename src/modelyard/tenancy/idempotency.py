@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 
 from modelyard.db import Database, Session, insert_new, now
-from modelyard.errors import Conflict
+from modelyard.errors import Conflict, Unavailable
 from modelyard.tenancy.tables import Idempotency
 
 KEPT = timedelta(hours=24)
@@ -65,7 +65,8 @@ class Answer:
 
 def claim(db: Database, slot: Slot) -> Answer | None:
     """None: go ahead. An answer: the work was done, this is what was said. Raises `Conflict` for
-    a key used for another request, a request still under way, and one whose answer was not kept."""
+    a key used for another request and for one whose answer was not kept, `Unavailable` for a request still under way: who
+    asks again finds how it went."""
     moment = now()
     fresh = {"project": slot.project, "key": slot.key, "route": slot.route, "name": slot.name, "request": slot.request}
     with db.begin() as session:
@@ -82,7 +83,7 @@ def claim(db: Database, slot: Slot) -> Answer | None:
         if row.done:
             raise Conflict(_GONE)
         if row.claimed > moment - TAKEOVER:
-            raise Conflict(_RUNNING)
+            raise Unavailable(_RUNNING)
         row.token, row.claimed = slot.token, moment
     return None
 
