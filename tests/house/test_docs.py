@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from modelyard import errors
-from modelyard.cli.edge import app
+from modelyard.cli.edge import assemble
 from modelyard.errors import ModelyardError
 from modelyard.settings import Settings
 
@@ -68,14 +68,14 @@ def test_every_error_code_has_a_row() -> None:
 def test_every_command_and_group_is_documented() -> None:
     """A command by its words in a table; a group by its commands."""
     known = [row.split(" ") for row in rows("cli.md")]
-    typed = [name.split(" ") for name, _ in commands(typer.main.get_command(app))]
+    typed = [name.split(" ") for name, _ in commands(typer.main.get_command(assemble()))]
     missing = [" ".join(name) for name in typed if not any(row[: len(name)] == name for row in known)]
     assert not missing, f"docs/cli.md has no row of {', '.join(missing)}"
 
 
 def test_every_option_is_documented() -> None:
     page = (DOCS / "cli.md").read_text()
-    options = [(name, p.opts[0]) for name, command in commands(typer.main.get_command(app)) for p in command.params]
+    options = [(name, p.opts[0]) for name, command in commands(typer.main.get_command(assemble())) for p in command.params]
     missing = [" ".join(pair) for pair in options if pair[1].startswith("--") and pair[1] not in page]
     assert not missing, f"docs/cli.md does not say {', '.join(missing)}"
 

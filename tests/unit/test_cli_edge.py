@@ -23,7 +23,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands() -> Iterator[tuple[str, object]]:
-    root = typer.main.get_command(edge.app)
+    root = typer.main.get_command(edge.assemble())
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         for below, inner in getattr(command, "commands", {"": command}).items():
             yield f"{name} {below}".strip(), inner
@@ -114,7 +114,7 @@ def test_what_nobody_expected_is_no_traceback(monkeypatch: pytest.MonkeyPatch, c
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(edge, "app", broken)
+    monkeypatch.setattr(edge, "assemble", lambda asked: broken)
     assert main(["ps", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "internal"
@@ -127,7 +127,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edge, "app", interrupted)
+    monkeypatch.setattr(edge, "assemble", lambda asked: interrupted)
     assert main(["ps"]) == 130
     assert "Interrupted" in capsys.readouterr().err
 
@@ -136,7 +136,7 @@ def test_whoever_leaves_is_told_what_that_means(monkeypatch: pytest.MonkeyPatch,
     def left(*_: object, **__: object) -> None:
         raise Left("interrupted", "The job goes on.", 130)
 
-    monkeypatch.setattr(edge, "app", left)
+    monkeypatch.setattr(edge, "assemble", lambda asked: left)
     assert main(["ps"]) == 130
     assert capsys.readouterr() == ("", "The job goes on.\n")
     assert main(["ps", "--json"]) == 130
@@ -149,3 +149,16 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["--help"]) == 0
     assert "Build models" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [*edge.COMMANDS, *edge.GROUPS])
+def test_what_is_asked_for_is_assembled_alone_and_as_in_the_whole(asked: str) -> None:
+    whole, alone = (typer.main.get_command(edge.assemble(only)).commands for only in ("", asked))  # type: ignore[attr-defined]
+    assert list(alone) == [asked]
+    assert [p.opts for p in alone[asked].params] == [p.opts for p in whole[asked].params]
+    assert list(getattr(alone[asked], "commands", ())) == list(getattr(whole[asked], "commands", ()))
+
+
+def test_a_command_that_is_none_is_told_beside_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deploi"]) == 2
+    assert "deploy" in capsys.readouterr().err

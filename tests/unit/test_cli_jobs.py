@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelyard.cli.jobs import job_row, scored, silent
+from modelyard.cli.jobs import job_row, scored, silent, unshown
 
 
 def job(**changes: Any) -> dict[str, Any]:
@@ -51,3 +51,11 @@ def test_a_job_that_wrote_nothing_says_its_state() -> None:
     assert silent(job(state="succeeded")) == "Job j1 has written nothing; it is succeeded."
     assert silent(job(why="waits for 1 free processor")).endswith("it is queued: waits for 1 free processor")
     assert silent(job(state="failed", error={"code": "crashed", "message": "no column"})).endswith("failed: no column")
+
+
+def test_what_is_not_shown_of_the_queue_is_counted() -> None:
+    shown = [job(state="running"), job(), job()]
+    assert unshown(shown, {"queued": 1002, "starting": 0, "running": 1}) == (
+        "\n… and 1,000 more in the queue; `modelyard ps --all` shows them"
+    )
+    assert unshown(shown, {"queued": 2, "starting": 0, "running": 1}) == ""

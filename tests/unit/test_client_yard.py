@@ -140,7 +140,7 @@ def test_a_deployment_that_fails_raises_its_last_error(monkeypatch: pytest.Monke
 def test_a_name_cannot_leave_its_place_in_a_path(name: str) -> None:
     with Yard("http://127.0.0.1:9", "my_key") as client, pytest.raises(Invalid):
         client.job(name)
-    assert yard._part("a/../b?c#d") == "a%2F..%2Fb%3Fc%23d"
+    assert yard.segment("a/../b?c#d") == "a%2F..%2Fb%3Fc%23d"
 
 
 def test_a_prediction_needs_one_thing_to_predict_on() -> None:

@@ -60,6 +60,8 @@ def test_a_job_from_submission_to_its_end(room: Room) -> None:
     assert (shown["state"], shown["facts"], shown["outputs"][0]["reference"]) == ("succeeded", {"0": {"samples": 2}}, "m@1")
     assert room.ask("GET", "/api/jobs?state=succeeded", "team:write").json() == [shown]
     assert room.ask("GET", "/api/jobs?state=queued", "team:write").json() == []
+    underway = room.ask("GET", "/api/jobs/underway", "team:write").json()
+    assert underway == {"jobs": [], "counts": {"queued": 0, "starting": 0, "running": 0}}
     events = room.ask("GET", f"/api/jobs/{job['id']}/events?follow=true", "team:write")
     assert events.headers["content-type"] == "application/x-ndjson"
     assert [e.get("state") or e["type"] for e in lines(events.text)] == [

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from jobs_office import Office
+from sqlalchemy import update
 
 from modelyard.catalogue import service as catalogue
 from modelyard.errors import Invalid, NotFound
 from modelyard.jobs import service
+from modelyard.jobs.tables import JobRow
 from modelyard.jobs.types import State
 from modelyard.tenancy import ledger
 from modelyard.tenancy.types import Principal, Scope
@@ -102,6 +104,19 @@ def test_jobs_are_listed_newest_first_and_by_state(office: Office) -> None:
         assert [job.id for job in service.jobs(session, "team", "cancelled")] == [first.id]
         with pytest.raises(Invalid, match="queued, starting, running"):
             service.jobs(session, "team", "done")
+
+
+def test_what_is_under_way_is_what_runs_and_the_head_of_the_queue(office: Office) -> None:
+    jobs = [office.submit("makes") for _ in range(6)]
+    office.cancel(jobs[0].id)
+    with office.db.begin() as session:
+        session.execute(update(JobRow).where(JobRow.id == jobs[4].id).values(state="running"))
+        session.execute(update(JobRow).where(JobRow.id == jobs[5].id).values(priority=1))
+    with office.db.read() as session:
+        found, counts = service.underway(session, "team", first=2)
+        assert [job.id for job in found] == [jobs[4].id, jobs[5].id, jobs[1].id]
+        assert counts == {"queued": 4, "starting": 0, "running": 1}
+        assert service.underway(session, "other", first=2) == ([], {"queued": 0, "starting": 0, "running": 0})
 
 
 def test_events_go_on_after_a_number(office: Office) -> None:

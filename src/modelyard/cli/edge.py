@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +24,10 @@ import typer
 from typer.exceptions import TyperException
 
 from modelyard import __version__
-from modelyard.cli import access, catalogue, jobs, processes, receipt, serving
 from modelyard.cli.help import plain
 from modelyard.cli.screen import INTERRUPTED, Left, complain, note
 from modelyard.errors import CallerError, Forbidden, Internal, ModelyardError, NotFound, TimedOut, Unauthorized, Unavailable
+from modelyard.plugins import load
 
 EXIT: Mapping[type[ModelyardError], int] = {
     Unauthorized: 3,
@@ -39,41 +39,59 @@ EXIT: Mapping[type[ModelyardError], int] = {
     ModelyardError: 1,
 }
 RUN, BUILD, SERVE, LOOK, OWN = "Run a platform", "Build models", "Serve them", "Look", "Own and administer"
-COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
-    RUN: {
-        "up": processes.up,
-        "gateway": processes.gateway,
-        "control": processes.control,
-        "node": processes.node,
-        "migrate": processes.migrate,
-    },
-    BUILD: {"train": jobs.train, "optimize": jobs.optimize},
-    SERVE: {"deploy": serving.deploy, "predict": serving.predict, "undeploy": serving.undeploy},
-    LOOK: {
-        "ps": jobs.ps,
-        "logs": jobs.logs,
-        "stop": jobs.stop,
-        "receipt": receipt.receipt,
-        "usage": access.usage,
-        "whoami": access.whoami,
-        "doctor": processes.doctor,
-    },
-    OWN: {"delete": catalogue.delete_any},
+# Commands and groups in the order of `--help`: name → (panel, import path below `modelyard.cli`).
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "up": (RUN, "processes:up"),
+    "gateway": (RUN, "processes:gateway"),
+    "control": (RUN, "processes:control"),
+    "node": (RUN, "processes:node"),
+    "migrate": (RUN, "processes:migrate"),
+    "train": (BUILD, "jobs:train"),
+    "optimize": (BUILD, "jobs:optimize"),
+    "deploy": (SERVE, "serving:deploy"),
+    "predict": (SERVE, "serving:predict"),
+    "undeploy": (SERVE, "serving:undeploy"),
+    "ps": (LOOK, "jobs:ps"),
+    "logs": (LOOK, "jobs:logs"),
+    "stop": (LOOK, "jobs:stop"),
+    "receipt": (LOOK, "receipt:receipt"),
+    "usage": (LOOK, "access:usage"),
+    "whoami": (LOOK, "access:whoami"),
+    "doctor": (LOOK, "processes:doctor"),
+    "delete": (OWN, "catalogue:delete_any"),
 }
-GROUPS: Mapping[str, Sequence[typer.Typer]] = {
-    BUILD: (catalogue.dataset, catalogue.model),
-    SERVE: (serving.deployment,),
-    OWN: (access.key, access.project),
+GROUPS: Mapping[str, tuple[str, str]] = {
+    "dataset": (BUILD, "catalogue:dataset"),
+    "model": (BUILD, "catalogue:model"),
+    "deployment": (SERVE, "serving:deployment"),
+    "key": (OWN, "access:key"),
+    "project": (OWN, "access:project"),
 }
 
-app = typer.Typer(
-    name="modelyard",
-    help="AI models as shared services on machines you own: train, optimise, deploy, infer.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 key, 4 not found, 5 not available, 6 refused, 130 interrupted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def assemble(asked: str = "") -> typer.Typer:
+    """The command line; where `asked` is the name of a command or group with that one alone, so that no other is loaded."""
+    app = typer.Typer(
+        name="modelyard",
+        help="AI models as shared services on machines you own: train, optimise, deploy, infer.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 key, 4 not found, 5 not available, 6 refused, 130 interrupted.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name, (panel, path) in _wanted(COMMANDS, asked).items():
+        app.command(name, rich_help_panel=panel)(load(f"modelyard.cli.{path}"))
+    for panel, path in _wanted(GROUPS, asked).values():
+        group = load(f"modelyard.cli.{path}")
+        app.add_typer(group, rich_help_panel=panel)
+        plain(group)
+    plain(app)
+    return app
+
+
+def _wanted(named: Mapping[str, tuple[str, str]], asked: str) -> Mapping[str, tuple[str, str]]:
+    return {name: what for name, what in named.items() if asked == name or asked not in {**COMMANDS, **GROUPS}}
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +100,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -91,21 +108,12 @@ def _root(
     """AI models as shared services on machines you own: train, optimise, deploy, infer."""
 
 
-for _panel, _commands in COMMANDS.items():
-    for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_command)
-for _panel, _groups in GROUPS.items():
-    for _group in _groups:
-        app.add_typer(_group, rich_help_panel=_panel)
-        plain(_group)
-plain(app)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (None: this process's) and return its exit code. Prints; never raises."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
+        app = assemble(given[0] if given else "")
         return int(app(given, prog_name="modelyard", standalone_mode=False) or 0)
     except ModelyardError as error:
         complain(as_json, error.code, error.message)

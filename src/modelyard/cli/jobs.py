@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -144,19 +144,29 @@ def optimize(
 
 
 def ps(
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also jobs that have ended.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Also the rest of the queue, and jobs that have ended.")
+    ] = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Show jobs and deployments: what runs, how far it is, why it waits."""
     with open_yard(data) as yard:
-        jobs, deployments = yard.jobs(), yard.deployments()
-    shown = jobs if everything else [job for job in jobs if job["state"] in ("queued", "starting", "running")]
+        underway, deployments = yard.underway(), yard.deployments()
+        jobs = [*underway["jobs"], *(yard.jobs() if everything else ())]
+    shown = list({job["id"]: job for job in jobs}.values())
     served = [(d["name"], d["model"], d["state"], d["engine"], len(d["replicas"]), d["error"]) for d in deployments]
     header = ("job", "kind", "target", "state", "progress", "note")
     text = table(header, [job_row(job) for job in shown], "No jobs on their way.", spare=("kind",))
+    text += unshown(shown, underway["counts"])
     text += "\n\n" + table(("deployment", "model", "state", "engine", "replicas", "note"), served, "Nothing is deployed.")
-    say(as_json, {"jobs": shown, "deployments": [numbered(d) for d in deployments]}, text)
+    say(as_json, {"jobs": shown, "counts": underway["counts"], "deployments": [numbered(d) for d in deployments]}, text)
+
+
+def unshown(shown: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> str:
+    """How much of the queue is not shown, where that is any."""
+    rest = counts["queued"] - sum(job["state"] == "queued" for job in shown)
+    return f"\n… and {rest:,} more in the queue; `modelyard ps --all` shows them" if rest > 0 else ""
 
 
 def job_row(job: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import quote
 
-from modelyard.client.wire import Wire
+from modelyard.client.wire import Wire, segment
 from modelyard.errors import Crashed, TimedOut, Unavailable
 
 # Seconds between looks at a deployment that is on its way.
@@ -26,19 +25,19 @@ def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0)
         if time.monotonic() > gives_up:
             raise TimedOut(f"Deployment '{name}' was not ready within {patience:g} s; `modelyard deployment show {name}`.")
         time.sleep(_LOOK)
-        deployment = dict(wire.get(f"/api/deployments/{quote(name, safe='')}"))
+        deployment = dict(wire.get(f"/api/deployments/{segment(name)}"))
     return deployment
 
 
 def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
     """Wait until the gateway knows no deployment of this name, for at most `patience` seconds."""
     gives_up = time.monotonic() + patience
-    while wire.exists(f"/v2/models/{quote(name, safe='')}") and time.monotonic() < gives_up:
+    while wire.exists(f"/v2/models/{segment(name)}") and time.monotonic() < gives_up:
         time.sleep(_LOOK)
 
 
 def _is_routed(wire: Wire, name: str, version: str) -> bool:
     try:
-        return wire.exists(f"/v2/models/{quote(name, safe='')}/versions/{quote(str(version), safe='')}/ready")
+        return wire.exists(f"/v2/models/{segment(name)}/versions/{segment(str(version))}/ready")
     except Unavailable:
         return False

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import quote
 
-from modelyard.client import transfer
 from modelyard.client.answer import Answer
 from modelyard.client.outcome import (
     ENDED,
@@ -28,7 +26,7 @@ from modelyard.client.outcome import (
 )
 from modelyard.client.profile import find
 from modelyard.client.rollout import until_gone, until_ready
-from modelyard.client.wire import Wire
+from modelyard.client.wire import Wire, segment
 from modelyard.errors import Invalid, TimedOut, Unavailable
 from modelyard.plugins import load
 
@@ -66,13 +64,13 @@ class Yard:
 
     def upload(self, source: str | Path | Mapping[str, Path], on_event: OnEvent | None = None) -> str:
         """Publish a file, a folder, or files by their path in the artefact; returns the artefact's hash."""
-        files = source if isinstance(source, Mapping) else transfer.files_of(source)
-        return transfer.upload(self._wire, files, _as_events("upload", on_event))
+        files = source if isinstance(source, Mapping) else _transfer("files_of")(source)
+        return str(_transfer("upload")(self._wire, files, _as_events("upload", on_event)))
 
     def fetch(self, reference: str, folder: str | Path, *, kind: Kind = "model", on_event: OnEvent | None = None) -> Path:
         """A version's files as a new folder, every byte verified; whole or not at all."""
         artefact = str(self.version(reference, kind)["artefact"])
-        return transfer.fetch(self._wire, artefact, folder, _as_events("download", on_event))
+        return Path(_transfer("fetch")(self._wire, artefact, folder, _as_events("download", on_event)))
 
     def import_dataset(
         self,
@@ -112,12 +110,12 @@ class Yard:
     ) -> Json:
         """A model from an .onnx file, or weights with `module` ('model.py:SimpleModel': the file and the class they belong to);
         `inputs` state forward's tensors, as 'x:FP32[-1,10]'. Returns the new version, or the job if not `wait`."""
-        files = transfer.files_of(path)
+        files = _transfer("files_of")(path)
         if module:
             file, _, cls = module.rpartition(":")
             if not file:
                 raise Invalid(f"'{module}' names no module; expected file.py:Class, for example model.py:SimpleModel.")
-            files |= transfer.files_of(file)
+            files |= _transfer("files_of")(file)
             config["module"] = f"{Path(file).name}:{cls}"
         config |= {"inputs": list(inputs)} if inputs else {}
         config |= {"task": task} if task else {}
@@ -130,11 +128,11 @@ class Yard:
         name, _, number = reference.partition("@")
         if not number:
             number = str(self.versions(name, kind)["versions"][-1]["version"])
-        return dict(self._wire.get(f"{_collection(kind)}/{_part(name)}/versions/{_part(number)}"))
+        return dict(self._wire.get(f"{_collection(kind)}/{segment(name)}/versions/{segment(number)}"))
 
     def versions(self, name: str, kind: Kind = "model") -> Json:
         """A name's versions, oldest first, and its aliases."""
-        return dict(self._wire.get(f"{_collection(kind)}/{_part(name)}"))
+        return dict(self._wire.get(f"{_collection(kind)}/{segment(name)}"))
 
     def datasets(self) -> list[Json]:
         return list(self._wire.get("/api/datasets"))
@@ -145,18 +143,18 @@ class Yard:
     def set_alias(self, reference: str, alias: str, kind: Kind = "model") -> Json:
         """Make 'name@alias' mean the version that `reference` means now."""
         version = self.version(reference, kind)
-        path = f"{_collection(kind)}/{_part(version['name'])}/aliases/{_part(alias)}"
+        path = f"{_collection(kind)}/{segment(version['name'])}/aliases/{segment(alias)}"
         self._wire.put(path, {"version": version["version"]})
         return self.version(f"{version['name']}@{alias}", kind)
 
     def delete(self, name: str, kind: Kind = "model") -> None:
         """Forget a name with all its versions. Raises `Conflict` while something still uses it."""
-        self._wire.delete(f"{_collection(kind)}/{_part(name)}")
+        self._wire.delete(f"{_collection(kind)}/{segment(name)}")
 
     def lineage(self, reference: str, kind: Kind = "model") -> Json:
         """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
         version = self.version(reference, kind)
-        path = f"{_collection(kind)}/{_part(version['name'])}/versions/{version['version']}/lineage"
+        path = f"{_collection(kind)}/{segment(version['name'])}/versions/{version['version']}/lineage"
         return dict(self._wire.get(path))
 
     # Work
@@ -228,22 +226,27 @@ class Yard:
         return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
 
     def jobs(self, state: str | None = None) -> list[Json]:
+        """The newest 1,000, newest first; of one state if given."""
         return list(self._wire.get("/api/jobs", state=state))
 
+    def underway(self, first: int = 20) -> Json:
+        """{jobs, counts}: the jobs that start or run, then the `first` of the queue in its order; how many of each state."""
+        return dict(self._wire.get("/api/jobs/underway", first=first))
+
     def job(self, job: str) -> Json:
-        return dict(self._wire.get(f"/api/jobs/{_part(job)}"))
+        return dict(self._wire.get(f"/api/jobs/{segment(job)}"))
 
     def cancel(self, job: str) -> Json:
         """Ask a job to stop; one that has ended stays as it is."""
-        return dict(self._wire.post(f"/api/jobs/{_part(job)}/cancel"))
+        return dict(self._wire.post(f"/api/jobs/{segment(job)}/cancel"))
 
     def events(self, job: str, after: int = 0) -> Iterator[Json]:
         """What a job has said so far, from event number `after` on."""
-        yield from self._wire.lines(f"/api/jobs/{_part(job)}/events", after=after, follow="false")
+        yield from self._wire.lines(f"/api/jobs/{segment(job)}/events", after=after, follow="false")
 
     def follow(self, job: str, after: int = 0) -> Iterator[Json]:
         """What a job says, from its start to its end; a broken connection is taken up where it broke for up to a minute."""
-        path, gives_up = f"/api/jobs/{_part(job)}/events", time.monotonic() + 60
+        path, gives_up = f"/api/jobs/{segment(job)}/events", time.monotonic() + 60
         while True:
             try:
                 for event in self._wire.lines(path, after=after, follow="true"):
@@ -302,11 +305,11 @@ class Yard:
         return list(self._wire.get("/api/deployments"))
 
     def deployment(self, name: str) -> Json:
-        return dict(self._wire.get(f"/api/deployments/{_part(name)}"))
+        return dict(self._wire.get(f"/api/deployments/{segment(name)}"))
 
     def undeploy(self, name: str) -> None:
         """End a deployment: calls under way are finished, new ones find nothing once this returns."""
-        self._wire.delete(f"/api/deployments/{_part(name)}")
+        self._wire.delete(f"/api/deployments/{segment(name)}")
         until_gone(self._wire, name)
         self._datatypes.pop(name, None)
 
@@ -319,7 +322,7 @@ class Yard:
             raise Invalid("Say what to predict on: either inputs={'name': values} or image=….")
         # numpy costs more than all the rest of the client, so it comes with the first prediction
         headers, body = load("modelyard.client.oip:request")(inputs, image, lambda: self._signature(name))
-        path = f"/v2/models/{_part(name)}" + (f"/versions/{_part(version)}" if version else "") + "/infer"
+        path = f"/v2/models/{segment(name)}" + (f"/versions/{segment(version)}" if version else "") + "/infer"
         response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
         answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)
         return answer
@@ -359,7 +362,7 @@ class Yard:
 
     def revoke_key(self, key: str) -> None:
         """Revoke a key by its id; it is refused everywhere within a second."""
-        self._wire.delete(f"/api/keys/{_part(key)}")
+        self._wire.delete(f"/api/keys/{segment(key)}")
 
     def projects(self) -> list[Json]:
         return list(self._wire.get("/api/projects"))
@@ -371,14 +374,19 @@ class Yard:
         """The model's input datatypes by name; asked until they are known, which is once a replica has been ready."""
         known = self._datatypes.get(name)
         if known is None:
-            described = self._wire.get(f"/v2/models/{_part(name)}")
+            described = self._wire.get(f"/v2/models/{segment(name)}")
             known = {tensor["name"]: tensor["datatype"] for tensor in described["inputs"]}
             if known:
                 self._datatypes[name] = known
         return known
 
 
-def _as_events(what: str, on_event: OnEvent | None) -> transfer.Progress | None:
+def _transfer(verb: str) -> Any:
+    """A verb of `transfer`, which comes with the first file: it loads more than all the rest of the client."""
+    return load(f"modelyard.client.transfer:{verb}")
+
+
+def _as_events(what: str, on_event: OnEvent | None) -> Callable[[int, int], None] | None:
     """Tell a transfer's progress as a job's: one listener shows both."""
     if on_event is None:
         return None
@@ -387,10 +395,3 @@ def _as_events(what: str, on_event: OnEvent | None) -> transfer.Progress | None:
 
 def _collection(kind: Kind) -> str:
     return f"/api/{kind}s"
-
-
-def _part(text: str) -> str:
-    """One path segment: nothing in a name can leave it."""
-    if text in ("", ".", ".."):
-        raise Invalid(f"'{text}' is not a name.")
-    return quote(text, safe="")
