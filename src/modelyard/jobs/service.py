@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from modelyard.db import Session, now
 from modelyard.errors import Invalid, NotFound
@@ -81,6 +81,18 @@ def jobs(session: Session, project: str, state: str | None = None, limit: int = 
             raise Invalid(f"'{state[:80]}' is no state of a job; there are {', '.join(known.value for known in State)}.")
         query = query.where(JobRow.state == state)
     return [records.load(row) for row in session.scalars(query)]
+
+
+def underway(session: Session, project: str, first: int) -> tuple[list[Job], dict[str, int]]:
+    """The project's jobs that start or run, oldest first, then the `first` of those that wait, in the order of the queue; and
+    how many there are of each state."""
+    mine, waits = JobRow.project == project, JobRow.state == State.queued.value
+    unended = select(JobRow.state, func.count()).where(mine, JobRow.state.in_(records.UNENDED)).group_by(JobRow.state)
+    counts = dict.fromkeys(records.UNENDED, 0) | {row[0]: row[1] for row in session.execute(unended)}
+    started = select(JobRow).where(mine, JobRow.state.in_((State.starting.value, State.running.value)))
+    queue = select(JobRow).where(mine, waits).order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(first)
+    rows = [*session.scalars(started.order_by(JobRow.created, JobRow.id)), *session.scalars(queue)]
+    return [records.load(row) for row in rows], counts
 
 
 def cancel(session: Session, principal: Principal, job: str) -> Job:
