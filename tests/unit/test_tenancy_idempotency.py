@@ -204,7 +204,7 @@ def test_copies_sent_at_once_take_effect_once(web: Web):
         return await asyncio.gather(*(web._ask("POST", "/do/work", headers=headers, json={}) for _ in range(12)))
 
     answers = asyncio.run(many())
-    assert {answer.status_code for answer in answers} <= {201, 503}
+    assert {answer.status_code for answer in answers} <= {201, 409, 503}  # 409: done, and its answer not kept yet
     assert {answer.text for answer in answers if answer.status_code == 201} == {'{"number":1}'}
     assert acts(web.db) == 1
 
