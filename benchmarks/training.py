@@ -23,6 +23,7 @@ from modelyard.testing import yard
 
 BATCH = {1: 10, 2: 20}  # of all ranks together
 LR = 0.001
+PATIENCE = 300.0  # seconds a side may take: one that does not end is an error, not a longer wait
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _SAID = re.compile(r"seconds a step: ([0-9.]+) wall ([0-9.]+) cpu")
 Step = tuple[float, float]  # seconds, and seconds of the processor
@@ -100,7 +101,7 @@ def through_platform(platform: Yard, ranks: int, record: Record) -> Step:
         "loss": "cross-entropy",
     }
     job = platform.train(
-        "network", f"rows{ranks}", "module", ranks=ranks, code=HERE / "peers" / "network.py", wait=False,
+        "network", f"rows{ranks}", "module", ranks=ranks, code=HERE / "peers" / "network.py", wait=False, timeout=PATIENCE,
         module=module, epochs=1, batch_size=BATCH[ranks], lr=LR, schedule="constant", warmup=0.0,
     )  # fmt: skip
     platform.wait(job["id"])
@@ -110,7 +111,8 @@ def through_platform(platform: Yard, ranks: int, record: Record) -> Step:
 def by_hand(plain: Path, ranks: int, record: Record) -> Step:
     steps = [str(record.parameters[name]) for name in ("warm", "steps")]
     command = [sys.executable, str(HERE / "peers" / "plain.py"), str(plain), str(ranks), str(BATCH[ranks]), str(LR), *steps]
-    return slowest(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD).stdout)
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD, timeout=PATIENCE)
+    return slowest(ended.stdout)
 
 
 def slowest(text: str) -> Step:

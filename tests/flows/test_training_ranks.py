@@ -2,17 +2,23 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from modelyard.data.config import ImportDatasetConfig
+from modelyard.data.datasets import Dataset
 from modelyard.data.importing import run as import_dataset
 from modelyard.errors import Invalid
+from modelyard.jobs.lines import encode
+from modelyard.jobs.types import Gang, GangInput
 from modelyard.kinds import Cancelled, FolderContext, FolderOutputs, FolderView, Input
 from modelyard.training.config import TrainConfig
 from modelyard.training.loop import run
@@ -33,11 +39,11 @@ IMAGES = {"epochs": 3, "image_classifier": {"width": 16}}
 
 
 class Context(FolderContext):
-    """Cancels itself at the `limit`-th sign of life; prints what a launcher would be told."""
+    """Cancels itself after the `limit`-th step, which only rank 0 tells; prints what a launcher would be told."""
 
     limit = 0
 
-    def check(self) -> None:
+    def progress(self, done: int, total: int, unit: str = "steps") -> None:
         self.limit -= 1
         if self.limit == 0:
             raise Cancelled
@@ -160,11 +166,54 @@ def test_a_gang_twice_gives_the_same_bytes_also_when_cut_off(launch, digits, tmp
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "first" / "model" / "model.safetensors").values())
 
 
-def test_every_rank_says_where_the_loss_stopped_being_a_number(launch, numbers, tmp_path):
-    results = launch(tmp_path, {**EXACT, "lr": 1e9, "schedule": "constant", "warmup": 0}, numbers, 2)
-    assert [code for code, _ in results] == [3, 3]
-    assert results[0][1] == results[1][1]
-    assert results[0][1].startswith("The loss became")
+SPOILED = """
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, limit):
+        super().__init__()
+        self.limit, self.linear = limit, nn.Linear(10, 1)
+
+    def forward(self, x):
+        return self.linear(x) + torch.where(x[:, :1] < self.limit, 0.0, torch.nan)
+"""
+
+
+def test_a_loss_that_one_rank_alone_sees_spoiled_is_what_the_gang_failed_of(numbers, tmp_path):
+    second, first = np.sort(Dataset.open(numbers["dataset"]).column("train", "x0"))[-2:]
+    code, work = tmp_path / "code", tmp_path / "work"
+    code.mkdir()
+    work.mkdir()
+    (code / "model.py").write_text(SPOILED)
+    part = {"name": "Network", "arguments": {"limit": float(first + second) / 2}, "inputs": TEN}
+    folders = {"dataset": numbers["dataset"], "code": code}
+    said = gang_of_the_platform(
+        Gang(
+            token="t", job="j", run="modelyard.training.loop:run", config_path="modelyard.training.config:TrainConfig",
+            config={**EXACT, "epochs": 1, "batch_size": 8, "module": part}, ranks=2, work=work,
+            inputs={role: GangInput(reference=role, metadata={}, folder=path, hash="") for role, path in folders.items()},
+        )
+    )  # fmt: skip
+    assert (said[-1]["type"], said[-1]["ok"], said[-1]["cancelled"]) == ("ended", False, False)
+    assert said[-1]["error"]["code"] == "invalid_request"
+    assert re.match(r"The loss became nan in step \d+ of epoch 1; training stopped", said[-1]["error"]["message"])
+    assert all(message["facts"]["samples"] < 331 for message in said if message["type"] == "report")
+
+
+def gang_of_the_platform(gang: Gang) -> list[dict]:
+    """Run a gang under the platform's own launcher, this process being control, which answers nothing: all that it says."""
+    near, far = socket.socketpair()
+    with near, far, subprocess.Popen(
+        [sys.executable, "-m", "modelyard.jobs.worker", str(far.fileno())], pass_fds=[far.fileno()]
+    ) as process:  # fmt: skip
+        far.close()
+        near.sendall(encode(gang.to_wire()))
+        with near.makefile("rb") as lines:
+            said = [json.loads(line) for line in lines]
+        assert process.wait(timeout=30) == 0
+    return said
 
 
 def test_a_gang_larger_than_its_batches_is_refused_by_all(launch, numbers, tmp_path):

@@ -103,11 +103,11 @@ def test_the_same_job_twice_gives_the_same_bytes_and_another_seed_others(digits,
 
 
 class Stops(FolderContext):
-    """Asked to stop at the `limit`-th sign of life."""
+    """Asked to stop after the `limit`-th step."""
 
     limit = 0
 
-    def check(self) -> None:
+    def progress(self, done: int, total: int, unit: str = "steps") -> None:
         self.limit -= 1
         if self.limit == 0:
             raise Cancelled

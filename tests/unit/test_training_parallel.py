@@ -4,7 +4,7 @@ from torch import nn
 
 from modelyard.kinds import FolderContext
 from modelyard.training.gang import Gang, join, repeatable
-from modelyard.training.parallel import applied, weight
+from modelyard.training.parallel import applied, reads_buffers, weight
 
 CPU = torch.device("cpu")
 
@@ -15,6 +15,19 @@ def test_weights_make_the_mean_of_ranks_the_mean_of_rows():
     gang = Gang(0, 3, CPU)
     mean_of_ranks = sum(loss.mean() * weight(len(loss), 19, gang) for loss in losses) / 3
     assert float(mean_of_ranks) == pytest.approx(float(torch.cat(losses).mean()), abs=1e-15)
+
+
+def test_buffers_that_only_batch_norm_writes_need_not_be_shared():
+    assert not reads_buffers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()))
+    assert not reads_buffers(nn.Linear(2, 1))
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    network[1].register_buffer("scale", torch.ones(1))
+    assert reads_buffers(network)
+
+    class OwnNorm(nn.BatchNorm1d):
+        """A subclass may do with its buffers what it likes."""
+
+    assert reads_buffers(OwnNorm(2))
 
 
 def test_a_gang_of_one_needs_no_process_group(tmp_path):

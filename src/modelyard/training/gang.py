@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+# Every optimiser loads it (0.7 s and more). Here it is loaded before the ranks are forked: once for all of them.
+import torch._inductor.config
 from torch import distributed, nn
 from torch.utils import deterministic as memory
 
@@ -45,7 +48,10 @@ class Gang:
 
 @contextmanager
 def join(context: JobContext) -> Iterator[Gang]:
-    """Meet the other ranks at `context.rendezvous`; leave on the way out, whatever happened."""
+    """Meet the other ranks at `context.rendezvous`, and take leave of them at the end.
+
+    A rank that fails takes no leave: its connections close with its process, after it has said why. So none of the others,
+    which fail for want of it, can be taken for the cause."""
     own_gpu = torch.cuda.device_count() >= context.world_size
     device = torch.device("cuda", context.rank) if own_gpu else torch.device("cpu")
     gang = Gang(context.rank, context.world_size, device)
@@ -61,10 +67,8 @@ def join(context: JobContext) -> Iterator[Gang]:
         world_size=context.world_size,
         timeout=_TIMEOUT,
     )
-    try:
-        yield gang
-    finally:
-        distributed.destroy_process_group()
+    yield gang
+    distributed.destroy_process_group()
 
 
 @contextmanager

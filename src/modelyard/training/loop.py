@@ -28,6 +28,7 @@ from modelyard.training.config import TrainConfig
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.publish import Trained, load_weights, publish
 from modelyard.training.recipes import RECIPES, Plan
+from modelyard.training.rows import Rows
 
 _EVALUATION_BATCH = 256
 _COUNT = 2.0  # seconds between two counts of samples within an epoch
@@ -54,23 +55,6 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
             context.report(samples=trainer.samples)
     if context.rank == 0:
         publish(Trained(config, plan, trainer.progress, shapes, context.world_size), inputs, outputs, context)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A split in memory: the plan's features and the target."""
-
-    columns: dict[str, Array]
-    target: Array
-
-    @classmethod
-    def read(cls, dataset: Dataset, split: str, plan: Plan) -> Rows:
-        columns = dataset.columns(split, [*plan.features, plan.target])
-        return cls({name: columns[name] for name in plan.features}, columns[plan.target])
-
-    def take(self, plan: Plan, positions: Array | slice) -> tuple[Array, Array]:
-        """The network's input and the target of some rows."""
-        return plan.before({name: column[positions] for name, column in self.columns.items()}), self.target[positions]
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
@@ -118,7 +102,7 @@ class Trainer:
         progress = checkpoint.load(latest, network, optimiser, gang.device) if latest else checkpoint.Progress()
         if latest:
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}")
-        train, select = (Rows.read(dataset, split, plan) for split in ("train", "select"))
+        train, select = (Rows.read(dataset, split, plan, context.check) for split in ("train", "select"))
         return cls(config, plan, gang, context, train, select, network, network, optimiser, progress)
 
     @property
@@ -152,7 +136,7 @@ class Trainer:
             at = epoch * self.steps + step
             for group in self.optimiser.param_groups:
                 group["lr"] = rate(at, config.epochs * self.steps, config)
-            inputs, target = self.train.take(self.plan, part.positions)
+            inputs, target = self.train.take(part.positions)
             if self.plan.augment:
                 inputs = self.plan.augment(inputs, generator, part.first, part.rows)
             totals += self.step(inputs, target, part.rows, f"step {step + 1} of epoch {epoch + 1}")
@@ -160,35 +144,41 @@ class Trainer:
             self.count()
             if gang.rank == 0:
                 self.context.progress(at + 1, config.epochs * self.steps)
-        return self.summary(*totals)
+        return self.summary(*gang.sum(*totals))
 
     def step(self, inputs: Array, target: Array, rows: int, where: str) -> Array:
-        """One optimiser step. Returns, over all ranks: the loss summed over rows, correct answers, rows."""
+        """One optimiser step. Returns, of this rank's rows: the sum of their losses, correct answers, rows."""
         self.optimiser.zero_grad()
         loss, correct = self.forward(inputs, target)
         (loss * parallel.weight(len(target), rows, self.gang)).backward()
-        totals = np.array(self.gang.sum(float(loss.detach()) * len(target), correct, len(target)))
+        totals = self.totals(loss, correct, len(target))
         if not math.isfinite(totals[0]):
-            kept = (
-                f"the checkpoint of epoch {self.progress.epochs} is kept"
-                if self.progress.epochs
-                else "there is no checkpoint yet"
-            )
-            raise Invalid(
-                f"The loss became {totals[0] / rows} in {where}; training stopped, {kept}. "
-                f"Try a smaller lr than {self.config.lr:g}, a longer warm-up, or normalised inputs and targets."
-            )
+            raise self.diverged(totals[0] / len(target), where)
         self.optimiser.step()
         return totals
 
-    def forward(self, inputs: Array, target: Array) -> tuple[torch.Tensor, int]:
+    def diverged(self, loss: float, where: str) -> Invalid:
+        """What the rank that sees it first says; the launcher ends the others, whose parameters are spoiled as well."""
+        epochs = self.progress.epochs
+        kept = f"the checkpoint of epoch {epochs} is kept" if epochs else "there is no checkpoint yet"
+        return Invalid(
+            f"The loss became {loss} in {where}; training stopped, {kept}. "
+            f"Try a smaller lr than {self.config.lr:g}, a longer warm-up, or normalised inputs and targets."
+        )
+
+    def forward(self, inputs: Array, target: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss of these rows, and how many are answered right (0 where numbers are predicted)."""
         device, dtype = self.gang.device, _DTYPES[self.config.dtype]
         answer = self.model(torch.from_numpy(inputs).to(device, dtype))
-        wanted = torch.tensor(target, device=device)
+        wanted = torch.from_numpy(target).to(device)
         if self.plan.labels is None:
-            return self.plan.loss(answer, wanted.to(dtype).reshape(answer.shape)), 0
-        return self.plan.loss(answer, wanted), int((answer.argmax(dim=1) == wanted).sum())
+            return self.plan.loss(answer, wanted.to(dtype).reshape(answer.shape)), torch.zeros((), device=device)
+        return self.plan.loss(answer, wanted), (answer.argmax(dim=1) == wanted).sum()
+
+    def totals(self, loss: torch.Tensor, correct: torch.Tensor, rows: int) -> Array:
+        """What `forward` found, as numbers that add up. The one place of a step that waits for the device."""
+        mean, right = torch.stack([loss.detach().double(), correct.double()]).tolist()
+        return np.array([mean * rows, right, rows])
 
     def evaluate(self, split: Rows) -> dict[str, float]:
         """Loss (and accuracy) over a whole split, each rank answering its share."""
@@ -198,9 +188,9 @@ class Trainer:
         totals = np.zeros(3)
         with torch.no_grad():
             for start in range(own.start, own.stop, _EVALUATION_BATCH):
-                inputs, target = split.take(self.plan, slice(start, min(start + _EVALUATION_BATCH, own.stop)))
-                loss, correct = self.forward(inputs, target)
-                totals += np.array([float(loss) * len(target), correct, len(target)])
+                self.context.check()
+                inputs, target = split.take(np.arange(start, min(start + _EVALUATION_BATCH, own.stop)))
+                totals += self.totals(*self.forward(inputs, target), len(target))
         return self.summary(*self.gang.sum(*totals))
 
     def summary(self, loss: float, correct: float, rows: float) -> dict[str, float]:
@@ -236,7 +226,7 @@ class Trainer:
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of input and output, found by asking for two rows. Raises `Invalid` where the answer does not fit."""
-        inputs, _ = self.train.take(self.plan, slice(0, 2))
+        inputs, _ = self.train.take(np.arange(min(2, len(self.train.target))))
         self.network.eval()
         try:
             with torch.no_grad():

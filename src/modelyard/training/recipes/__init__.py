@@ -27,9 +27,10 @@ class Plan:
     """What a recipe decides.
 
     `network`, fresh, and how it is built again: `module` from `source`, the one file that is copied into the artefact.
-    `features` are read from the dataset; `before` makes them the network's one input, called `input`. `loss` is the mean over
-    rows. `augment(input, generator, first, rows)` changes training rows `first…` of a batch of `rows`. `labels` are None where
-    numbers are predicted; `output` is the name of what forward returns."""
+    `features` are read from the dataset; `before` makes them the network's one input, called `input`: row by row and always
+    the same, for it may be kept. `loss` is the mean over rows. `augment(input, generator, first, rows)` changes training rows
+    `first…` of a batch of `rows`. `labels` are None where numbers are predicted; `output` is the name of what forward
+    returns."""
 
     network: nn.Module
     module: ModuleCard
