@@ -22,10 +22,10 @@ def check(scene: Scene, callers: list[Caller]) -> None:
     """Wait until everything is done, then look whether the state is whole. Work and callers are stopped."""
     platform = scene.platform
     with platform.yard() as yard:
-        until(lambda: insist(lambda: not _unended(yard)), 180, "all jobs end")
+        until(lambda: insist(lambda: not _unended(yard)), 300, "all jobs end")
         failed = rows(platform.data, "select id, kind, attempt, error from jobs where state != 'succeeded'")
         assert not failed, failed
-        until(lambda: insist(lambda: _ready(yard)), 60, "all deployments are ready")
+        until(lambda: insist(lambda: _ready(yard)), 120, "all deployments are ready")
         for name in DEPLOYMENTS:
             assert yard.predict(name, {"x": [[1.0, 2.0, 3.0]]}).outputs["y"].tolist() == [[16.0, 22.0]]
         twins = [version["version"] for version in yard.versions("twin")["versions"]]
@@ -67,7 +67,7 @@ def check_calls(data: Path, callers: list[Caller]) -> None:
     for caller in callers:
         answered, lost = answered + caller.answered, lost + caller.lost
     with contextlib.suppress(AssertionError):
-        until(lambda: all(served(data, key)[name] >= answered[name] for name in DEPLOYMENTS), 15, "all is settled")
+        until(lambda: all(served(data, key)[name] >= answered[name] for name in DEPLOYMENTS), 60, "all is settled")
     time.sleep(1.5)  # and what would come too much has come
     booked = served(data, key)
     for name in DEPLOYMENTS:
@@ -110,7 +110,7 @@ def check_store(data: Path) -> None:
 
 def check_folders(data: Path) -> None:
     """Nothing is left of jobs that ended."""
-    until(lambda: not list((data / "jobs").iterdir()), 15, "no work folders")
+    until(lambda: not list((data / "jobs").iterdir()), 60, "no work folders")
     assert not [path for path in (data / "store").rglob("*") if "checkpoints" in path.parts and path.is_file()]
 
 
@@ -122,7 +122,7 @@ def check_processes(platform: Platform) -> None:
         return Counter(role for role in platform.tree().values() if role != "sandbox") == expected
 
     with contextlib.suppress(AssertionError):
-        until(as_expected, 15, "the platform's own processes alone")
+        until(as_expected, 60, "the platform's own processes alone")
     tree = platform.tree()
     assert as_expected(), tree
     left = [process for process in platform.known - tree.keys() if process.alive]
