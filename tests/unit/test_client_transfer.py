@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_file_goes_under_its_own_name(folder: Path) -> None:
-    assert transfer.files_of(folder / "rows.csv") == {"rows.csv": folder / "rows.csv"}
+    assert transfer.files_of(folder / "rows.csv") == {"rows.csv": str(folder / "rows.csv")}
 
 
 def test_a_folder_goes_by_relative_path_without_what_is_hidden(folder: Path) -> None:

@@ -21,9 +21,11 @@ from urllib.parse import quote
 from modelyard.client.wire import PAUSES, Wire
 from modelyard.errors import Conflict, Damaged, Internal, Invalid, Unavailable
 from modelyard.storage.batches import HEADER, packed
+from modelyard.storage.folders import in_parallel
 from modelyard.storage.manifest import Manifest, spans
 
 Progress = Callable[[int, int], None]
+Files = Mapping[str, str | Path]
 T = TypeVar("T")
 PIECE = 1 << 20
 _AT_ONCE = 4
@@ -43,23 +45,28 @@ class Chunk:
     whole: bool
 
 
-def files_of(source: str | Path) -> dict[str, Path]:
-    """What to upload: a file under its own name, or a folder's files by relative path, links followed. Hidden files
-    and `__pycache__` stay behind. Raises `Invalid` where there is nothing."""
+def files_of(source: str | Path) -> dict[str, str]:
+    """What to upload, by the path it will have: a file under its own name, or a folder's files, links to files followed.
+    Hidden files and `__pycache__` stay behind. Raises `Invalid` where there is nothing."""
     source = Path(source).expanduser()
     if source.is_file():
-        return {source.name: source}
+        return {source.name: str(source)}
     if not source.is_dir():
         raise Invalid(f"There is no file or folder '{source}'.")
-    files = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
-    kept = {name: path for name, path in files.items() if not _left_behind(name)}
-    if not kept:
+    files: dict[str, str] = {}
+    for root, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not _left_behind(name)]
+        below = Path(root).relative_to(source).as_posix()
+        for name in names:
+            if not _left_behind(name) and os.path.isfile(place := f"{root}/{name}"):  # noqa: PTH113 a Path is ten times a name
+                files[name if below == "." else f"{below}/{name}"] = place
+    if not files:
         raise Invalid(f"The folder '{source}' has no files to upload.")
-    return kept
+    return dict(sorted(files.items()))
 
 
 def _left_behind(name: str) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
+    return name.startswith(".") or name == "__pycache__"
 
 
 def chunks_of(manifest: Manifest) -> list[Chunk]:
@@ -71,9 +78,9 @@ def chunks_of(manifest: Manifest) -> list[Chunk]:
     ]
 
 
-def manifest_of(files: Mapping[str, Path]) -> Manifest:
+def manifest_of(files: Files) -> Manifest:
     """Hash files by the path they will have in the artefact, several chunks at once."""
-    sizes = {name: path.stat().st_size for name, path in files.items()}
+    sizes = {name: Path(path).stat().st_size for name, path in files.items()}
     work = [(name, start, length) for name, size in sizes.items() for start, length in spans(size)]
 
     def digest(item: tuple[str, int, int]) -> str:
@@ -83,20 +90,19 @@ def manifest_of(files: Mapping[str, Path]) -> Manifest:
             sha.update(piece)
         return sha.hexdigest()
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return Manifest.of_chunks(sizes, pool.map(digest, work))
+    return Manifest.of_chunks(sizes, in_parallel(digest, work, _AT_ONCE))
 
 
-def pieces(path: Path, start: int, length: int) -> Iterator[bytes]:
+def pieces(path: str | Path, start: int, length: int) -> Iterator[bytes]:
     """A range of a file in pieces of 1 MiB."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         file.seek(start)
         while length > 0 and (piece := file.read(min(PIECE, length))):
             length -= len(piece)
             yield piece
 
 
-def upload(wire: Wire, files: Mapping[str, Path], progress: Progress | None = None) -> str:
+def upload(wire: Wire, files: Files, progress: Progress | None = None) -> str:
     """Publish files as an artefact and return its hash. Done again after a break, it sends only what is missing."""
     manifest = manifest_of(files)
     distinct = {chunk.hash: chunk for chunk in chunks_of(manifest)}.values()
@@ -124,7 +130,7 @@ def batched(chunks: Iterable[Chunk]) -> list[list[Chunk]]:
     return [*alone, *together]
 
 
-def _send(wire: Wire, files: Mapping[str, Path], batch: Sequence[Chunk]) -> int:
+def _send(wire: Wire, files: Files, batch: Sequence[Chunk]) -> int:
     """Upload chunks that go together; says how many bytes of files they are."""
     first = batch[0]
     headers = {"Content-Type": "application/octet-stream"}
@@ -137,7 +143,7 @@ def _send(wire: Wire, files: Mapping[str, Path], batch: Sequence[Chunk]) -> int:
     return sum(chunk.length for chunk in batch)
 
 
-def _content(path: Path, chunk: Chunk) -> bytes:
+def _content(path: str | Path, chunk: Chunk) -> bytes:
     data = b"".join(pieces(path, chunk.start, chunk.length))
     if len(data) != chunk.length:
         raise Invalid(f"'{chunk.path}' changed while it was uploaded: upload files nobody writes to.")

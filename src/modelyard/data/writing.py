@@ -1,7 +1,7 @@
 """Writing a dataset: samples from any source, each into its split, in Parquet shards, with statistics on the way.
 
 Called by `importing.run`. Equal samples in equal order give equal bytes (no clock, pinned Parquet settings), hence the same
-artefact. Memory holds one unfinished shard a split, whatever the size of the source.
+artefact. Memory holds one unfinished row group a split, whatever the size of the source.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from modelyard.errors import Invalid
 
 SHARD_ROWS = 16_384
 SHARD_BYTES = 64 << 20
+# What is held of a split before it is written; 1,024 rows divide a shard, so that small rows always make the same groups.
+GROUP_ROWS = 1024
+GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class _Shards:
     rows: int = 0
     held: int = 0
     held_bytes: int = 0
+    shard: pq.ParquetWriter | None = None
+    shard_rows: int = 0
+    shard_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.columns = {name: [] for name in self.features}
@@ -79,36 +85,57 @@ class _Shards:
             self.held_bytes += len(value) if isinstance(value, (bytes, str)) else 8
         self.rows += 1
         self.held += 1
-        if self.held >= SHARD_ROWS or self.held_bytes >= SHARD_BYTES:
+        full = self.shard_rows + self.held >= SHARD_ROWS or self.shard_bytes + self.held_bytes >= SHARD_BYTES
+        if full or self.held >= GROUP_ROWS or self.held_bytes >= GROUP_BYTES:
             self.flush()
+        if full:
+            self.close()
 
     def flush(self) -> None:
+        """Write what is held as one row group."""
         if not self.held:
             return
-        path = f"{self.name}/{len(self.written):05}.parquet"
-        (self.folder / self.name).mkdir(exist_ok=True)
         schema = pa.schema([(name, ARROW[feature.type]) for name, feature in self.features.items()])
-        table = pa.table(self.columns, schema=schema)
-        pq.write_table(
-            table, self.folder / path, version="2.6", compression="zstd", compression_level=3, row_group_size=1024,
-            use_dictionary=False, data_page_version="1.0", write_page_checksum=True,
-        )  # fmt: skip
-        self.written.append(path)
+        if self.shard is None:
+            self.shard = self._open(schema)
+        self.shard.write_table(pa.table(self.columns, schema=schema), row_group_size=GROUP_ROWS)
+        self.shard_rows += self.held
+        self.shard_bytes += self.held_bytes
         self.columns = {name: [] for name in self.features}
         self.held = self.held_bytes = 0
+
+    def close(self) -> None:
+        """End the shard that is being written, if one is."""
+        shard, self.shard = self.shard, None
+        self.shard_rows = self.shard_bytes = 0
+        if shard is not None:
+            shard.close()
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        path = f"{self.name}/{len(self.written):05}.parquet"
+        (self.folder / self.name).mkdir(exist_ok=True)
+        self.written.append(path)
+        return pq.ParquetWriter(
+            self.folder / path, schema, version="2.6", compression="zstd", compression_level=3,
+            use_dictionary=False, data_page_version="1.0", write_page_checksum=True,
+        )  # fmt: skip
 
 
 def write(source: Source, folder: Path, tick: Callable[[int], None]) -> DatasetCard:
     """Write `source` into the empty `folder`; `tick(rows so far)` after each. Raises `Invalid` where a sample is unusable."""
     shards = {name: _Shards(name, folder, source.features) for name in SPLITS}
     done = 0
-    for done, sample in enumerate(source.samples, start=1):
-        shards[split_of(sample.content)].add(sample)
-        tick(done)
+    try:
+        for done, sample in enumerate(source.samples, start=1):
+            shards[split_of(sample.content)].add(sample)
+            tick(done)
+        for part in shards.values():
+            part.flush()
+    finally:
+        for part in shards.values():
+            part.close()
     if not done:
         raise Invalid("The source has no rows; nothing was imported.")
-    for part in shards.values():
-        part.flush()
     features = {
         name: feature.model_copy(
             update={"statistics": {split: part.statistics[name].result() for split, part in shards.items()}}
