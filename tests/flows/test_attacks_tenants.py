@@ -55,7 +55,8 @@ def bodies(scene: Scene) -> dict[tuple[str, str], list[Any]]:
 # Routes that make or list a caller's own things, and so do not answer 404: tried one by one below.
 OWN = {
     ("POST", "/api/keys"), ("GET", "/api/keys"), ("POST", "/api/projects"), ("GET", "/api/projects"), ("GET", "/api/whoami"),
-    ("GET", "/api/usage"), ("GET", "/api/audit"), ("PUT", "/api/blobs/sha256/{digest}"), ("POST", "/api/artefacts"),
+    ("GET", "/api/usage"), ("GET", "/api/audit"), ("PUT", "/api/blobs"), ("PUT", "/api/blobs/sha256/{digest}"),
+    ("POST", "/api/artefacts"),
     ("GET", "/api/datasets"), ("GET", "/api/models"), ("GET", "/api/jobs"), ("GET", "/api/jobs/underway"),
     ("GET", "/api/deployments"),
     ("GET", "/api/openapi.json"), ("GET", "/metrics"),

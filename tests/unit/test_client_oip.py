@@ -84,7 +84,7 @@ def test_bf16_comes_back_as_float32() -> None:
 
 def answer(outputs: list[dict[str, Any]], tail: bytes = b"") -> tuple[dict[str, str], bytes]:
     header = json.dumps({"model_name": "m", "model_version": "3", "id": "r1", "outputs": outputs}).encode()
-    return {oip.HEADER_LENGTH: str(len(header))}, header + tail
+    return {oip.HEADER_LENGTH.lower(): str(len(header))}, header + tail
 
 
 def test_an_answer_has_arrays_version_and_id() -> None:

@@ -75,9 +75,10 @@ def encode(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> tuple[dic
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Answer:
-    """The answer in an infer response. Raises `Internal` for a body that is not the protocol's."""
+    """The answer in an infer response, its headers by their names in small letters. Raises `Internal` for a body that is not
+    the protocol's."""
     try:
-        length = int(headers.get(HEADER_LENGTH) or len(body))
+        length = int(headers.get(HEADER_LENGTH.lower()) or len(body))
         header = json.loads(body[:length])
         outputs: dict[str, Array] = {}
         for output in header["outputs"]:
