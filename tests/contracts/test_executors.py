@@ -165,4 +165,4 @@ def test_processors_are_counted(executor: Executor) -> None:
     assert executor.cpus() == 4
     assert executor.replicas() == {}
     executor.stop_replica("unknown")
-    executor.end_gangs()
+    assert executor.end_gangs() == {}

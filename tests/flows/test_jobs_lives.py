@@ -132,6 +132,40 @@ def test_a_new_control_takes_over(yard: Bench) -> None:
     assert yard.finish(job)[0].state is State.cancelled
 
 
+def test_control_that_ends_four_times_costs_a_job_no_restart(tmp_path: Path) -> None:
+    with bench(tmp_path, job_restarts=0) as yard:
+        job = yard.submit("works", number=10)
+        for attempt in range(1, 5):
+            yard.until(lambda n=attempt: yard.job(job).attempt == n and yard.job(job).pids)
+            yard.lose_control()
+            yard.start()
+        (ended,) = yard.finish(job)
+        assert (ended.state, ended.attempt, ended.abandoned) == (State.succeeded, 5, 4), yard.log(job)
+        assert sorted(_book(yard, job)) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("killer", ["nobody we know", "control"])
+def test_a_gang_that_was_killed_before_control_went_counts_unless_it_was_told_to_end(tmp_path: Path, killer: str) -> None:
+    with bench(tmp_path, job_restarts=0) as yard:
+        job = yard.submit("waits")
+        (pid,) = yard.until(lambda: yard.job(job).pids)
+        token = yard.job(job).token
+        if killer == "control":
+            yard.scheduler.close()
+        else:
+            os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        eventually(lambda: yard.executor.processes()[token or ""]["exit"] == -signal.SIGKILL)
+        yard.lose_control()
+        yard.start()
+        found = yard.job(job)
+        if killer == "control":
+            assert (found.state, found.abandoned) == (State.queued, 1)
+        else:
+            assert (found.state, found.abandoned) == (State.failed, 0)
+            assert found.error is not None
+            assert "killed by signal 9" in found.error["message"]
+
+
 def test_a_gang_that_does_not_notice_is_ended_by_the_new_control(yard: Bench) -> None:
     job = yard.submit("waits")
     (pid,) = yard.until(lambda: yard.job(job).pids)

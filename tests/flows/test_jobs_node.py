@@ -53,7 +53,7 @@ def test_a_child_is_listed_with_how_it_ended(client: LocalExecutor) -> None:
     pid = start(client, "a", "sum(i for i in range(10**6)); raise SystemExit(3)")
     assert exit_of(client, "a") == 3
     told = client.processes()["a"]
-    assert (told["pid"], told["label"]) == (pid, "test")
+    assert (told["pid"], told["label"], told["stopped"]) == (pid, "test", False)
     assert 0 < told["cpu"] < 10
     assert not Path(f"/proc/{pid}").exists()
 

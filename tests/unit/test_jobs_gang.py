@@ -11,7 +11,7 @@ import pytest
 
 from modelyard.errors import Conflict, Unavailable
 from modelyard.jobs import gang as module
-from modelyard.jobs.gang import LocalGang
+from modelyard.jobs.gang import LocalGang, died
 from modelyard.jobs.lines import LineBuffer
 from modelyard.jobs.types import Gang
 
@@ -181,3 +181,20 @@ def test_a_flood_is_taken_in_parts(scene: Scene) -> None:
             heard += len(scene.poll())
             break
     assert 0 < len(scene.poll()) + heard <= said
+
+
+@pytest.mark.parametrize(
+    ("facts", "error"),
+    [
+        ({"exit": 1}, None),
+        ({"exit": 0}, None),
+        ({"exit": -9, "stopped": True}, None),
+        ({"exit": -9}, "killed by signal 9"),
+        ({"exit": -9, "reason": "started more than 512 processes"}, "it started more than 512 processes"),
+    ],
+)
+def test_an_end_that_nobody_heard_of_tells_whether_the_gang_died_by_itself(facts: dict[str, Any], error: str | None) -> None:
+    """Exit 1 is what a launcher ends with that finds control gone."""
+    found = died({"stopped": False, "reason": None, **facts})
+    assert (found is None) == (error is None)
+    assert found is None or (error or "") in found.message

@@ -8,10 +8,11 @@ from jobs_office import GATE, Office
 from sqlalchemy.exc import OperationalError
 
 from modelyard.catalogue import service as catalogue
-from modelyard.errors import Unavailable
+from modelyard.errors import Crashed, Unavailable
 from modelyard.jobs import endings
 from modelyard.jobs.types import Event, State
 from modelyard.tenancy import ledger
+from modelyard.testing import InlineExecutor
 
 
 @pytest.fixture
@@ -94,6 +95,37 @@ def test_a_new_control_queues_again_what_ran(office: Office) -> None:
     assert lease is not None
     assert "too late" not in office.said(job, "log", "text")
     first.close()
+
+
+def test_control_may_end_often_under_a_job_but_not_for_ever(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "MOST_ABANDONED", office.settings.job_restarts + 3)
+    job, gone = office.submit("holds").id, []
+    for times in range(1, office.settings.job_restarts + 4):
+        office.until(lambda: office.job(job).state is State.running)
+        gone.append(office.scheduler)
+        office.begin()
+        assert (office.job(job).state, office.job(job).abandoned) == (State.queued, times)
+    office.until(lambda: office.job(job).state is State.running)
+    gone.append(office.scheduler)
+    office.begin()
+    ended = office.job(job)
+    assert (ended.state, ended.error and ended.error["code"]) == (State.failed, "crashed")
+    assert ended.error is not None
+    assert f"times it did so far: {len(gone)}" in ended.error["message"]
+    for first in gone:
+        first.close()
+
+
+def test_a_gang_that_died_while_no_control_was_there_counts(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = office.submit("holds").id
+    for attempt in range(1, office.settings.job_restarts + 2):
+        office.until(lambda: office.job(job).state is State.running)
+        first, token = office.scheduler, office.job(job).token
+        monkeypatch.setattr(InlineExecutor, "end_gangs", lambda _, token=token: {token: Crashed("killed by signal 9")})
+        office.begin()
+        first.close()
+        assert (office.job(job).attempt, office.job(job).abandoned) == (attempt, 0)
+    assert office.job(job).state is State.failed
 
 
 def test_a_new_control_ends_what_was_being_cancelled(office: Office) -> None:

@@ -13,13 +13,25 @@ from sqlalchemy import func, select
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Parent, Version
 from modelyard.db import Session
-from modelyard.errors import ModelyardError
+from modelyard.errors import Crashed, ModelyardError
 from modelyard.jobs import records
 from modelyard.jobs.active import Active, Output
 from modelyard.jobs.types import Job, State
 from modelyard.tenancy import ledger
 from modelyard.tenancy.ledger import UsageEntry
 from modelyard.tenancy.tables import Usage
+
+# Attempts of one job that may end with control before it is the job that is suspected.
+MOST_ABANDONED = 50
+
+
+def starts_again(job: Job, error: ModelyardError, restarts: int, *, abandoned: bool) -> bool:
+    """Whether a job goes on after an attempt that ended in `error`. A gang that was wrong does not; one that died by itself
+    does `restarts` times. Where control ended under it (`abandoned`), that is not counted, but not endless either: a job may
+    be what ends control."""
+    if abandoned:
+        return job.abandoned < MOST_ABANDONED
+    return isinstance(error, Crashed) and job.attempt - job.abandoned <= restarts
 
 
 def succeed(session: Session, active: Active) -> None:
@@ -39,13 +51,14 @@ def fail(session: Session, active: Active, state: State, error: ModelyardError |
     _end(session, active, state, error=said)
 
 
-def again(session: Session, active: Active, why: str) -> None:
-    """The gang was lost: the job goes back to the queue, what was used so far is charged."""
+def again(session: Session, active: Active, why: str, *, abandoned: bool) -> None:
+    """The gang was lost, or `abandoned`: the job goes back to the queue, what was used so far is charged."""
     job = active.job
     _use(session, active, errors=1)
     records.cancel_children(session, job.id)
     records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
-    records.change(session, job.id, job.token, cpu_us=job.cpu_us + active.cpu_us, facts=dict(active.facts))
+    counts = {"cpu_us": job.cpu_us + active.cpu_us, "abandoned": job.abandoned + abandoned}
+    records.change(session, job.id, job.token, **counts, facts=dict(active.facts))
     records.requeue(session, job.id, job.token, why)
 
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelyard.errors import Unavailable, from_wire
+from modelyard.errors import ModelyardError, Unavailable, from_wire
 from modelyard.jobs import sandbox
-from modelyard.jobs.gang import LocalGang
+from modelyard.jobs.gang import LocalGang, died
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.types import Gang, GangHandle, ProcessStatus, ReplicaSpec
 from modelyard.settings import Settings
@@ -108,10 +108,12 @@ class LocalExecutor:
     def cpus(self) -> int:
         return self._settings.job_cpus or os.cpu_count() or 1
 
-    def end_gangs(self) -> None:
-        for token, process in self.processes().items():
-            if process["label"] == "gang" and process["exit"] is None and token not in self._gangs:
-                self.stop(token, 0)
+    def end_gangs(self) -> Mapping[str, ModelyardError]:
+        others = {t: p for t, p in self.processes().items() if p["label"] == "gang" and t not in self._gangs}
+        for token in (t for t, p in others.items() if p["exit"] is None):
+            self.stop(token, 0)
+        ends = {token: died(process) for token, process in others.items() if process["exit"] is not None}
+        return {token: error for token, error in ends.items() if error is not None}
 
     def wait(self, timeout: float) -> None:
         with self._lock:

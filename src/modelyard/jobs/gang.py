@@ -164,7 +164,7 @@ class LocalGang:
     def _why(self, process: Mapping[str, Any] | None) -> ModelyardError:
         """What the end of the launcher means: a gang that the supervisor killed was wrong, another was lost."""
         if process is not None and process["reason"] is not None:
-            return Invalid(f"The job was ended: it {process['reason']}.")
+            return _wrong(process["reason"])
         code = None if process is None else process["exit"]
         return Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.work.with_name('launcher.log'))}")
 
@@ -193,6 +193,19 @@ def _sender(ancillary: Sequence[tuple[int, int, bytes]]) -> int:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             return int(_CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0])
     return 0
+
+
+def died(process: Mapping[str, Any]) -> ModelyardError | None:
+    """What the end of a launcher means that nobody listened to: None where it went because its control had, or was told to."""
+    if process["reason"] is not None:
+        return _wrong(process["reason"])
+    if process["exit"] < 0 and not process["stopped"]:
+        return Crashed(f"The gang's launcher {_how(process['exit'])}.")
+    return None
+
+
+def _wrong(reason: str) -> ModelyardError:
+    return Invalid(f"The job was ended: it {reason}.")
 
 
 def _how(code: int | None) -> str:

@@ -48,7 +48,7 @@ def become_subreaper() -> None:
 @dataclass(eq=False)
 class Child:
     """A process and all it starts. `exit` is None while it runs; negative: killed by that signal. `most_processes`: how many it
-    may start (0: any number); `reason`: what it did that we killed it for."""
+    may start (0: any number); `reason`: what it did that we killed it for; `stopped`: whether its end was asked for."""
 
     pid: int
     label: str
@@ -58,6 +58,7 @@ class Child:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     most_processes: int = 0
     reason: str | None = None
+    stopped: bool = False
     _popen: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -113,6 +114,7 @@ class Child:
 
     async def stop(self, grace: float) -> None:
         """Ask it to end (SIGTERM to the program itself, not to its sandbox), and kill its whole group after `grace` seconds."""
+        self.stopped |= self.exit is None
         if self.exit is None and grace > 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(_program(self.pid), signal.SIGTERM)

@@ -101,13 +101,13 @@ class Scheduler:
 
     def recover(self) -> None:
         """Take over from a control that is gone: its gangs are ended, their jobs queued again."""
-        self._executor.end_gangs()
+        died = self._executor.end_gangs()
         with self._db.begin() as session:
             lost = (JobRow.state.in_((State.starting.value, State.running.value)), JobRow.token.is_not(None))
             for row in session.scalars(select(JobRow).where(*lost)):
                 job = records.load(row)
                 left = Active.left(job, self._folder(job), endings.charged_us(session, job))
-                self._conclude(session, left, Crashed("Control was restarted while the job ran."))
+                self._conclude(session, left, died.get(left.token))
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(self._left())))
             known = {row.id: records.load(row) for row in rows if _forgets(State(row.state))}
         for name, folder in self._left().items():
@@ -210,14 +210,16 @@ class Scheduler:
         _ENDED.labels(state.value).inc()
         self._drop(active, state)
 
-    def _conclude(self, session: Session, active: Active, error: ModelyardError) -> State:
-        """Write the end of an attempt that did not succeed; a gang that was lost, not wrong, is started again."""
-        job = active.job
+    def _conclude(self, session: Session, active: Active, error: ModelyardError | None) -> State:
+        """Write the end of an attempt that did not succeed; None: nothing is known against its gang, control ended under it."""
+        job, abandoned = active.job, error is None
+        error = error or Crashed(f"Control ended while the job ran; times it did so far: {job.abandoned + 1}.")
         if active.cancelled_at is not None or job.cancelling or (active.ended or {}).get("cancelled"):
             endings.fail(session, active, State.cancelled, None)
             return State.cancelled
-        if isinstance(error, Crashed) and job.attempt <= self._settings.job_restarts:
-            endings.again(session, active, f"attempt {job.attempt} was lost and is started again: {error.message}")
+        if endings.starts_again(job, error, self._settings.job_restarts, abandoned=abandoned):
+            why = f"attempt {job.attempt} was lost and is started again: {error.message}"
+            endings.again(session, active, why, abandoned=abandoned)
             return State.queued
         endings.fail(session, active, State.failed, error)
         return State.failed

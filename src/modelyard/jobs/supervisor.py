@@ -6,7 +6,7 @@ killed by the kernel when this process dies, however it dies. It knows no databa
 
     {"do": "start", "token", "label", "argv", "env", "cwd", "log", "limits"} → {"pid"}
     {"do": "stop", "token", "grace"}                                        → {}
-    {"do": "list"}                                                          → {token: {"pid", "exit", "cpu", "label", "reason"}}
+    {"do": "list"}                           → {token: {"pid", "exit", "cpu", "label", "reason", "stopped"}}
 """
 
 from __future__ import annotations
@@ -129,10 +129,17 @@ class Supervisor:
         self.socket.unlink(missing_ok=True)
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Every child by token: pid, exit (negative: killed by that signal; None: it runs), CPU seconds at its end, label, and
-        the reason where we killed it for what it did."""
+        """Every child by token: pid, exit (negative: killed by that signal; None: it runs), CPU seconds at its end, label,
+        the reason where we killed it for what it did, and whether its end was asked for."""
         return {
-            token: {"pid": c.pid, "exit": c.exit, "cpu": c.cpu_seconds, "label": c.label, "reason": c.reason}
+            token: {
+                "pid": c.pid,
+                "exit": c.exit,
+                "cpu": c.cpu_seconds,
+                "label": c.label,
+                "reason": c.reason,
+                "stopped": c.stopped,
+            }
             for token, c in self._children.items()
         }
 

@@ -13,7 +13,8 @@ from modelyard.db import Base, now
 
 class JobRow(Base):
     """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
-    in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event."""
+    in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
+    `abandoned` how many of its attempts ended because control did."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "project", "created"),)
@@ -33,6 +34,7 @@ class JobRow(Base):
     state: Mapped[str] = mapped_column(index=True)
     cancelling: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
+    abandoned: Mapped[int] = mapped_column(default=0)
     token: Mapped[str | None]
     created: Mapped[datetime] = mapped_column(default=now)
     started: Mapped[datetime | None]

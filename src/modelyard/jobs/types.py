@@ -99,6 +99,7 @@ class Job:
     state: State
     cancelling: bool
     attempt: int
+    abandoned: int
     token: str | None
     created: datetime
     started: datetime | None
@@ -246,8 +247,9 @@ class Executor(Protocol):
         """Ranks that may run at once on all nodes."""
         ...
 
-    def end_gangs(self) -> None:
-        """End gangs that an earlier process left behind; called before the first start."""
+    def end_gangs(self) -> Mapping[str, ModelyardError]:
+        """End gangs that an earlier process left behind; called before the first start. Tells by token how those had ended that
+        had died, or were killed for what they did, before they could learn that it was gone."""
         ...
 
     def wait(self, timeout: float) -> None:

@@ -166,6 +166,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("cancelling", sa.Boolean(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("abandoned", sa.Integer(), nullable=False),
         sa.Column("token", sa.String(), nullable=True),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started", sa.DateTime(timezone=True), nullable=True),
