@@ -198,7 +198,7 @@ def test_queued_and_running_jobs_are_cancelled(yard: Bench) -> None:
     running = yard.submit("waits", ranks=4)
     queued = yard.submit("waits", ranks=4)
     yard.until(lambda: "waiting" in yard.log(running))
-    assert yard.job(queued).why == "waits for 4 free processors (0 of 4 are free)"
+    assert yard.job(queued).why == "waits for 4 CPUs, 0 of 4 are free; 1st"
     yard.cancel(queued)
     assert (yard.job(queued).state, yard.job(queued).attempt) == (State.cancelled, 0)
     yard.cancel(running)

@@ -152,8 +152,8 @@ def test_who_waits_is_told_why(office: Office) -> None:
     office.submit("holds", ranks=3)
     second, third = (office.submit("holds", ranks=3).id for _ in range(2))
     office.until(lambda: office.job(third).why)
-    assert office.job(second).why == "waits for 3 free processors (1 of 4 is free)"
-    assert office.job(third).why == "waits for 3 free processors (1 of 4 is free), behind 1 other"
+    assert office.job(second).why == "waits for 3 CPUs, 1 of 4 is free; 1st"
+    assert office.job(third).why == "waits for 3 CPUs, 1 of 4 is free; 2nd"
 
 
 def test_a_parent_makes_room_for_its_child(tmp_path: Path) -> None:

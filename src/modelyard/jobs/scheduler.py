@@ -28,7 +28,7 @@ from modelyard.jobs.assign import Queued, Running, assign
 from modelyard.jobs.desk import Desk
 from modelyard.jobs.prepare import prepare
 from modelyard.jobs.tables import JobRow
-from modelyard.jobs.types import Executor, Job, State
+from modelyard.jobs.types import Amount, Executor, Job, Node, State
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
@@ -249,7 +249,7 @@ class Scheduler:
             cancelling = [records.load(row) for row in session.scalars(asked)]
             line = select(JobRow).where(JobRow.state == State.queued.value, JobRow.cancelling.is_(False))
             first = line.order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(_MOST_QUEUED)
-            queued = {row.id: (Queued(row.id, row.ranks, row.place, row.priority), row.why) for row in session.scalars(first)}
+            queued = {row.id: (_queued(row), row.why) for row in session.scalars(first)}
             children = [child for active in self._active.values() for child in active.waits.values()]
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(children))) if children else ()
             ended = {row.id: records.load(row) for row in rows if State(row.state).ended}
@@ -257,11 +257,13 @@ class Scheduler:
             self._cancel(job)
         for active in self._active.values():
             active.resumes = any(child in ended for child in active.waits.values())
-        running = [Running(a.job.id, a.job.ranks, bool(a.waits), a.resumes) for a in self._active.values()]
-        plan = assign(self._executor.cpus(), [waiting for waiting, _ in queued.values()], running)
+        nodes = [Node("local", Amount(self._executor.cpus()))]
+        running = [Running(a.job.id, (("local", a.job.ranks),), bool(a.waits), a.resumes) for a in self._active.values()]
+        plan = assign(nodes, [waiting for waiting, _ in queued.values()], running)
         for name in plan.resume:
             self._resume(self._active[name], ended)
-        self._start(plan.start, {name: why for name, why in plan.why.items() if name in queued and queued[name][1] != why})
+        whys = {**{name: wait.why for name, wait in plan.waits.items()}, **plan.never}
+        self._start(tuple(plan.start), {name: why for name, why in whys.items() if name in queued and queued[name][1] != why})
 
     def _cancel(self, job: Job) -> None:
         active = self._active.get(job.id)
@@ -313,6 +315,10 @@ class Scheduler:
 
     def _folder(self, job: Job) -> Path:
         return self._settings.jobs / job.id / (job.token or "none")
+
+
+def _queued(row: JobRow) -> Queued:
+    return Queued(row.id, row.ranks, row.place.timestamp(), row.priority)
 
 
 def _forgets(state: State) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 
@@ -34,6 +34,26 @@ class State(StrEnum):
     @property
     def ended(self) -> bool:
         return self in (State.succeeded, State.failed, State.cancelled)
+
+
+class Amount(NamedTuple):
+    """Processors, GPUs and bytes of memory: of a rank, or of a node."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory: int = 0
+
+
+# What a rank takes where nothing is said.
+ONE = Amount()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that gangs run on, and what there is of it in all."""
+
+    name: str
+    room: Amount
 
 
 class Target(Config):
