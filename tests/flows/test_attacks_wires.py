@@ -62,6 +62,8 @@ FRAMINGS = [
             "chunked, identity",
             "chunked\x0b",
             "chunked, chunked",
+            "gzip, chunked",
+            "identity, chunked",
             "\0chunked",
             "chunked;q=1",
             '"chunked"',
@@ -113,7 +115,7 @@ def test_an_unclear_framing_ends_the_connection(wire: Wire, path: str) -> None:
     for case in cases:
         said = wire.raw(case, end=True)
         assert said.count(b"HTTP/1.1 ") <= 1, case
-        assert not said or said.split()[1] == b"400", (case, said)
+        assert not said or said.split()[1] in (b"400", b"501"), (case, said)
     still_answers(wire)
 
 

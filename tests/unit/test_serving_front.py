@@ -27,9 +27,9 @@ async def relay(scope, receive, send):
     await send({"type": "http.response.body", "body": scope["raw_path"]})
 
 
-def ask(bench, method, path, key=KEY, control=True, **options):
+def ask(bench, method, path, key=KEY, control=True, told=None, **options):
     async def run():
-        transport = httpx.ASGITransport(app=Front(bench.gateway, relay, lambda: control))
+        transport = httpx.ASGITransport(app=Front(bench.gateway, relay, lambda: control, told))
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             return await client.request(method, path, headers=headers, **options)
@@ -147,6 +147,27 @@ def test_metrics_show_ones_own_project(tmp_path):
     assert 'modelyard_refused_total{code="401"} 1.0' in own.text
     assert "rival" not in own.text
     assert "rival" in ask(bench, "GET", "/metrics", key=KEY.replace("k1", "k2")).text
+
+
+def test_control_is_asked_for_its_metrics_with_the_callers_key_and_not_waited_for_in_vain(bench):
+    asked = []
+
+    async def told(credentials):
+        asked.append(credentials)
+        return b'modelyard_jobs_ended_total{state="failed"} 2.0\n'
+
+    async def gone(_):
+        return None
+
+    text = ask(bench, "GET", "/metrics", told=told).text
+    assert 'modelyard_jobs_ended_total{state="failed"} 2.0' in text
+    assert "modelyard_control_up 1.0" in text
+    assert asked == [((b"authorization", f"Bearer {KEY}".encode()),)]
+    text = ask(bench, "GET", "/metrics", told=gone).text
+    assert "modelyard_control_up 0.0" in text
+    assert "modelyard_queue_depth" in text
+    assert ask(bench, "GET", "/metrics", key="my_k1_wrong", told=told).status_code == 401
+    assert len(asked) == 1
 
 
 def test_a_key_and_a_deployment_made_a_moment_ago(tmp_path):

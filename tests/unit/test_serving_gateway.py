@@ -10,6 +10,7 @@ from serving_gateway_fakes import KEY, SECRET, Bench, FakeFollower, record, rout
 from modelyard.errors import Forbidden, ModelyardError, NotFound, Unauthorized, Unavailable
 from modelyard.serving.follower import State
 from modelyard.serving.frames import Usage
+from modelyard.serving.metrics import exposition
 from modelyard.serving.types import DeploymentState
 from modelyard.tenancy.types import Scope
 
@@ -188,10 +189,10 @@ def test_calls_are_counted_for_who_made_them(tmp_path):
     bench.gateway.settle(admission, Usage(0, 1), 400, 1, 2, 0.001)
     bench.gateway.settle(admission, Usage(2, 3), 0, 0, 0, 0.0, calls=0)
     assert bench.counted() == [(3, 2, 1, 7, 104, 11, 22)]
-    text = bench.gateway.metrics.exposition("team").decode()
+    text = exposition(bench.gateway.metrics.families("team")).decode()
     assert 'modelyard_calls_total{code="200",model="digits",project="team",version="3"} 1.0' in text
     assert 'modelyard_call_seconds_count{model="digits",project="team",version="3"} 2.0' in text
-    assert "team" not in bench.gateway.metrics.exposition("rival").decode()
+    assert "team" not in exposition(bench.gateway.metrics.families("rival")).decode()
 
 
 def test_room_for_bodies_is_bounded(tmp_path):

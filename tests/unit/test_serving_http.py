@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 from modelyard.serving.follower import State
 from modelyard.serving.frames import Fault, PartFrame, Usage
 from modelyard.serving.http import IDLE, LINGER, MAX_HEAD, MAX_PIPELINED, InferenceProtocol
+from modelyard.serving.metrics import exposition
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 
@@ -489,7 +490,7 @@ async def test_a_client_that_leaves_cancels_its_call_and_is_still_counted(c):
     assert c.bench.counted() == []
     c.router.answer(call, b"unread", units=9)
     assert c.bench.counted() == [(1, 1, 1, 9, 7, 3, 6)]
-    assert 'code="499"' in c.gateway.metrics.exposition("team").decode()
+    assert 'code="499"' in exposition(c.gateway.metrics.families("team")).decode()
     assert not call.restart()
 
 
@@ -591,6 +592,32 @@ def test_what_cannot_be_trusted_is_refused_and_closed(tmp_path, wire):
         assert c.transport.closed or c.transport.eof
 
     run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip, chunked", "gzip,chunked", "identity, chunked", "GZIP , Chunked", "gzip\r\nTransfer-Encoding: chunked"]
+)
+@pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/api/jobs"])
+def test_a_transfer_coding_beside_chunks_is_not_implemented(tmp_path, path, coding):
+    """RFC 9112, 6.1: the body would be read as if it were plain."""
+
+    @scene()
+    async def run(c):
+        c.feed(chunked(b"{}").replace(b": chunked", f": {coding}".encode()).replace(b"/v2/models/digits/infer", path.encode()))
+        c.feed(post())
+        await c.settle()
+        [(status, headers, _)] = c.answers()
+        assert (status, headers["connection"]) == (501, "close")
+        assert not c.router.sent
+        assert c.transport.closed or c.transport.eof
+
+    run(tmp_path)
+
+
+@scene()
+async def test_chunked_is_known_in_any_letters(c):
+    c.feed(chunked(b"abc").replace(b": chunked", b":  Chunked "))
+    assert c.router.sent[0].frame.data == b"abc"
 
 
 @scene()

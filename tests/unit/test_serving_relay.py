@@ -287,3 +287,38 @@ def test_it_knows_whether_control_answers(tmp_path):
     seen, got = asyncio.run(run())
     assert seen == [False, True, True]
     assert got.startswith(b"GET /healthz HTTP/1.1\r\n")
+
+
+def test_controls_metrics_are_asked_for_with_the_callers_credentials(tmp_path):
+    async def run(answer):
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", answer) as control:
+            began = time.monotonic()
+            told = await relay.metrics(((b"authorization", b"Bearer my_key"),))
+            seconds = time.monotonic() - began
+            await relay.close()
+            await asyncio.wait_for(control.closed.wait(), 10)
+            return told, control.got, seconds
+
+    async def silent(reader, _):
+        await reader.read()
+
+    head = b"HTTP/1.1 %d X\r\nContent-Length: 4\r\n\r\nup 1"
+    told, got, _ = asyncio.run(run(said(head % 200)))
+    assert told == b"up 1"
+    assert got.startswith(b"GET /metrics HTTP/1.1\r\n")
+    assert b"Authorization: Bearer my_key\r\n".lower() in got.lower()
+    assert asyncio.run(run(said(head % 401)))[0] is None
+    told, _, seconds = asyncio.run(run(silent))
+    assert told is None
+    assert seconds < 5
+
+
+def test_without_control_there_are_none_of_its_metrics(tmp_path):
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        told = await relay.metrics(())
+        await relay.close()
+        return told
+
+    assert asyncio.run(run()) is None

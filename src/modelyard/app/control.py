@@ -70,7 +70,7 @@ def openapi(request: Request) -> JSONResponse:
 
 @own.get("/metrics", scope=Scope.infer, include_in_schema=False)
 def metrics() -> Response:
-    """Control's own metrics, on its own socket: the gateway answers `/metrics` of the port with those of the calls."""
+    """Control's own metrics, on its own socket: the gateway asks for them when it is asked for its."""
     return Response(telemetry.exposition(), media_type="text/plain; version=0.0.4")
 
 

@@ -14,10 +14,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from modelyard import __version__, telemetry
+from modelyard import __version__
 from modelyard.errors import Invalid, ModelyardError, NotFound
 from modelyard.serving.exchange import is_stale
 from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway, check_ready
+from modelyard.serving.metrics import exposition
 from modelyard.serving.types import DeploymentState, Route
 from modelyard.tenancy import door
 from modelyard.tenancy.types import Principal, Scope
@@ -28,6 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 P = ParamSpec("P")
 T = TypeVar("T")
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+Told = Callable[[Credentials], Awaitable[bytes | None]]
 
 EXTENSIONS = ("binary_tensor_data",)
 _MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
@@ -41,10 +43,13 @@ class NotAllowed(Exception):
 
 
 class Front:
-    """The ASGI app of a gateway. `relay` answers what this does not; `control` tells whether control answers."""
+    """The ASGI app of a gateway. `relay` answers what this does not; `control` tells whether control answers, and `told` what
+    metrics it shows to whom."""
 
-    def __init__(self, gateway: Gateway, relay: App, control: Callable[[], bool] = lambda: True) -> None:
-        self._gateway, self._relay, self._control = gateway, relay, control
+    def __init__(
+        self, gateway: Gateway, relay: App, control: Callable[[], bool] = lambda: True, told: Told | None = None
+    ) -> None:
+        self._gateway, self._relay, self._control, self._told = gateway, relay, control, told
         self._open: dict[bytes, Callable[[], Any]] = {
             b"/healthz": lambda: {"status": "ok"},
             b"/readyz": self._ready,
@@ -76,7 +81,7 @@ class Front:
         principal = await self._principal(scope)
         if path == b"/metrics":
             _allow(reads, "GET")
-            return self._metrics(principal)
+            return await self._metrics(scope, principal)
         if path == b"/v2":
             _allow(reads, "GET")
             return {"name": "modelyard", "version": __version__, "extensions": EXTENSIONS}
@@ -102,13 +107,15 @@ class Front:
         seen = {"control": self._control(), "database": self._gateway.sees_database}
         return {"status": "ready", **{what: "ok" if there else "gone" for what, there in seen.items()}}
 
-    def _metrics(self, principal: Principal) -> bytes:
-        """This process's metrics, and those of the calls of the caller's project; an administrator of 'default' sees all."""
+    async def _metrics(self, scope: Message, principal: Principal) -> bytes:
+        """This process's metrics and control's, and those of the calls of the caller's project; an administrator of 'default'
+        sees all."""
         everything = principal.scope >= Scope.admin and principal.project == "default"
-        return telemetry.exposition() + self._gateway.metrics.exposition(None if everything else principal.project)
+        told = await self._told(_credentials(scope)) if self._told else None
+        return exposition(self._gateway.metrics.families(None if everything else principal.project), told)
 
     async def _principal(self, scope: Message) -> Principal:
-        credentials: Credentials = tuple((n, v) for n, v in scope["headers"] if n in CREDENTIALS)
+        credentials = _credentials(scope)
         return await self._fresh(credentials, self._gateway.principal, credentials)
 
     async def _route(self, principal: Principal, name: str, version: str | None) -> Route:
@@ -136,6 +143,10 @@ async def respond(scope: Message, send: Send, status: int, body: bytes, media: s
     all_headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _credentials(scope: Message) -> Credentials:
+    return tuple((name, value) for name, value in scope["headers"] if name in CREDENTIALS)
 
 
 def _error(path: bytes, error: ModelyardError) -> dict[str, Any]:

@@ -132,6 +132,11 @@ class InferenceProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._skip:
             return
+        codings = [coding for name, value in self.headers if name == b"transfer-encoding" for coding in value.split(b",")]
+        if len(codings) > 1 and codings[-1].strip().lower() == b"chunked":  # all else is an error to llhttp
+            self.incoming, self._skip = None, True
+            self._break(501, "The Transfer-Encoding is not known here; expected 'chunked' alone.")
+            return
         if self.parser.should_upgrade():
             self._skip = True
             return

@@ -1,5 +1,5 @@
 """What the gateway measures of calls, for Prometheus. Counting a call costs a third of a microsecond: plain lists, no locks
-(one thread counts), turned into metrics only when somebody scrapes.
+(one thread counts), turned into metrics only when somebody scrapes: `front` then adds this process's own and control's.
 """
 
 from __future__ import annotations
@@ -7,8 +7,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import REGISTRY, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
 # Seconds: from a tiny model's answer to a long generation's.
@@ -51,13 +52,8 @@ class CallMetrics:
         """Count a request that never became a call: no key, no such deployment, too large."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
-    def exposition(self, project: str | None) -> bytes:
-        """The metrics of one project's calls (None: of all) as Prometheus text."""
-        registry = CollectorRegistry()
-        registry.register(_View(self, project))
-        return generate_latest(registry)
-
     def families(self, project: str | None) -> Iterator[Metric]:
+        """The metrics of one project's calls (None: of all)."""
         calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=("project", "model", "version", "code"))
         seconds = HistogramMetricFamily(
             "modelyard_call_seconds", "From the request's head to the answer.", labels=("project", "model", "version")
@@ -77,14 +73,31 @@ class CallMetrics:
         yield from (calls, seconds, depth, refused)
 
 
-class _View(Collector):
-    """What one project may see."""
+def exposition(calls: Iterable[Metric], control: bytes | None = None) -> bytes:
+    """Prometheus text of `calls`, of this process, and of what `control` told of itself (None: it did not answer).
 
-    def __init__(self, metrics: CallMetrics, project: str | None) -> None:
-        self._metrics, self._project = metrics, project
+    A family that both processes have is told once, with the samples of both. What Python tells of a process (`process_…`,
+    `python_…`) has no label to tell two apart, so it is this one's alone.
+    """
+    up = GaugeMetricFamily("modelyard_control_up", "Whether control told its metrics.", value=control is not None)
+    families = {family.name: family for family in (*REGISTRY.collect(), *calls, up)}
+    for theirs in text_string_to_metric_families((control or b"").decode()):
+        if theirs.name.startswith("modelyard_") and not theirs.name.endswith("_created"):
+            ours = families.setdefault(theirs.name, theirs)
+            ours.samples += theirs.samples if ours is not theirs else []
+    registry = CollectorRegistry()
+    registry.register(_Told(families.values()))
+    return generate_latest(registry)
 
-    def collect(self) -> Iterator[Metric]:
-        return self._metrics.families(self._project)
+
+class _Told(Collector):
+    """Families as they are."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

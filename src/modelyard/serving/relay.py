@@ -18,6 +18,7 @@ import msgspec
 
 from modelyard.errors import Invalid, ModelyardError, Unavailable
 from modelyard.serving.front import Message, Receive, Send, respond
+from modelyard.serving.gateway import Credentials
 from modelyard.telemetry import log
 from modelyard.tenancy import door
 
@@ -45,6 +46,7 @@ _JUDGED_BY = frozenset(
 _TIMEOUT = httpx.Timeout(None, connect=5.0)  # a followed job's events may be silent for as long as it likes
 _WATCH = 0.5  # seconds between two looks whether control answers
 _PATIENCE = 3.0  # seconds it has for that: it may be busy, or stopped
+_GLANCE = 0.5  # seconds it has to tell its metrics: who scrapes waits for the gateway's
 _LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)
 
 
@@ -78,6 +80,15 @@ class Relay:
                 return (await self._client.get("http://localhost/healthz")).is_success
         except (httpx.TransportError, TimeoutError):
             return False
+
+    async def metrics(self, credentials: Credentials) -> bytes | None:
+        """Control's own metrics as it shows them to whoever has these credentials; None where it does not answer soon."""
+        try:
+            async with asyncio.timeout(_GLANCE):
+                answer = await self._client.get("http://localhost/metrics", headers=list(credentials))
+        except (httpx.TransportError, TimeoutError):
+            return None
+        return answer.content if answer.is_success else None
 
     async def close(self) -> None:
         await self._client.aclose()

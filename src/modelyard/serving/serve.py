@@ -86,7 +86,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
 def _config(gateway: Gateway, relay: Relay) -> uvicorn.Config:
     protocol = type("GatewayProtocol", (InferenceProtocol,), {"gateway": gateway})
     return uvicorn.Config(
-        Front(gateway, relay, lambda: relay.answers),
+        Front(gateway, relay, lambda: relay.answers, relay.metrics),
         http=protocol,
         ws="none",
         interface="asgi3",
