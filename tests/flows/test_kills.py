@@ -31,7 +31,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     platform = Platform(folder / "yard", MODELYARD_GRACE=str(GRACE))
     try:
         platform.start()
-        yield Serving(platform, folder)
+        serving = Serving(platform, folder)
+        yield serving
+        serving.close()
     finally:
         platform.close()
 
@@ -45,7 +47,7 @@ def unreadable(database: Path) -> Iterator[None]:
 
 
 def test_calls_are_answered_without_control_for_the_grace(serving: Serving) -> None:
-    outage(serving, seconds=GRACE + 1.5, grace=GRACE, successors=signal.SIGSTOP)
+    outage(serving, seconds=GRACE + 1.0, grace=GRACE, successors=signal.SIGSTOP)
 
 
 def test_calls_are_answered_without_the_database_for_the_grace(serving: Serving) -> None:

@@ -32,7 +32,9 @@ def test_control_is_dead_for_a_minute(tmp_path: Path, grace: float | None) -> No
     platform = Platform(tmp_path / "yard", **({} if grace is None else {"MODELYARD_GRACE": str(grace)}))
     try:
         platform.start()
-        outage(Serving(platform, tmp_path), seconds=60, grace=grace or Settings.model_fields["grace"].default)
+        serving = Serving(platform, tmp_path)
+        outage(serving, seconds=60, grace=grace or Settings.model_fields["grace"].default)
+        serving.close()
     finally:
         platform.close()
 
