@@ -109,8 +109,12 @@ def get(session: Session, project: str, name: str) -> Deployment:
 
 
 def deployments(session: Session, project: str) -> list[Deployment]:
-    rows = session.scalars(select(DeploymentRow).where(DeploymentRow.project == project).order_by(DeploymentRow.name))
-    return [_show(session, row) for row in rows]
+    rows = session.scalars(select(DeploymentRow).where(DeploymentRow.project == project).order_by(DeploymentRow.name)).all()
+    replicas: dict[int, list[ReplicaRow]] = {row.id: [] for row in rows}
+    for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.project == project).order_by(ReplicaRow.started)):
+        if replica.deployment in replicas:  # else it is drained, and its deployment gone
+            replicas[replica.deployment].append(replica)
+    return [_shown(row, replicas[row.id]) for row in rows]
 
 
 def in_use(session: Session, version: Version) -> str | None:
@@ -158,7 +162,11 @@ def _get(session: Session, project: str, name: str) -> DeploymentRow:
 
 
 def _show(session: Session, row: DeploymentRow) -> Deployment:
-    found = session.scalars(select(ReplicaRow).where(ReplicaRow.deployment == row.id).order_by(ReplicaRow.started))
+    replicas = session.scalars(select(ReplicaRow).where(ReplicaRow.deployment == row.id).order_by(ReplicaRow.started))
+    return _shown(row, replicas.all())
+
+
+def _shown(row: DeploymentRow, replicas: Sequence[ReplicaRow]) -> Deployment:
     return Deployment(
         name=row.name,
         model=f"{row.model}@{row.version}",
@@ -167,7 +175,7 @@ def _show(session: Session, row: DeploymentRow) -> Deployment:
         error=row.error,
         engine=row.engine,
         task=row.task,
-        replicas=[Replica(r.token, r.state, r.pid, str(r.version)) for r in found],
+        replicas=[Replica(r.token, r.state, r.pid, str(r.version)) for r in replicas],
         inputs=row.signature.get("inputs", []) if row.signature else [],
         outputs=row.signature.get("outputs", []) if row.signature else [],
         created=row.created,
