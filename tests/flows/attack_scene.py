@@ -1,13 +1,14 @@
-"""The scene of the attacks on access: an owner with one of each thing, all named by a canary, a stranger, and keys."""
+"""The scenes of the attacks, as fixtures: a platform that serves one graph (`data`, `owner`, `wire`), and one with one of each
+thing, all named by a canary, a stranger, and keys (`scene`). A test file imports those that it or they ask for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from attack_tools import Wire, routes, serve_matmul
 
 from modelyard.client import Yard
@@ -49,9 +50,27 @@ class Scene:
         return re.sub(r"\{([^}]+)\}", lambda match: names[match[1]], template)
 
 
-@contextmanager
-def play(folder: Path) -> Iterator[Scene]:
-    """A platform below `folder`, and everything set up on it."""
+@pytest.fixture(name="data", scope="module")
+def yard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scene") / "yard"
+
+
+@pytest.fixture(name="owner", scope="module")
+def yard_owner(data: Path, request: pytest.FixtureRequest) -> Iterator[Yard]:
+    """The owner of a platform in `data` that serves 'matmul'; the module's SETTINGS, where it has any, are the platform's."""
+    with yard(data, **getattr(request.module, "SETTINGS", {})) as client:
+        serve_matmul(client, data.parent, "matmul")
+        yield client
+
+
+@pytest.fixture(name="wire", scope="module")
+def yard_wire(owner: Yard) -> Wire:
+    return Wire(owner.profile.url, owner.profile.key)
+
+
+@pytest.fixture(name="scene", scope="module")
+def yard_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("scene")
     with yard(folder / "yard") as owner:
         artefact = serve_matmul(owner, folder, CANARY)
         (folder / "table.csv").write_text("a,b\n" + "\n".join(f"{n},{n % 2}" for n in range(40)) + "\n")

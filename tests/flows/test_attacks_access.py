@@ -8,10 +8,9 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
 
 import pytest
-from attack_scene import CALL, CANARY, GATEWAYS, Scene, play
+from attack_scene import CALL, CANARY, GATEWAYS, Scene, yard_scene  # noqa: F401 - a fixture
 from attack_tools import METHODS, Wire, processes_of
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
@@ -45,12 +44,6 @@ SQL = (
     "\\'", "1; UPDATE key SET scope=3", "$$;SELECT pg_sleep(5);$$", "') OR randomblob(1000000000) --", "admin'/*", ":id", "?",
     "{}", "%s%s%n", "0x27 OR 1", "\u02bc OR 1=1", "NULL", "*",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with play(tmp_path_factory.mktemp("scene")) as scene:
-        yield scene
 
 
 # 1: a route without access

@@ -8,13 +8,13 @@ import http.server
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 import torch
-from attack_tools import SOURCE, Wire, matmul, serve_matmul
+from attack_scene import yard_folder, yard_owner, yard_wire  # noqa: F401 - fixtures
+from attack_tools import SOURCE, Wire, matmul
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,28 +23,10 @@ from modelyard.client import Yard
 from modelyard.errors import Damaged, Invalid, ModelyardError
 from modelyard.storage import Manifest
 from modelyard.storage.manifest import FileEntry
-from modelyard.testing import yard
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 ENTRY = {"size": 0, "root": EMPTY, "chunks": [EMPTY]}
 FEW = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scene") / "yard"
-
-
-@pytest.fixture(scope="module")
-def owner(data: Path) -> Iterator[Yard]:
-    with yard(data) as client:
-        serve_matmul(client, data.parent, "matmul")
-        yield client
-
-
-@pytest.fixture(scope="module")
-def wire(owner: Yard) -> Wire:
-    return Wire(owner.profile.url, owner.profile.key)
 
 
 # 7: paths

@@ -8,35 +8,18 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_tools import CALL, INFER, Wire, memory, serve_matmul, still_answers
+from attack_scene import yard_folder, yard_owner, yard_wire  # noqa: F401 - fixtures
+from attack_tools import CALL, INFER, Wire, memory, still_answers
 from PIL import Image
 
 from modelyard.client import Yard
-from modelyard.testing import yard
 
 LIMIT = 2_000_000
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scene") / "yard"
-
-
-@pytest.fixture(scope="module")
-def owner(data: Path) -> Iterator[Yard]:
-    with yard(data, MODELYARD_BODY_LIMIT=str(LIMIT), MODELYARD_CALL_TIMEOUT="4") as client:
-        serve_matmul(client, data.parent, "matmul")
-        yield client
-
-
-@pytest.fixture(scope="module")
-def wire(owner: Yard) -> Wire:
-    return Wire(owner.profile.url, owner.profile.key)
+SETTINGS = {"MODELYARD_BODY_LIMIT": str(LIMIT), "MODELYARD_CALL_TIMEOUT": "4"}
 
 
 # 13: floods

@@ -6,29 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from attack_tools import CALL, INFER, Wire, eventually, serve_matmul
+from attack_scene import yard_folder, yard_owner, yard_wire  # noqa: F401 - fixtures
+from attack_tools import CALL, INFER, Wire, eventually
 
 from modelyard.client import Yard
-from modelyard.testing import yard
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scene") / "yard"
-
-
-@pytest.fixture(scope="module")
-def owner(data: Path) -> Iterator[Yard]:
-    with yard(data) as client:
-        serve_matmul(client, data.parent, "matmul")
-        yield client
-
-
-@pytest.fixture(scope="module")
-def wire(owner: Yard) -> Wire:
-    return Wire(owner.profile.url, owner.profile.key)
-
 
 # 18: what errors tell
 

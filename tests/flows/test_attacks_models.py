@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
@@ -18,23 +17,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from attack_tools import MATRIX, SOURCE, matmul, serve_matmul
+from attack_scene import yard_folder, yard_owner  # noqa: F401 - fixtures
+from attack_tools import MATRIX, SOURCE, matmul
 from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.client import Yard
 from modelyard.engines.onnx import check, signature_of
 from modelyard.engines.torch import read_weights
 from modelyard.errors import Crashed, Invalid, Unsafe
-from modelyard.testing import yard
-
-
-@pytest.fixture(scope="module")
-def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    folder = tmp_path_factory.mktemp("scene")
-    with yard(folder / "yard") as client:
-        serve_matmul(client, folder, "matmul")
-        yield client
-
 
 # 9: weights that are programs
 

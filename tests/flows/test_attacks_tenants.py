@@ -7,12 +7,10 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from attack_scene import CALL, CANARY, GATEWAYS, Scene, play
+from attack_scene import CALL, CANARY, GATEWAYS, Scene, yard_scene  # noqa: F401 - a fixture
 from attack_tools import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,12 +22,6 @@ PLACES = (
     "/api/deployments/{}", "/v2/models/{}", "/v2/models/{}/versions/1", "/api/artefacts/{}", "/api/jobs?state={}",
     "/api/usage?group_by={}",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with play(tmp_path_factory.mktemp("scene")) as scene:
-        yield scene
 
 
 # 4: another tenant's things

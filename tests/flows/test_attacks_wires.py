@@ -11,13 +11,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from attack_tools import CALL, INFER, Wire, eventually, memory, processes_of, serve_matmul, still_answers
+from attack_scene import yard_folder, yard_owner, yard_wire  # noqa: F401 - fixtures
+from attack_tools import CALL, INFER, Wire, eventually, memory, processes_of, still_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,26 +26,8 @@ from modelyard.errors import Invalid
 from modelyard.jobs.lines import LineBuffer
 from modelyard.serving.frames import MAX_FRAME, CallFrame, Decoder, HealthFrame, append
 from modelyard.settings import Settings
-from modelyard.testing import yard
 
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scene") / "yard"
-
-
-@pytest.fixture(scope="module")
-def owner(data: Path) -> Iterator[Yard]:
-    with yard(data) as client:
-        serve_matmul(client, data.parent, "matmul")
-        yield client
-
-
-@pytest.fixture(scope="module")
-def wire(owner: Yard) -> Wire:
-    return Wire(owner.profile.url, owner.profile.key)
 
 
 # 13: requests in requests
