@@ -131,6 +131,37 @@ def test_a_blob_must_be_what_it_is_called(yard):
         yard.put_blob("p", digest(b"x"), bytes(CHUNK + 1))
 
 
+def test_what_was_stored_before_the_store_failed_stays_and_the_same_again_completes_it(yard, store, monkeypatch):
+    blobs = {digest(data): data for data in (b"%d" % n for n in range(200))}
+    real, left = store.put, [100]
+
+    def full(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Unavailable("The object store failed: No space left on device.")
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", full)
+        with pytest.raises(Unavailable, match="No space left"):
+            yard.put_blobs("p", blobs.items())
+    assert 0 < len(store.objects) <= 100
+    assert yard.put_blobs("p", blobs.items()) == 200
+    assert all(store.objects[blob(data)] == data for data in blobs.values())
+
+
+def test_a_staged_blob_must_be_what_it_is_called(yard, store):
+    with yard.stage() as staged:
+        staged.write(b"y")
+        with pytest.raises(Invalid, match=digest(b"x")):
+            yard.adopt_blob("p", digest(b"x"), staged)
+        with pytest.raises(Invalid):
+            yard.adopt_blob("p", "../" + "0" * 61, staged)
+        assert not store.objects
+        yard.adopt_blob("p", digest(b"y"), staged)
+    assert store.objects == {blob(b"y"): b"y"}
+
+
 def test_a_manifest_needs_its_blobs_whole(yard, store):
     manifest = Manifest({"a": FileEntry.of(1, [digest(b"x")]), "b": FileEntry.of(1, [digest(b"y")])})
     yard.put_blob("p", digest(b"x"), b"x")
