@@ -65,6 +65,11 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     holds(config, inputs, outputs, context)
 
 
+def begins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    context.log("begins")
+    holds(config, inputs, outputs, context)
+
+
 def parent(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     child = context.submit(config.text or "makes", {"number": 3}, {})
     context.report(child=context.wait(child))
@@ -76,7 +81,7 @@ def stranger(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 def kinds() -> Registry[JobKind]:
     found: Registry[JobKind] = Registry("job kind", {})
-    for name in ("makes", "holds", "refuses", "counts", "parent", "stranger"):
+    for name in ("makes", "holds", "refuses", "begins", "counts", "parent", "stranger"):
         found.add(name, JobKind(name, Plan, f"jobs_office:{name}", optional=("base",), gang=True))
     found.add("trains", JobKind("trains", Plan, "jobs_office:makes", inputs=("dataset",), optional=("model",), target="model"))
     return found

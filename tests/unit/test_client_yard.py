@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from modelyard.client import Yard, yard
+from modelyard.client import Yard, following
+from modelyard.client.wire import segment
 from modelyard.errors import Crashed, Invalid, TimedOut, Unavailable
 
 
@@ -37,7 +38,7 @@ def a_yard(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Yard:
     client = Yard("http://127.0.0.1:9", "my_key")
     client.close()
     client._wire = wire  # type: ignore[assignment]
-    monkeypatch.setattr(yard.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(following.time, "sleep", lambda seconds: None)
     return client
 
 
@@ -64,7 +65,7 @@ def test_a_stream_that_ends_early_is_asked_for_again_unless_the_job_has_ended(mo
 
 def test_a_platform_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 40))
-    monkeypatch.setattr(yard.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(following.time, "monotonic", lambda: float(next(clock)))
     client = a_yard(Wire({}, [[Unavailable("gone")] for _ in range(5)]), monkeypatch)
     with pytest.raises(Unavailable, match="gone"):
         list(client.follow("j1"))
@@ -140,7 +141,7 @@ def test_a_deployment_that_fails_raises_its_last_error(monkeypatch: pytest.Monke
 def test_a_name_cannot_leave_its_place_in_a_path(name: str) -> None:
     with Yard("http://127.0.0.1:9", "my_key") as client, pytest.raises(Invalid):
         client.job(name)
-    assert yard.segment("a/../b?c#d") == "a%2F..%2Fb%3Fc%23d"
+    assert segment("a/../b?c#d") == "a%2F..%2Fb%3Fc%23d"
 
 
 def test_a_prediction_needs_one_thing_to_predict_on() -> None:

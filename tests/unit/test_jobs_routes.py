@@ -16,6 +16,7 @@ from modelyard.jobs.types import State
 
 FIELDS = {
     *("id", "kind", "config", "inputs", "target", "ranks", "timeout", "state", "error", "created", "started", "finished"),
+    "max_restarts",
     *("parent", "attempt", "progress", "outputs", "facts", "pids", "cpu_seconds", "why"),
 }
 

@@ -88,6 +88,9 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model version to continue.", metavar="REF")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Times a gang that died is started again.", show_default=False)
+    ] = None,
     follow: Follow = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -96,7 +99,8 @@ def train(
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= {"epochs": epochs} if epochs else {}
     with open_yard(data) as yard:
-        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, timeout=timeout, wait=False, **full)
+        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts}
+        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, wait=False, **limits, **full)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")

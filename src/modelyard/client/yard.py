@@ -7,15 +7,14 @@ event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name me
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from modelyard.client.answer import Answer
+from modelyard.client.following import follow
 from modelyard.client.outcome import (
-    ENDED,
     best_or_newest,
     chosen,
     concerns,
@@ -27,15 +26,13 @@ from modelyard.client.outcome import (
 from modelyard.client.profile import find
 from modelyard.client.rollout import until_gone, until_ready
 from modelyard.client.wire import Wire, segment
-from modelyard.errors import Invalid, TimedOut, Unavailable
+from modelyard.errors import Invalid
 from modelyard.plugins import load
 
 Json = dict[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
 Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
-# Seconds between tries to take up a broken stream of events.
-_AGAIN = 1.0
 _SOURCES = "A dataset comes from a CSV file, a folder of images by class, or scikit-learn, as sklearn:digits."
 
 
@@ -169,6 +166,7 @@ class Yard:
         code: str | Path | None = None,
         model: str | None = None,
         timeout: float | None = None,
+        max_restarts: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         **config: Any,
@@ -179,7 +177,8 @@ class Yard:
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
-        job = self.submit("train", config, inputs, target={"kind": "model", "name": name}, ranks=ranks, timeout=timeout)
+        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts}
+        job = self.submit("train", config, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
 
     def optimize(
@@ -213,6 +212,7 @@ class Yard:
         target: Mapping[str, str] | None = None,
         ranks: int = 1,
         timeout: float | None = None,
+        max_restarts: int | None = None,
     ) -> Json:
         """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'."""
         body = {
@@ -222,6 +222,7 @@ class Yard:
             "target": target,
             "ranks": ranks,
             "timeout": timeout,
+            "max_restarts": max_restarts,
         }
         return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
 
@@ -246,22 +247,7 @@ class Yard:
 
     def follow(self, job: str, after: int = 0) -> Iterator[Json]:
         """What a job says, from its start to its end; a broken connection is taken up where it broke for up to a minute."""
-        path, gives_up = f"/api/jobs/{segment(job)}/events", time.monotonic() + 60
-        while True:
-            try:
-                for event in self._wire.lines(path, after=after, follow="true"):
-                    after, gives_up = int(event["seq"]), time.monotonic() + 60
-                    yield event
-                    if event["type"] == "state" and event.get("state") in ENDED:
-                        return
-                if self.job(job)["state"] in ENDED:
-                    return
-            except TimedOut:
-                continue
-            except Unavailable:
-                if time.monotonic() > gives_up:
-                    raise
-            time.sleep(_AGAIN)
+        return follow(self._wire, job, after)
 
     def logs(self, job: str, *, follow: bool = False) -> Iterator[str]:
         """The lines that a job's ranks wrote."""

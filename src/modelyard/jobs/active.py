@@ -51,7 +51,8 @@ class Question:
 @dataclass(eq=False)
 class Active:
     """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
-    stored, with the question that it answers; `waits` the children that are waited for, by question."""
+    stored, with the question that it answers; `waits` the children that are waited for, by question; `kept`: whether it has
+    stored a checkpoint."""
 
     job: Job
     folder: Path
@@ -63,6 +64,7 @@ class Active:
     storing: list[tuple[Question, Future[Any]]] = field(default_factory=list)
     waits: dict[int, str] = field(default_factory=dict)
     resumes: bool = False
+    kept: bool = False
     outputs: dict[str, Output] = field(default_factory=dict)
     ended: Mapping[str, Any] | None = None
     verdict: ModelyardError | None = None

@@ -50,6 +50,7 @@ class Desk:
                 stored = future.result()
                 if question.type == "output":
                     self._published(active, question, stored)
+                active.kept |= question.type == "checkpoint"
             except ModelyardError as error:
                 active.handle.answer(question.ask, None, error)
             else:

@@ -6,15 +6,16 @@ the audit log are written together or not at all.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Parent, Version
-from modelyard.db import Session
+from modelyard.db import Session, now
 from modelyard.errors import Crashed, ModelyardError
-from modelyard.jobs import records
+from modelyard.jobs import records, restarts
 from modelyard.jobs.active import Active, Output
 from modelyard.jobs.types import Job, State
 from modelyard.tenancy import ledger
@@ -25,13 +26,13 @@ from modelyard.tenancy.tables import Usage
 MOST_ABANDONED = 50
 
 
-def starts_again(job: Job, error: ModelyardError, restarts: int, *, abandoned: bool) -> bool:
+def starts_again(job: Job, error: ModelyardError, most: int, *, abandoned: bool) -> bool:
     """Whether a job goes on after an attempt that ended in `error`. A gang that was wrong does not; one that died by itself
-    does `restarts` times. Where control ended under it (`abandoned`), that is not counted, but not endless either: a job may
+    does `most` times. Where control ended under it (`abandoned`), that is not counted, but not endless either: a job may
     be what ends control."""
     if abandoned:
         return job.abandoned < MOST_ABANDONED
-    return isinstance(error, Crashed) and job.attempt - job.abandoned <= restarts
+    return isinstance(error, Crashed) and job.attempt - job.abandoned <= most
 
 
 def succeed(session: Session, active: Active) -> None:
@@ -51,14 +52,19 @@ def fail(session: Session, active: Active, state: State, error: ModelyardError |
     _end(session, active, state, error=said)
 
 
-def again(session: Session, active: Active, why: str, *, abandoned: bool) -> None:
-    """The gang was lost, or `abandoned`: the job goes back to the queue, what was used so far is charged."""
+def again(session: Session, active: Active, error: ModelyardError, most: int, *, abandoned: bool) -> None:
+    """The gang was lost in `error`, or `abandoned`: the job goes back to the queue, what was used so far is charged."""
     job = active.job
+    setbacks = 0 if active.kept else job.setbacks + (not abandoned)
+    pause = 0.0 if abandoned else restarts.pause(setbacks)
+    line = f"attempt {job.attempt} was lost and is started again{f' in {pause:g} s' if pause else ''}: {error.message}"
+    why = f"{restarts.attempts(job.attempt, job.abandoned + abandoned, most)}: {error.message}"
     _use(session, active, errors=1)
     records.cancel_children(session, job.id)
-    records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
-    counts = {"cpu_us": job.cpu_us + active.cpu_us, "abandoned": job.abandoned + abandoned}
-    records.change(session, job.id, job.token, **counts, facts=dict(active.facts))
+    records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": line})])
+    counts = {"cpu_us": job.cpu_us + active.cpu_us, "abandoned": job.abandoned + abandoned, "setbacks": setbacks}
+    later = now() + timedelta(seconds=pause) if pause else None
+    records.change(session, job.id, job.token, **counts, not_before=later, facts=dict(active.facts))
     records.requeue(session, job.id, job.token, why)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, or_, select, update
 
 from modelyard.db import Session, now
 from modelyard.jobs.tables import EventRow, JobRow
@@ -74,6 +74,11 @@ def evolve(session: Session, job: str, lease: str | None, state: State, **values
 def requeue(session: Session, job: str, lease: str | None, why: str) -> None:
     """Put a job whose gang is gone back into the queue, at its old place."""
     evolve(session, job, lease, State.queued, token=None, pids=[], why=why)
+
+
+def may_start() -> tuple[ColumnElement[bool], ...]:
+    """What is true of a job that need not wait for its next attempt."""
+    return (or_(JobRow.not_before.is_(None), JobRow.not_before <= now()),)
 
 
 def cancel(session: Session, job: Job) -> None:

@@ -217,9 +217,9 @@ class Scheduler:
         if active.cancelled_at is not None or job.cancelling or (active.ended or {}).get("cancelled"):
             endings.fail(session, active, State.cancelled, None)
             return State.cancelled
-        if endings.starts_again(job, error, self._settings.job_restarts, abandoned=abandoned):
-            why = f"attempt {job.attempt} was lost and is started again: {error.message}"
-            endings.again(session, active, why, abandoned=abandoned)
+        most = self._settings.job_restarts if job.max_restarts is None else job.max_restarts
+        if endings.starts_again(job, error, most, abandoned=abandoned):
+            endings.again(session, active, error, most, abandoned=abandoned)
             return State.queued
         endings.fail(session, active, State.failed, error)
         return State.failed
@@ -247,7 +247,7 @@ class Scheduler:
         with self._db.read() as session:
             asked = select(JobRow).where(JobRow.cancelling, JobRow.state.in_(records.UNENDED))
             cancelling = [records.load(row) for row in session.scalars(asked)]
-            line = select(JobRow).where(JobRow.state == State.queued.value, JobRow.cancelling.is_(False))
+            line = select(JobRow).where(JobRow.state == State.queued.value, JobRow.cancelling.is_(False), *records.may_start())
             first = line.order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(_MOST_QUEUED)
             queued = {row.id: (_queued(row), row.why) for row in session.scalars(first)}
             children = [child for active in self._active.values() for child in active.waits.values()]

@@ -51,6 +51,7 @@ def submit(
         target=asked.target.model_dump() if asked.target else None,
         ranks=asked.ranks,
         timeout=asked.timeout,
+        max_restarts=asked.max_restarts,
         parent=parent.id if parent else None,
         place=parent.created if parent else created,
         state=State.queued.value,

@@ -14,7 +14,8 @@ from modelyard.db import Base, now
 class JobRow(Base):
     """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
     in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
-    `abandoned` how many of its attempts ended because control did."""
+    `abandoned` how many of its attempts ended because control did; `setbacks` how many in a row were lost without a checkpoint;
+    `not_before` when it may be started again."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "project", "created"),)
@@ -28,6 +29,7 @@ class JobRow(Base):
     target: Mapped[dict[str, Any] | None]
     ranks: Mapped[int]
     timeout: Mapped[float | None]
+    max_restarts: Mapped[int | None]
     parent: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     priority: Mapped[int] = mapped_column(default=0)
     place: Mapped[datetime]
@@ -35,6 +37,8 @@ class JobRow(Base):
     cancelling: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     abandoned: Mapped[int] = mapped_column(default=0)
+    setbacks: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]
     token: Mapped[str | None]
     created: Mapped[datetime] = mapped_column(default=now)
     started: Mapped[datetime | None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, ValidationEr
 
 from modelyard import fields
 from modelyard.errors import Invalid, ModelyardError
+from modelyard.jobs.restarts import countdown
 from modelyard.kinds import Config
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -75,6 +76,7 @@ class Submission(Config):
     target: Target | None = None
     ranks: int = Field(default=1, ge=1, le=1024)
     timeout: float | None = Field(default=None, gt=0)
+    max_restarts: int | None = Field(default=None, ge=0, le=1000)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -115,11 +117,14 @@ class Job:
     target: Target | None
     ranks: int
     timeout: float | None
+    max_restarts: int | None
     parent: str | None
     state: State
     cancelling: bool
     attempt: int
     abandoned: int
+    setbacks: int
+    not_before: datetime | None
     token: str | None
     created: datetime
     started: datetime | None
@@ -135,12 +140,13 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """As the management API shows it; `inputs` as pinned."""
-        shown = ("id", "kind", "ranks", "timeout", "parent", "attempt", "error", "progress", "why")
+        shown = ("id", "kind", "ranks", "timeout", "max_restarts", "parent", "attempt", "error", "progress")
         times = {name: getattr(self, name) for name in ("created", "started", "finished")}
         return {
             **{name: getattr(self, name) for name in shown},
             **{name: time.isoformat() if time else None for name, time in times.items()},
             "state": self.state.value,
+            "why": self.why and countdown(self.not_before, datetime.now(UTC)) + self.why,
             "config": dict(self.config),
             "inputs": dict(self.inputs),
             "target": self.target.model_dump() if self.target else None,
