@@ -133,3 +133,15 @@ def test_closing_writes_what_was_sent():
     end.channel.close()
     assert end.transport.closed
     assert len(frames(end.transport.written)) == 1
+
+
+def test_nothing_is_written_to_a_peer_that_died_in_the_same_turn():
+    end = End().connect()
+    end.channel.send_whole(call(1, b"x" * (3 * PIECE)))
+    end.transport.abort()
+    end.loop.settle()
+    end.channel.connection_lost(None)
+    end.channel.send(CancelFrame(1))
+    end.loop.settle()
+    assert end.transport.writes == []
+    assert end.closed == [None]

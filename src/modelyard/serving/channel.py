@@ -103,6 +103,8 @@ class Channel(asyncio.Protocol):
         self._scheduled = False
         if self._transport is None or self._paused:
             return  # connection_made and resume_writing come back here
+        if self._transport.is_closing():
+            return  # the peer died in this turn: connection_lost ends what was to be sent
         self._take_turns()
         if self._buffer:
             whole, self._buffer = self._buffer, bytearray()
