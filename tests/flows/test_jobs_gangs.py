@@ -39,6 +39,26 @@ def test_a_rank_that_raises_fails_the_job(yard: Bench) -> None:
     assert "ValueError: boom" in yard.log(job.id)
 
 
+def test_a_rank_that_raises_while_the_others_are_in_a_collective_ends_them_soon(yard: Bench) -> None:
+    job = yard.run("strands", ranks=3, rank=2, text="raise")
+    took = time.monotonic() - job.facts["2"]["at"]
+    assert job.error is not None
+    assert "rank 2: ValueError: boom in forward" in job.error["message"]
+    assert ", in forward\n" in job.error["message"]
+    assert took < 10
+
+
+def test_the_rank_that_hangs_is_named_and_those_that_wait_for_it(tmp_path: Path) -> None:
+    with bench(tmp_path, job_heartbeat=2.0) as yard:
+        job = yard.run("strands", ranks=3, rank=1, text="spin")
+        log = yard.log(job.id)
+    assert job.error is not None
+    assert "Hung: rank 1 in forward (flows/kinds_for_tests.py:" in job.error["message"]
+    assert "; rank 0 in all_reduce (distributed/distributed_c10d.py:" in job.error["message"]
+    assert job.error["message"].count("waited for it") == 1
+    assert log.count("Current thread") == 3
+
+
 @pytest.mark.parametrize(("text", "message"), [("", "sys.exit(3)"), ("hard", "exit status 3")])
 def test_user_code_that_exits_fails_the_job(yard: Bench, text: str, message: str) -> None:
     job = yard.run("exits", number=3, text=text)
@@ -56,6 +76,7 @@ def test_a_gang_without_a_sign_of_life_is_ended_and_shows_where_it_was(tmp_path:
     assert job.error is not None
     assert job.error["code"] == "timed_out"
     assert "no sign of life from any rank for 2 s" in job.error["message"]
+    assert "Hung: rank 0 in spins (flows/kinds_for_tests.py:" in job.error["message"]
     assert sorted(where) == [0, 1]
 
 

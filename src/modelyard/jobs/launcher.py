@@ -22,6 +22,7 @@ from typing import Any
 
 from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wire
 from modelyard.jobs import rank as ranks
+from modelyard.jobs import stacks
 from modelyard.jobs.footprint import excess
 from modelyard.jobs.forked import Forked
 from modelyard.jobs.lines import LineBuffer, encode
@@ -62,6 +63,9 @@ class Launcher:
         self._began = self._alive = self._beat = self._look = time.monotonic()
         self._end_at: float | None = None
         self._ending = self._cancelled = False
+        # What the ranks print from when they were asked where they are.
+        self._stacks: dict[int, list[str]] = {}
+        self._hung_at = 0.0
 
     def run(self, function: Run, config: Any) -> None:
         """Fork, watch, tell control how it ended. Raises `ControlGone`."""
@@ -140,12 +144,22 @@ class Launcher:
         self._look = done + max(_LOOK, _LOOK_SHARE * (done - now))
 
     def _show_stacks(self) -> None:
-        said = f"no sign of life from any rank for {self._gang.heartbeat:g} s"
-        self._say({"type": "log", "rank": 0, "text": f"{said}; where each rank is:"})
+        """Have the ranks say where they are before they are ended."""
+        self._say({"type": "log", "rank": 0, "text": f"{self._silence}; where each rank is:"})
+        self._ending, self._hung_at = True, time.monotonic()
+        self._soon(_STACKS)
         for rank in self._running():
+            self._stacks[rank.number] = []
             os.kill(rank.pid, signal.SIGUSR1)
-        advice = "Call check() or progress() at least every few seconds; the log shows where each rank was."
-        self._fail(TimedOut(f"The job was ended: {said}. {advice}"), _STACKS)
+
+    @property
+    def _silence(self) -> str:
+        return f"no sign of life from any rank for {self._gang.heartbeat:g} s"
+
+    def _hang(self) -> TimedOut:
+        """What a gang is told that said nothing any more."""
+        advice = "Call check() or progress() at least every few seconds; the log has every rank's stack."
+        return TimedOut(f"The job was ended: {self._silence}. {stacks.told(self._stacks)} {advice}")
 
     def _hear(self, rank: Forked) -> None:
         """Take what a rank says."""
@@ -194,6 +208,8 @@ class Launcher:
     def _log(self, rank: Forked, lines: list[str]) -> None:
         for text in lines:
             self._say({"type": "log", "rank": rank.number, "text": text})
+        if len(stack := self._stacks.get(rank.number, [])) < stacks.MOST_LINES:
+            stack += lines
 
     def _forget(self, source: Any) -> None:
         with contextlib.suppress(KeyError):
@@ -297,6 +313,8 @@ class Launcher:
                 raise ControlGone from error
 
     def _end(self) -> None:
+        if self._stacks:
+            self._failures.append((self._hung_at, self._hang(), None))
         cause = min(self._failures, key=lambda failure: failure[0], default=None)
         cancelled = self._cancelled and not all(rank.done for rank in self._ranks)
         error = None if cause is None or cancelled else cause[1]
