@@ -119,6 +119,14 @@ def test_a_prediction_and_its_receipt(served: dict[str, Any], cli: Cli) -> None:
     assert kinds == {"optimise", "train", "import-dataset"}
 
 
+def test_a_version_is_reproduced_bit_for_bit(served: dict[str, Any], cli: Cli) -> None:
+    found = cli("reproduce digits-cnn@1")
+    assert (found["reference"], found["reproduced"]) == ("digits-cnn@1", "digits-cnn-reproduced@1")
+    assert (found["identical"], found["differences"], found["environment"]) == (True, [], [])
+    first, again = (cli(f"model show {reference}")["job"] for reference in (found["reference"], found["reproduced"]))
+    assert first != again == found["job"]
+
+
 def test_a_fetched_version_is_the_artefact(served: dict[str, Any], cli: Cli, tmp_path: Path) -> None:
     fetched = cli("model fetch digits-cnn@1", tmp_path / "here")
     assert Manifest.of_folder(tmp_path / "here").hash == fetched["hash"]

@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "migrate": (RUN, "processes:migrate"),
     "train": (BUILD, "jobs:train"),
     "optimize": (BUILD, "jobs:optimize"),
+    "reproduce": (BUILD, "reproduce:reproduce"),
     "deploy": (SERVE, "serving:deploy"),
     "predict": (SERVE, "serving:predict"),
     "undeploy": (SERVE, "serving:undeploy"),

@@ -203,6 +203,11 @@ class Yard:
         job = self.submit("optimise", config, inputs, target=target)
         return self.result(job["id"], on_event) if wait else job
 
+    def reproduce(self, reference: str, on_event: OnEvent | None = None) -> Json:
+        """Run the job again that made a model version, as 'NAME-reproduced', and compare the weights: {reference, reproduced,
+        job, identical, largest, differences: [{tensor, largest, why}], environment: [{name, first, second}]}."""
+        return dict(load("modelyard.client.reproduce:reproduce")(self, reference, on_event))
+
     def submit(
         self,
         kind: str,
