@@ -110,6 +110,16 @@ def test_after_a_verdict_only_the_end_counts(active: Active) -> None:
     assert active.said == []
 
 
+def test_out_of_memory_is_told_with_the_estimate(active: Active) -> None:
+    take(active, "report", rank=1, facts={"memory_estimate": {"parameters": 4_000_000, "bound": None, "long": 1 << 70}})
+    take(active, "ended", ok=False, error={"code": "invalid_request", "message": "The job ran out of memory: …"})
+    assert str(active.error).endswith(
+        "…\nEstimated before the first step, at the least, in bytes of a rank: parameters 4,000,000."
+    )
+    take(active, "ended", ok=False, error={"code": "invalid_request", "message": "another"})
+    assert str(active.error) == "another"
+
+
 def test_the_error_is_the_gangs_own(active: Active) -> None:
     take(active, "ended", ok=False, error={"code": "crashed", "message": "gone"})
     assert isinstance(active.error, Crashed)

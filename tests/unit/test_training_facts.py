@@ -78,7 +78,7 @@ def test_what_the_exchange_did_not_hide_is_told_apart(hands: Hands) -> None:
     clock, part = Clock(), Slow(hands)
     a_step(clock, hands, part)
     data = {"avg_backward_comm_time": 2_000_000_000, "avg_backward_compute_comm_overlap_time": 500_000_000}
-    clock.listen(SimpleNamespace(_get_ddp_logging_data=lambda: data))  # type: ignore[arg-type]
+    clock.listen(SimpleNamespace(_get_ddp_logging_data=lambda: data))
     assert clock.facts(1)["step_ms"] == {"data": 1000, "forward": 0, "backward": 3500, "optimiser": 500, "communication": 1500}
 
 

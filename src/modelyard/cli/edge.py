@@ -65,6 +65,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "dataset": (BUILD, "catalogue:dataset"),
     "model": (BUILD, "catalogue:model"),
     "deployment": (SERVE, "serving:deployment"),
+    "job": (LOOK, "job:job"),
     "key": (OWN, "access:key"),
     "project": (OWN, "access:project"),
 }

@@ -24,6 +24,8 @@ _LONGEST_TEXT = 8192
 # Log lines and metrics kept of one attempt; what comes after is dropped, and said to be.
 MOST_LINES = 100_000
 _MOST_FACTS = 256 << 10
+# The fact that says what memory a job expected to need, and what the errors say beside which it is told.
+_ESTIMATE, _NO_MEMORY = "memory_estimate", "ran out of memory"
 # Microseconds of processor time, so that a gang which sleeps costs the database nothing.
 _WORTH_WRITING = 100_000
 
@@ -174,7 +176,16 @@ class Active:
     def error(self) -> ModelyardError | None:
         """What went wrong, if anything did."""
         said = (self.ended or {}).get("error")
-        return self.verdict or (from_wire(str(said["code"]), str(said["message"])) if said else None)
+        return self.verdict or (from_wire(str(said["code"]), self._beside(str(said["message"]))) if said else None)
+
+    def _beside(self, message: str) -> str:
+        """The message, with what the job expected to need where that may be the cause."""
+        found = next((facts[_ESTIMATE] for facts in self._facts.values() if isinstance(facts.get(_ESTIMATE), dict)), None)
+        if _NO_MEMORY not in message or found is None:
+            return message
+        known = [(str(name)[:40], value) for name, value in found.items() if isinstance(value, int) and 0 <= value < 1 << 63]
+        parts = ", ".join(f"{name} {value:,}" for name, value in known[:12])
+        return f"{message}\nEstimated before the first step, at the least, in bytes of a rank: {parts}."
 
     @property
     def cpu_us(self) -> int:

@@ -229,7 +229,7 @@ def _blame(error: BaseException, gang: Gang, rank: int) -> ModelyardError:
     message = f"rank {rank}: {type(error).__name__}: {error}\n{tail}"
     if _disk_full(error, gang.work):
         return Unavailable(f"The disk of the job is full: free some space, and run it again.\n{message}")
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         return Invalid(f"The job ran out of memory: a rank may take {gang.memory} bytes.\n{message}")
     if _passed(error, [gang.work, *(i.folder for i in gang.inputs.values())]):
         return Invalid(message)

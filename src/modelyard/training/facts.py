@@ -1,8 +1,8 @@
 """What a rank tells of its training: where the time of a step goes, samples a second, memory, and what it all rests on.
 
 `loop` laps the clock at the borders of its phases and reports `Clock.facts` at each epoch's end; `modelyard job show` prints
-them. Nothing here waits for a device: on a GPU, where the host runs ahead, forward and backward are the time it took to hand them
-over, and the rest of a step shows up in whatever waits for it first.
+them. Nothing here waits for a device: on a GPU, where the host runs ahead, forward and backward are the time it took to hand
+them over, and the rest of a step shows up in whatever waits for it first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Clock:
         self.seconds["forward"] += forward
         self.steps += 1
 
-    def listen(self, model: nn.Module) -> None:
+    def listen(self, model: object) -> None:
         """Take over what DDP measured of its own exchange: seconds a step that backward did not hide. Other strategies exchange
         within forward and backward and do not say how long."""
         data: Mapping[str, Any] = getattr(model, "_get_ddp_logging_data", dict)()

@@ -1,0 +1,83 @@
+"""`job show`: one job's page of facts: what it is, what it rests on, how fast it goes, where the time and the memory go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import typer
+
+from modelyard.cli.jobs import Job
+from modelyard.cli.live import Figures, progress_text
+from modelyard.cli.screen import AsJson, Data, open_yard, say, size, sparkline
+from modelyard.cli.table import table
+
+job = typer.Typer(name="job", no_args_is_help=True, help="Show a job.")
+_CURVE = 40
+
+
+@job.command("show")
+def show(job: Job, data: Data = None, as_json: AsJson = False) -> None:
+    """Show one job: its state, what it rests on, its curves, and by rank speed, time and memory."""
+    with open_yard(data) as yard:
+        body = yard.job(job)
+        figures = Figures()
+        for event in yard.events(job):
+            if event["type"] == "metric":
+                figures.add(event)
+    say(as_json, body | {"curves": figures.series}, page(body, figures.series))
+
+
+def page(body: Mapping[str, Any], curves: Mapping[str, list[float]]) -> str:
+    """All of it as text, what is not known left out."""
+    facts = body["facts"]
+    first: Mapping[str, Any] = next(iter(facts.values()), {})
+    blocks = [
+        table(("fact", "value"), [row for row in _head(body, first) if row[1] not in (None, "")]),
+        table(("rank", "samples/s", "memory peak", *_phases(facts)), list(_ranks(facts))) if facts else "",
+        table(
+            ("metric", "last", "curve"), [(name, f"{v[-1]:.4g}", sparkline(v, _CURVE)) for name, v in curves.items() if v], ""
+        ),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "job", f"{body['id']} · {body['kind']}"
+    yield "state", body["state"]
+    yield "note", body["error"]["message"] if body["error"] else body["why"]
+    yield "attempt", body["attempt"]
+    yield "progress", progress_text(body["progress"]) if body["progress"] else None
+    yield "made", ", ".join(str(output["reference"] or output["hash"]) for output in body["outputs"])
+    yield "ranks", body["ranks"]
+    yield "mesh", first.get("mesh")
+    yield "seed", first.get("seed")
+    for role, reference in body["inputs"].items():
+        yield role, f"{reference} · {first.get('hashes', {}).get(role, '')[:12]}".rstrip(" ·")
+    yield "environment", _pairs(first.get("environment", {}).items())
+    estimate = first.get("memory_estimate", {})
+    yield "memory estimated", _pairs((name, size(value)) for name, value in estimate.items() if value and name != "rows")
+    yield "checkpoints", _seconds(first.get("checkpoint_seconds"))
+    yield "evaluation", _seconds(first.get("evaluation_seconds"))
+    yield "processor time", _seconds(body["cpu_seconds"])
+
+
+def _phases(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for rank in facts.values() for name in rank.get("step_ms", {}))
+    return [f"{name} ms" for name in names]
+
+
+def _ranks(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    names = [name.removesuffix(" ms") for name in _phases(facts)]
+    for rank, said in sorted(facts.items(), key=lambda pair: int(pair[0])):
+        memory = said.get("memory_peak")
+        steps = said.get("step_ms", {})
+        yield int(rank), said.get("samples_per_second"), size(memory) if memory else None, *(steps.get(name) for name in names)
+
+
+def _pairs(items: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in items)
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f} s"

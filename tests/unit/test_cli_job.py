@@ -1,0 +1,61 @@
+from typing import Any
+
+from modelyard.cli.job import page
+
+RANK = {
+    "mesh": "data=2",
+    "seed": 3,
+    "hashes": {"dataset": "0123456789abcdef"},
+    "environment": {"torch": "2.9", "python": "3.11"},
+    "memory_estimate": {"parameters": 2048, "rows": 32, "bound": None},
+    "step_ms": {"data": 0.1, "forward": 2.5, "backward": 4.0, "optimiser": 0.3, "communication": 0.7},
+    "samples_per_second": 1234.5,
+    "memory_peak": 300 << 20,
+    "checkpoint_seconds": 1.25,
+}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    whole = {
+        "id": "j1",
+        "kind": "train",
+        "state": "succeeded",
+        "error": None,
+        "why": None,
+        "attempt": 2,
+        "progress": None,
+        "outputs": [{"reference": "cnn@3", "hash": "ff"}],
+        "ranks": 2,
+        "inputs": {"dataset": "dataset:digits@1"},
+        "facts": {"1": RANK, "0": RANK},
+        "cpu_seconds": 7.0,
+    }
+    return whole | changes
+
+
+def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
+    text = page(job(), {"loss": [1.0, 0.5], "nothing": []})
+    for part in (
+        "j1 · train",
+        "cnn@3",
+        "data=2",
+        "dataset:digits@1 · 0123456789ab",
+        "torch 2.9",
+        "parameters 2.0 KiB",
+        "1.25 s",
+    ):
+        assert part in text, part
+    lines = text.splitlines()
+    (header,) = (line for line in lines if "SAMPLES/S" in line)
+    assert "COMMUNICATION MS" in header
+    ranks = [line.split() for line in lines if "300.0 MiB" in line]
+    assert [rank[0] for rank in ranks] == ["0", "1"]
+    assert ranks[0][2:] == ["300.0", "MiB", "0.1", "2.5", "4", "0.3", "0.7"]
+    assert any(line.startswith("loss") and "0.5" in line for line in lines)
+
+
+def test_a_job_that_has_said_nothing_yet_has_a_page() -> None:
+    text = page(job(state="queued", facts={}, outputs=[], why="waits for 2 CPUs, 1 of 2 is free; 1st"), {})
+    assert "waits for 2 CPUs" in text
+    assert "SAMPLES" not in text
+    assert page(job(facts={"0": {"pid": 7}}), {})
