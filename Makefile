@@ -39,7 +39,7 @@ soak: setup
 
 # About ten minutes, on a machine that does nothing else; docs/benchmarks.md says what each figure means.
 bench: setup
-	@status=0; for name in footprint jobcost serving training importing; do \
+	@status=0; for name in scheduler footprint jobcost serving training importing; do \
 		$(BIN)/python benchmarks/$$name.py || status=1; done; exit $$status
 
 migration: setup
