@@ -1,12 +1,16 @@
 import csv
 import io
+import json
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from modelyard.data.bundled import TABLES, png
+from modelyard.data.chats import messages
 from modelyard.data.config import ImportDatasetConfig
 from modelyard.data.datasets import Dataset
 from modelyard.data.importing import run
@@ -189,5 +193,87 @@ def test_what_cannot_be_imported(tmp_path):
     (tmp_path / "files" / "b.csv").write_text("a\n1\n")
     with pytest.raises(Invalid, match="expected one CSV file alone"):
         imported(tmp_path / "2", tmp_path / "files")
-    with pytest.raises(Invalid, match="are for a CSV file"):
+    with pytest.raises(Invalid, match="are for files with columns"):
         imported(tmp_path / "3", pictures(tmp_path / "pictures", count=1), target="y")
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.parent
+
+
+def test_a_source_with_its_own_splits(tmp_path):
+    lines(tmp_path / "files" / "train.jsonl", ({"text": f"t{n}", "label": "ab"[n % 2]} for n in range(300)))
+    files = lines(tmp_path / "files" / "test.jsonl", ({"text": f"r{n}", "label": "ab"[n % 2]} for n in range(50)))
+    (files / "README.md").write_text("what a hub keeps beside the data")
+    dataset = Dataset.open(imported(tmp_path, files, target="label")[0])
+    assert (dataset.task, dataset.labels) == ("text-classification", ("a", "b"))
+    assert sorted(dataset.column("report", "text")) == sorted(f"r{n}" for n in range(50))
+    assert all(dataset.rows(split) > 10 for split in ("train", "calibrate", "select"))
+    assert sum(dataset.rows(split) for split in SPLITS) == 350
+
+
+def test_equal_rows_of_any_format_share_a_split_and_bytes(tmp_path):
+    texts = [f"row {n}" for n in range(60)]
+    files = lines(tmp_path / "1" / "a.jsonl", ({"text": text} for text in texts))
+    (tmp_path / "2").mkdir()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "2" / "a.parquet")
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "a.txt").write_text("\n".join(texts))
+    datasets = [imported(tmp_path / f"out{n}", tmp_path / str(n), rows="line")[0] for n in (1, 2, 3)]
+    assert files == tmp_path / "1"
+    shards = [{name: data for name, data in contents(d).items() if name.endswith("parquet")} for d in datasets]
+    assert shards[0] == shards[1] == shards[2]
+    assert Dataset.open(datasets[0]).task == "text-generation"
+
+
+def test_chats(tmp_path):
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}] for n in range(40)]
+    folder, published, _ = imported(tmp_path, lines(tmp_path / "files" / "a.jsonl", ({"messages": c} for c in chats)))
+    dataset = Dataset.open(folder)
+    assert published["metadata"]["features"] == {"messages": "chat"}
+    assert dataset.of_type("chat") == ["messages"]
+    read = [messages(text) for split in SPLITS for text in dataset.column(split, "messages")]
+    assert sorted(c[0]["content"] for c in read) == sorted(c[0]["content"] for c in chats)
+    assert "values" in dataset.features["messages"].statistics["train"]
+
+
+def test_images_in_parquet_go_where_a_folder_puts_them(tmp_path):
+    files = pictures(tmp_path / "files", count=12)
+    paths = sorted(files.rglob("*.png"))
+    (tmp_path / "parquet").mkdir()
+    table = pa.table({"image": [p.read_bytes() for p in paths], "label": [p.parent.name for p in paths]})
+    pq.write_table(table, tmp_path / "parquet" / "a.parquet")
+    first = Dataset.open(imported(tmp_path / "1", files)[0])
+    second = Dataset.open(imported(tmp_path / "2", tmp_path / "parquet", target="label")[0])
+    assert second.task == "image-classification"
+    for split in SPLITS:
+        assert set(first.column(split, "image")) == set(second.column(split, "image"))
+
+
+def test_a_broken_image_in_parquet_is_named(tmp_path):
+    (tmp_path / "files").mkdir()
+    pq.write_table(pa.table({"image": [b"\x89PNG\r\n\x1a\n garbage"]}), tmp_path / "files" / "a.parquet")
+    with pytest.raises(Invalid, match=r"'a.parquet', row 1: A truncated or broken image"):
+        imported(tmp_path, tmp_path / "files")
+
+
+def test_files_of_two_kinds_are_refused(tmp_path):
+    files = lines(tmp_path / "files" / "a.jsonl", [{"a": 1}])
+    (files / "b.csv").write_text("a\n1\n")
+    with pytest.raises(Invalid, match=r"'a.jsonl' is beside files of another kind \(.csv, .jsonl\)"):
+        imported(tmp_path / "1", files)
+    (files / "b.csv").rename(files / "b.doc")
+    with pytest.raises(Invalid, match=r"'b.doc' is beside files of another kind"):
+        imported(tmp_path / "2", files)
+
+
+def test_a_hub_id_without_files_says_what_to_do(tmp_path):
+    with pytest.raises(
+        Invalid, match=r"no network, so it cannot fetch 'hf:org/name'.*modelyard dataset import NAME --from hf:org"
+    ):
+        imported(tmp_path, source="hf:org/name")
+    files = lines(tmp_path / "files" / "a.jsonl", [{"a": n} for n in range(9)])
+    folder, _, _ = imported(tmp_path / "1", files, source="hf:org/name@0a1b")
+    assert Dataset.open(folder).card.source["from"] == "hf:org/name@0a1b"

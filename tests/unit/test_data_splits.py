@@ -1,9 +1,11 @@
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.data.splits import SHARES, SPLITS, split_of
+from modelyard.data.splits import SHARES, SPLITS, by_name, place, split_of
+from modelyard.errors import Invalid
 
 PINNED = ["train", "train", "train", "select", "select", "train", "train", "select"]
 
@@ -29,3 +31,34 @@ def test_growth_order_and_duplicates_move_nothing(samples, more, random):
         assert after.setdefault(content, split_of(content)) == split_of(content)
     assert before.items() <= after.items()
     assert set(after.values()) <= set(SPLITS)
+
+
+@given(st.binary(), st.sampled_from(["train", "select", "report", None]))
+def test_what_a_source_keeps_apart_stays_apart(content, given):
+    own = frozenset({"report"})
+    put = place(content, given, own)
+    assert (put == "report") == (given == "report")
+    assert put in (given, split_of(content), "train")
+    assert place(content, given, frozenset()) == split_of(content)
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits"),
+    [
+        (["train.jsonl", "valid.jsonl", "test.jsonl"], ["train", "select", "report"]),
+        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], ["train", "train"]),
+        (["default/train/0.parquet", "default/validation/0.parquet"], ["train", "select"]),
+        (["a.txt", "test.txt"], [None, None]),
+        (["training-plan.txt", "b.txt"], [None, None]),
+        (["test.jsonl"], [None]),
+    ],
+)
+def test_splits_by_the_names_of_files(paths, splits):
+    assert list(by_name(paths).values()) == splits
+
+
+def test_a_file_of_an_unknown_split_is_refused():
+    with pytest.raises(
+        Invalid, match=r"'unsupervised.parquet' is of no split that is known, while other files are named train"
+    ):
+        by_name(["train.parquet", "unsupervised.parquet"])

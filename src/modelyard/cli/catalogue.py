@@ -27,9 +27,13 @@ model = typer.Typer(name="model", no_args_is_help=True, help="Import, list, show
 @dataset.command("import")
 def import_dataset(
     name: Name,
-    source: Annotated[str, typer.Option("--from", help="sklearn:digits, a CSV file, or a folder of images by class.")],
+    source: Annotated[
+        str, typer.Option("--from", help="A file or folder (CSV, JSONL, Parquet, text, images), sklearn:digits, hf:org/name.")
+    ],
     target: Annotated[str | None, typer.Option(help="The column to predict, in a table.", show_default=False)] = None,
-    task: Annotated[str | None, typer.Option(help="tabular-classification or tabular-regression.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="As tabular-regression; by the target where not said.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="A column to import; all, where none is named.")] = None,
+    rows: Annotated[Literal["document", "paragraph", "line"] | None, typer.Option(help="What of a text makes a row.")] = None,
     no_wait: NoWait = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -37,7 +41,8 @@ def import_dataset(
     """Import a dataset and split it into train, calibrate, select and report."""
     with open_yard(data) as yard:
         with Live("upload") as live:
-            job = yard.import_dataset(name, source, target=target, task=task, wait=False, on_event=live.see)
+            config = {key: value for key, value in {"columns": column, "rows": rows}.items() if value}
+            job = yard.import_dataset(name, source, target=target, task=task, wait=False, on_event=live.see, **config)
         if no_wait:
             return started(as_json, job)
         version = finish(yard, job, Live("import"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -33,7 +34,10 @@ Json = dict[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
 Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
-_SOURCES = "A dataset comes from a CSV file, a folder of images by class, or scikit-learn, as sklearn:digits."
+_SOURCES = (
+    "A dataset comes from CSV, JSONL, Parquet or text files, images by class, a hub, as hf:org/name, or scikit-learn, as "
+    "sklearn:digits."
+)
 
 
 class Yard:
@@ -80,13 +84,17 @@ class Yard:
         on_event: OnEvent | None = None,
         **config: Any,
     ) -> Json:
-        """A dataset from 'sklearn:digits', a CSV file or a folder of images by class; `target` is the column to predict.
-        Returns the new version, or the job if not `wait`."""
+        """A dataset from files of a kind that docs/data.md names, 'sklearn:digits', or 'hf:org/name' (fetched here, then
+        uploaded); `target` is the column to predict. Returns the new version, or the job if not `wait`."""
         inputs = {}
         if "://" in str(source):
             raise Invalid(f"'{source}' is a URL, which is not supported: download it first. {_SOURCES}")
         if str(source).startswith("sklearn:"):
             config["source"] = str(source)
+        elif str(source).startswith("hf:"):
+            with TemporaryDirectory(prefix="modelyard-") as folder:
+                files, config["source"] = load("modelyard.client.hub:fetch_dataset")(str(source), Path(folder))
+                inputs["files"] = f"artefact:{self.upload(files, on_event)}"
         else:
             inputs["files"] = f"artefact:{self.upload(source, on_event)}"
         config |= {key: value for key, value in {"target": target, "task": task}.items() if value is not None}

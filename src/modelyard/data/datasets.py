@@ -1,7 +1,8 @@
 """A dataset version: the folder format, and reading it. Nothing here writes one (`writing.py`) or knows where it came from.
 
     dataset.json              features with statistics per split, the target, the task, rows and shards of each split
-    train/00000.parquet …     rows: images as encoded files, labels as positions in their names, numbers, text
+    train/00000.parquet …     rows: images as encoded files, labels as positions in their names, numbers, text,
+                              chats as JSON text (`chats.py`)
 
 Read by training recipes, by optimisation and evaluation, and by people in notebooks: `Dataset.open(folder)`.
 """
@@ -23,13 +24,14 @@ from modelyard.kinds import Config
 from modelyard.tensors import Array
 
 CARD = "dataset.json"
-FeatureType = Literal["image", "label", "float", "int", "text"]
+FeatureType = Literal["image", "label", "float", "int", "text", "chat"]
 ARROW: Mapping[FeatureType, pa.DataType] = {
     "image": pa.binary(),
     "label": pa.int64(),
     "float": pa.float64(),
     "int": pa.int64(),
     "text": pa.string(),
+    "chat": pa.string(),
 }
 
 
@@ -126,7 +128,7 @@ class Dataset:
 
     def column(self, split: str, name: str) -> Array:
         """One feature of a split, in the order of its rows: FP64 (missing is NaN), INT64, object array of `bytes` (images)
-        or of `str` (text, missing is ''); a label is INT64, the position in its names."""
+        or of `str` (text and chats, missing is ''); a label is INT64, the position in its names."""
         return self.columns(split, [name])[name]
 
     def columns(self, split: str, names: list[str] | tuple[str, ...]) -> dict[str, Array]:
@@ -151,8 +153,8 @@ class Dataset:
 
 
 def _array(column: pa.ChunkedArray, kind: FeatureType) -> Array:
-    if kind in ("image", "text"):
-        values = column.fill_null("").to_pylist() if kind == "text" else column.to_pylist()
+    if ARROW[kind] in (pa.binary(), pa.string()):
+        values = column.to_pylist() if kind == "image" else column.fill_null("").to_pylist()
         array = np.empty(len(values), object)
         array[:] = values
         return array

@@ -15,6 +15,7 @@ from modelyard.data.datasets import Feature
 from modelyard.data.images import decode
 
 MOST_VALUES = 50  # distinct texts kept by value; beyond that a text column is no category
+LONGEST_VALUE = 200  # characters; a longer text is no category either
 
 
 class Gather(Protocol):
@@ -28,7 +29,7 @@ def gather(feature: Feature) -> Gather:
         return Labels(feature.names or ())
     if feature.type == "image":
         return Images()
-    return Texts() if feature.type == "text" else Numbers()
+    return Texts() if feature.type in ("text", "chat") else Numbers()
 
 
 class Numbers:
@@ -70,7 +71,7 @@ class Labels:
 
 
 class Texts:
-    """rows, missing, longest (characters), and the distinct values where they are few."""
+    """rows, missing, longest (characters), and the distinct values where they are few and short."""
 
     def __init__(self) -> None:
         self._rows = self._missing = self._longest = 0
@@ -82,11 +83,12 @@ class Texts:
             self._missing += 1
             return
         self._longest = max(self._longest, len(value))
-        if len(self._values) <= MOST_VALUES:
+        if len(self._values) <= MOST_VALUES and self._longest <= LONGEST_VALUE:
             self._values.add(value)
 
     def result(self) -> dict[str, Any]:
-        few = {"values": sorted(self._values)} if len(self._values) <= MOST_VALUES else {}
+        known = len(self._values) <= MOST_VALUES and self._longest <= LONGEST_VALUE
+        few = {"values": sorted(self._values)} if known else {}
         return {"rows": self._rows, "missing": self._missing, "longest": self._longest, **few}
 
 

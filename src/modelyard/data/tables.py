@@ -7,13 +7,13 @@ a byte order mark and one of four delimiters; it never guesses past an error: fi
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from modelyard.data.config import ColumnType, ImportDatasetConfig
 from modelyard.data.datasets import Feature
+from modelyard.data.targets import MOST_CLASSES, number, target_feature
 from modelyard.data.writing import Sample, Source, table_content
 from modelyard.errors import Invalid, not_found
 from modelyard.kinds import ArtefactView
@@ -21,21 +21,11 @@ from modelyard.kinds import ArtefactView
 DELIMITERS = ",;\t|"
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # in a number column, any case; in text only ''
 MOSTLY = 0.9  # a column with this part of numbers is a number column: what is left over is broken, not text
-MOST_CLASSES = 1000
-FEW_NUMBERS = 20  # an integer target with at most this many values is a class
 _LONGEST_INTEGER = 40  # characters, before int() is asked
 _SNIFFED_LINES = 20
 
+C = TypeVar("C")
 Row = tuple[int, list[str]]  # line on which it starts, fields
-
-
-def number(text: str) -> float | None:
-    """A finite number, or None. Stricter than `float`: no underscores, no infinity."""
-    try:
-        value = float(text) if "_" not in text else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def integer(text: str) -> int | None:
@@ -101,10 +91,20 @@ def table(view: ArtefactView, path: str, config: ImportDatasetConfig, tick: Call
         tick(rows)
     if not rows:
         raise Invalid(f"'{path}' has no rows below its header; nothing was imported.")
-    types = _types(path, columns, config)
-    features, task = _features(path, columns, types, config)
-    samples = _samples(view, path, delimiter, features, config.target)
+    wanted = chosen(columns, config)
+    types = _types(path, wanted, config)
+    features, task = _features(path, wanted, types, config)
+    samples = _samples(view, path, delimiter, list(columns), features, config.target)
     return Source(features, config.target, task, rows, samples, {"from": "files", "files": view.hash, "file": path})
+
+
+def chosen(columns: Mapping[str, C], config: ImportDatasetConfig) -> dict[str, C]:
+    """Those columns that are to be imported. Raises `NotFound` where `config` names one that is not there."""
+    for name in (*config.types, *(config.columns or ()), *([config.target] if config.target else [])):
+        if name not in columns:
+            raise not_found("column", name, columns)
+    every = config.columns is None
+    return {name: column for name, column in columns.items() if every or name in (*(config.columns or ()), config.target)}
 
 
 def sniff(view: ArtefactView, path: str) -> str:
@@ -177,9 +177,6 @@ def _rows(view: ArtefactView, path: str, delimiter: str) -> Iterator[Row]:
 
 
 def _types(path: str, columns: Mapping[str, Column], config: ImportDatasetConfig) -> dict[str, ColumnType]:
-    for name in (*config.types, *([config.target] if config.target else [])):
-        if name not in columns:
-            raise not_found("column", name, columns)
     types = {name: config.types.get(name) or column.infer() for name, column in columns.items()}
     for name, column in columns.items():
         kind = types[name]
@@ -212,27 +209,17 @@ def _features(
     target = config.target
     if target is None:
         return features, None
-    values, kind = columns[target].values, types[target]
-    classes = kind == "text" or (kind == "int" and len(values) <= FEW_NUMBERS)
-    task = config.task or ("tabular-classification" if classes else "tabular-regression")
-    if task == "tabular-regression":
-        if kind == "text":
-            raise Invalid(f"'{path}', column '{target}' is text; tabular-regression needs a target of numbers.")
-        return features, task
-    if len(values) < 2 or len(values) > MOST_CLASSES:
-        raise Invalid(f"'{path}', column '{target}' has {len(values)} different values; a class needs 2 to {MOST_CLASSES}.")
-    features[target] = Feature(
-        type="label", names=tuple(sorted(values, key=lambda v: (number(v) or 0.0, v) if kind != "text" else (0.0, v)))
-    )
+    where = f"'{path}', column '{target}'"
+    features[target], task = target_feature(where, types[target], columns[target].values, config.task, "tabular-classification")
     return features, task
 
 
 def _samples(
-    view: ArtefactView, path: str, delimiter: str, features: Mapping[str, Feature], target: str | None
+    view: ArtefactView, path: str, delimiter: str, names: list[str], features: Mapping[str, Feature], target: str | None
 ) -> Iterator[Sample]:
     readers = {name: _reader(feature) for name, feature in features.items()}
     for line, fields in _rows(view, path, delimiter):
-        values = {name: read(text) for (name, read), text in zip(readers.items(), fields, strict=True)}
+        values = {name: readers[name](text) for name, text in zip(names, fields, strict=True) if name in readers}
         yield Sample(table_content(values, target), values, f"'{path}', line {line}")
 
 

@@ -6,6 +6,7 @@ artefact. Memory holds one unfinished row group a split, whatever the size of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelyard.data.datasets import ARROW, DatasetCard, Feature, Split
-from modelyard.data.splits import SPLITS, split_of
+from modelyard.data.splits import SPLITS, place
 from modelyard.data.statistics import Gather, gather
 from modelyard.errors import Invalid
 
@@ -29,16 +30,19 @@ GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row: `values` by feature, `content` what decides its split, `where` it stands in the source (for errors)."""
+    """One row: `values` by feature, `content` what decides its split, `where` it stands in the source (for errors), `split` the
+    one that the source itself put it in."""
 
     content: bytes
     values: Mapping[str, Any]
     where: str
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an import reads: the features, what to predict, and `samples` (`rows` of them). `origin` is where from."""
+    """What an import reads: the features, what to predict, and `samples` (`rows` of them). `origin` is where from; `own` are
+    the splits, but for train, that the source itself keeps apart."""
 
     features: Mapping[str, Feature]
     target: str | None
@@ -46,11 +50,20 @@ class Source:
     rows: int
     samples: Iterable[Sample]
     origin: dict[str, str]
+    own: frozenset[str] = frozenset()
 
 
 def table_content(values: Mapping[str, Any], target: str | None) -> bytes:
-    """The content of a table's row: its values by name, the target left out, whatever the order of the columns."""
-    return json.dumps({k: v for k, v in values.items() if k != target}, sort_keys=True, ensure_ascii=False).encode()
+    """The content of a row: its values by name, the target left out, whatever the order of the columns. An image alone is its
+    own content, as in a folder of images."""
+    given = {name: value for name, value in values.items() if name != target}
+    if len(given) == 1 and isinstance(alone := next(iter(given.values())), bytes):
+        return alone
+    return json.dumps(given, sort_keys=True, ensure_ascii=False, default=_digest).encode()
+
+
+def _digest(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
 
 
 @dataclass(slots=True)
@@ -127,7 +140,7 @@ def write(source: Source, folder: Path, tick: Callable[[int], None]) -> DatasetC
     done = 0
     try:
         for done, sample in enumerate(source.samples, start=1):
-            shards[split_of(sample.content)].add(sample)
+            shards[place(sample.content, sample.split, source.own)].add(sample)
             tick(done)
         for part in shards.values():
             part.flush()
