@@ -7,7 +7,7 @@ views of artefacts, named outputs and a context. The plain-folder versions at th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -58,9 +58,16 @@ class Outputs(Protocol):
         task: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         alias: str | None = None,
+        version: bool = True,
     ) -> None:
         """Hand over `folder` (it must lie inside `context.work` and not change afterwards) under a name unique in the job.
-        `metadata` is stored with the version; `alias` is set to that version."""
+        `metadata` is stored with the version; `alias` is set to that version. Without `version` it stays an artefact that the
+        job names, such as a report."""
+        ...
+
+    def adopt(self, name: str, job: str, output: str, *, metadata: Mapping[str, Any], alias: str | None = None) -> None:
+        """Make an output of a child that succeeded an output of this job, as it is: its version says that the child made it.
+        `metadata` is added to what the child said of it."""
         ...
 
 
@@ -114,6 +121,16 @@ class JobContext(Protocol):
         """Wait for a child job's end: {'state', 'error', 'versions': […], 'facts': {…}}."""
         ...
 
+    def watch(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Wait for news of the children: for each, in the order they were submitted, its events of type 'state' and 'metric'
+        beyond number `after[job]` (0 where it is not named), as the API tells them. Returns at once where no child runs any
+        more. From the first call on this job holds no processor, until a `wait` returns: only look and decide meanwhile."""
+        ...
+
+    def stop(self, job: str) -> None:
+        """Cancel a child job; one that has ended stays as it is."""
+        ...
+
 
 Run = Callable[[Any, Mapping[str, Input], Outputs, JobContext], None]
 
@@ -135,7 +152,8 @@ class JobKind:
     """`run` is an import path ('package.module:function') so that naming a kind loads no heavy library.
     `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks. `target`: what
     its outputs become versions of; a submitter must then name it (a child job need not). `check` raises `Invalid` for inputs,
-    by role, that the catalogue already knows to be wrong: it is called at submission and must be cheap."""
+    by role, that the catalogue already knows to be wrong: it is called at submission and must be cheap. `rejoins`: where its
+    gang is lost its children go on, and the next one takes them up again (`watch`); another kind's are cancelled."""
 
     name: str
     config: type[Config]
@@ -145,6 +163,7 @@ class JobKind:
     gang: bool = False
     target: Literal["dataset", "model"] | None = None
     check: Check | None = None
+    rejoins: bool = False
 
 
 @dataclass(slots=True)
@@ -185,11 +204,15 @@ class FolderOutputs:
         task: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         alias: str | None = None,
+        version: bool = True,
     ) -> None:
         target = self.folder / name
         if folder != target:
             shutil.copytree(folder, target)
         self.published[name] = {"task": task, "metadata": dict(metadata or {}), "alias": alias, "folder": target}
+
+    def adopt(self, name: str, job: str, output: str, *, metadata: Mapping[str, Any], alias: str | None = None) -> None:
+        raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
 
 
 @dataclass(slots=True)
@@ -234,4 +257,10 @@ class FolderContext:
         raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
 
     def wait(self, job: str) -> Mapping[str, Any]:
+        raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
+
+    def watch(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
+
+    def stop(self, job: str) -> None:
         raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")

@@ -32,18 +32,21 @@ _WORTH_WRITING = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A published output, in the store but not yet registered."""
+    """A published output, in the store but not yet registered. `versioned`: it is to become a version; `job`: the child that
+    made it, None where the job itself did."""
 
     name: str
     manifest: Manifest
     task: str | None
     metadata: Mapping[str, Any]
     alias: str | None
+    versioned: bool = True
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a rank asked and waits for: 'output', 'checkpoint', 'submit' or 'wait'."""
+    """What a rank asked and waits for: 'output', 'adopt', 'checkpoint', 'submit', 'wait', 'watch' or 'stop'."""
 
     ask: int
     type: str
@@ -65,6 +68,8 @@ class Active:
     questions: list[Question] = field(default_factory=list)
     storing: list[tuple[Question, Future[Any]]] = field(default_factory=list)
     waits: dict[int, str] = field(default_factory=dict)
+    watches: dict[int, Mapping[str, int]] = field(default_factory=dict)
+    watching: bool = False
     resumes: bool = False
     kept: bool = False
     outputs: dict[str, Output] = field(default_factory=dict)
@@ -92,6 +97,11 @@ class Active:
     def facts(self) -> Mapping[str, Mapping[str, Any]]:
         return self._facts
 
+    @property
+    def idle(self) -> bool:
+        """Whether it only waits for its children, or looks after them, and so holds no processors."""
+        return bool(self.waits) or self.watching
+
     def take(self, events: Sequence[Event]) -> None:
         """Note what the gang said. Raises `Invalid` for what no gang may say. Once there is a verdict only its end counts."""
         if events and events[-1].type == "ended":
@@ -115,7 +125,7 @@ class Active:
                 self._progress({"done": int(body["done"]), "total": int(body["total"]), "unit": str(body["unit"])[:40]})
             case "report":
                 self._report(str(int(body["rank"])), dict(body["facts"]))
-            case "output" | "checkpoint" | "submit" | "wait":
+            case "output" | "adopt" | "checkpoint" | "submit" | "wait" | "watch" | "stop":
                 self.questions.append(Question(int(body["ask"]), kind, body))
             case "beat":
                 self._use(_microseconds(body["cpu_seconds"]))
@@ -152,12 +162,17 @@ class Active:
 
     def check_output(self, body: Mapping[str, Any]) -> tuple[str, Path, str | None, dict[str, Any], str | None]:
         """The parts of a question to publish. Raises `Invalid` or `Conflict` for what cannot be an output."""
-        name, task, alias = str(body["name"]), body["task"], body["alias"]
+        name, task, alias = self.check_name(body["name"]), body["task"], body["alias"]
+        return name, self.within(body["folder"]), task and str(task)[:100], dict(body["metadata"]), alias and str(alias)
+
+    def check_name(self, said: Any) -> str:
+        """The name of a new output. Raises `Invalid` or `Conflict`."""
+        name = str(said)
         if not re.fullmatch(NAME, name):
             raise Invalid(f"'{name[:80]}' is no name of an output; expected {NAME_IN_WORDS}.")
         if name in self.outputs:
             raise Conflict(f"The output '{name}' was published already.")
-        return name, self.within(body["folder"]), task and str(task)[:100], dict(body["metadata"]), alias and str(alias)
+        return name
 
     def within(self, folder: Any) -> Path:
         """A folder the gang named, which must lie in its work folder. Raises `Invalid`; links are found when it is read."""

@@ -1,24 +1,25 @@
-"""Where ranks' questions are answered: store this output, keep this checkpoint, submit a child job, wait for one.
+"""Where ranks' questions are answered: store this output, keep this checkpoint, submit a child job, wait for one, watch them.
 
 The scheduler calls it at every step of a running job. What is a rank's fault is raised in that rank, and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as Pool
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from modelyard.db import Database
+from modelyard.db import Database, Session
 from modelyard.errors import Invalid, ModelyardError, NotFound
 from modelyard.jobs import service
 from modelyard.jobs.active import Active, Output, Question
-from modelyard.jobs.types import Executor
+from modelyard.jobs.types import Executor, Job
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
-from modelyard.storage import Artefacts
+from modelyard.storage import Artefacts, Manifest
 from modelyard.tenancy.types import Principal, Scope
 
 
@@ -50,6 +51,8 @@ class Desk:
                 stored = future.result()
                 if question.type == "output":
                     self._published(active, question, stored)
+                elif question.type == "adopt":
+                    self._adopted(active, question, stored)
                 active.kept |= question.type == "checkpoint"
             except ModelyardError as error:
                 active.handle.answer(question.ask, None, error)
@@ -62,12 +65,25 @@ class Desk:
             match question.type:
                 case "output":
                     _, folder, *_ = active.check_output(question.body)
-                    self._store(active, question, self._artefacts.publish, active.job.project, folder)
+                    publish = partial(self._artefacts.publish, within=active.folder / "work")
+                    self._store(active, question, publish, active.job.project, folder)
+                case "adopt":
+                    _, made = self._made(active, question.body)
+                    self._store(active, question, self._artefacts.manifest, active.job.project, str(made["hash"]))
                 case "checkpoint":
                     folder = active.within(question.body["folder"])
-                    self._store(active, question, self._artefacts.put_checkpoint, active.job.project, active.job.id, folder)
+                    keep = partial(self._artefacts.put_checkpoint, within=active.folder / "work")
+                    self._store(active, question, keep, active.job.project, active.job.id, folder)
                 case "submit":
                     active.handle.answer(question.ask, self._submit(active, question))
+                    return True
+                case "watch":
+                    active.watches[question.ask] = {str(job): int(seq) for job, seq in dict(question.body["after"]).items()}
+                    active.watching = True
+                    return True
+                case "stop":
+                    self._stop(active, str(question.body["job"]))
+                    active.handle.answer(question.ask, None)
                     return True
                 case _:
                     self._wait(active, question)
@@ -79,14 +95,31 @@ class Desk:
         return False
 
     def _store(self, active: Active, question: Question, work: Callable[..., Any], *given: Any) -> None:
-        future = self._pool.submit(work, *given, within=active.folder / "work")
+        future = self._pool.submit(work, *given)
         active.storing.append((question, future))
         future.add_done_callback(lambda _: self._executor.wake())
 
     def _published(self, active: Active, question: Question, stored: Any) -> None:
         name, _, task, metadata, alias = active.check_output(question.body)
-        active.outputs[name] = Output(name, stored, task, metadata, alias)
-        active.said.append(("output", {"name": name, "hash": stored.hash, "alias": alias}))
+        self._note(active, Output(name, stored, task, metadata, alias, question.body["version"] is not False))
+
+    def _note(self, active: Active, output: Output) -> None:
+        active.outputs[output.name] = output
+        active.said.append(("output", {"name": output.name, "hash": output.manifest.hash, "alias": output.alias}))
+
+    def tell(self, active: Active) -> None:
+        """Answer who watches its children and is to hear of them."""
+        for ask, after in list(active.watches.items()):
+            assert active.handle is not None
+            with self._db.read() as session:
+                news = service.news(session, active.job.id, after)
+            if news is None:
+                continue
+            del active.watches[ask]
+            try:
+                active.handle.answer(ask, news)
+            except ModelyardError as error:  # longer than a message may be: a child's own fault
+                active.handle.answer(ask, None, error)
 
     def _submit(self, active: Active, question: Question) -> str:
         job = active.job
@@ -100,6 +133,36 @@ class Desk:
     def _wait(self, active: Active, question: Question) -> None:
         child = str(question.body["job"])
         with self._db.read() as session:
-            if service.get(session, active.job.project, child).parent != active.job.id:
-                raise NotFound(f"'{child[:80]}' is no child of this job; only children can be waited for.")
+            self._child(session, active, child)
         active.waits[question.ask] = child
+
+    def _stop(self, active: Active, child: str) -> None:
+        job = active.job
+        with self._db.begin() as session:
+            self._child(session, active, child)
+            service.cancel(session, Principal(job.project, job.key, Scope.write), child)
+
+    def _child(self, session: Session, active: Active, child: str) -> Job:
+        """A job that the asking one submitted; it may neither see nor touch another."""
+        found = service.get(session, active.job.project, child)
+        if found.parent != active.job.id:
+            raise NotFound(f"'{child[:80]}' is no child of this job; only children can be waited for, watched and stopped.")
+        return found
+
+    def _made(self, active: Active, body: Mapping[str, Any]) -> tuple[Job, Mapping[str, Any]]:
+        """A child and the output of it that is to be adopted."""
+        active.check_name(body["name"])
+        with self._db.read() as session:
+            child = self._child(session, active, str(body["job"]))
+        made = next((output for output in child.outputs if output["name"] == body["output"]), None)
+        if made is None:
+            wanted = str(body["output"])[:80]
+            raise NotFound(f"The job {child.id} is {child.state.value} and has no output '{wanted}' to adopt.")
+        return child, made
+
+    def _adopted(self, active: Active, question: Question, manifest: Manifest) -> None:
+        body = question.body
+        child, made = self._made(active, body)
+        metadata = {**made.get("metadata", {}), **dict(body["metadata"])}
+        alias = body["alias"] and str(body["alias"])
+        self._note(active, Output(str(body["name"]), manifest, made.get("task"), metadata, alias, job=child.id))

@@ -52,15 +52,19 @@ def fail(session: Session, active: Active, state: State, error: ModelyardError |
     _end(session, active, state, error=said)
 
 
-def again(session: Session, active: Active, error: ModelyardError, most: int, *, abandoned: bool) -> None:
-    """The gang was lost in `error`, or `abandoned`: the job goes back to the queue, what was used so far is charged."""
+def again(
+    session: Session, active: Active, error: ModelyardError, most: int, *, abandoned: bool, rejoins: bool = False
+) -> None:
+    """The gang was lost in `error`, or `abandoned`: the job goes back to the queue, what was used so far is charged. Its
+    children are cancelled, but where it `rejoins` them."""
     job = active.job
     setbacks = 0 if active.kept else job.setbacks + (not abandoned)
     pause = 0.0 if abandoned else restarts.pause(setbacks)
     line = f"attempt {job.attempt} was lost and is started again{f' in {pause:g} s' if pause else ''}: {error.message}"
     why = f"{restarts.attempts(job.attempt, job.abandoned + abandoned, most)}: {error.message}"
     _use(session, active, errors=1)
-    records.cancel_children(session, job.id)
+    if not rejoins:
+        records.cancel_children(session, job.id)
     records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": line})])
     counts = {"cpu_us": job.cpu_us + active.cpu_us, "abandoned": job.abandoned + abandoned, "setbacks": setbacks}
     later = now() + timedelta(seconds=pause) if pause else None
@@ -76,10 +80,11 @@ def charged_us(session: Session, job: Job) -> int:
 
 
 def _register(session: Session, job: Job, output: Output, parents: list[Parent]) -> dict[str, Any]:
-    """Make one output a version of the job's target, or leave it an artefact where there is none."""
+    """Make one output a version of the job's target, or leave it an artefact where it is to be none. What there is to say of an
+    artefact is kept with the job: a parent may adopt it."""
     catalogue.record_artefact(session, job.project, output.manifest)
     version: Version | None = None
-    if job.target is not None:
+    if job.target is not None and output.versioned:
         version = catalogue.register(
             session,
             job.project,
@@ -88,13 +93,15 @@ def _register(session: Session, job: Job, output: Output, parents: list[Parent])
             artefact=output.manifest.hash,
             task=output.task,
             metadata=output.metadata,
-            job=job.id,
+            job=output.job or job.id,
             parents=parents,
         )
         if output.alias is not None:
             catalogue.set_alias(session, job.project, version.kind, version.name, output.alias, version.number)
-    reference = version.reference if version else None
-    return {"name": output.name, "reference": reference, "hash": output.manifest.hash, "alias": output.alias}
+    shown = {"name": output.name, "reference": None, "hash": output.manifest.hash, "alias": output.alias}
+    if version is None:
+        return {**shown, "task": output.task, "metadata": dict(output.metadata)}
+    return {**shown, "reference": version.reference}
 
 
 def _end(session: Session, active: Active, state: State, **values: Any) -> None:

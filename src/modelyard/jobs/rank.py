@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -139,6 +139,12 @@ class RankContext:
     def wait(self, job: str) -> Mapping[str, Any]:
         return dict(self._ask({"type": "wait", "job": job}))
 
+    def watch(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        return dict(self._ask({"type": "watch", "after": dict(after)}))
+
+    def stop(self, job: str) -> None:
+        self._ask({"type": "stop", "job": job})
+
     def publish(
         self,
         name: str,
@@ -147,10 +153,16 @@ class RankContext:
         task: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         alias: str | None = None,
+        version: bool = True,
     ) -> None:
         if self._rank == 0:
             facts = {"name": name, "folder": str(folder), "task": task, "metadata": dict(metadata or {}), "alias": alias}
-            self._ask({"type": "output", **facts})
+            self._ask({"type": "output", **facts, "version": version})
+
+    def adopt(self, name: str, job: str, output: str, *, metadata: Mapping[str, Any], alias: str | None = None) -> None:
+        if self._rank == 0:
+            facts = {"name": name, "output": output, "metadata": dict(metadata), "alias": alias}
+            self._ask({"type": "adopt", "job": job, **facts})
 
     def _beat(self) -> None:
         now = time.monotonic()

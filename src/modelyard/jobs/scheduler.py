@@ -219,7 +219,8 @@ class Scheduler:
             return State.cancelled
         most = self._settings.job_restarts if job.max_restarts is None else job.max_restarts
         if endings.starts_again(job, error, most, abandoned=abandoned):
-            endings.again(session, active, error, most, abandoned=abandoned)
+            rejoins = job.kind in self._kinds and self._kinds.get(job.kind).rejoins
+            endings.again(session, active, error, most, abandoned=abandoned, rejoins=rejoins)
             return State.queued
         endings.fail(session, active, State.failed, error)
         return State.failed
@@ -256,9 +257,11 @@ class Scheduler:
         for job in cancelling:
             self._cancel(job)
         for active in self._active.values():
+            self._desk.tell(active)
+        for active in self._active.values():
             active.resumes = any(child in ended for child in active.waits.values())
         nodes = [Node("local", Amount(self._executor.cpus()))]
-        running = [Running(a.job.id, (("local", a.job.ranks),), bool(a.waits), a.resumes) for a in self._active.values()]
+        running = [Running(a.job.id, (("local", a.job.ranks),), a.idle, a.resumes) for a in self._active.values()]
         plan = assign(nodes, [waiting for waiting, _ in queued.values()], running)
         for name in plan.resume:
             self._resume(self._active[name], ended)
@@ -286,7 +289,7 @@ class Scheduler:
             job = ended[child]
             result = {"state": job.state.value, "error": job.error, "versions": list(job.outputs), "facts": dict(job.facts)}
             active.handle.answer(ask, result)
-        active.resumes = False
+        active.resumes = active.watching = False
 
     def _start(self, names: Sequence[str], why: Mapping[str, str]) -> None:
         """Claim the jobs that start, tell others why they wait, then prepare."""

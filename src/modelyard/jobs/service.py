@@ -4,11 +4,12 @@ jobs) open the transaction. What runs a job is the scheduler; nothing here knows
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from modelyard.db import Session, now
 from modelyard.errors import Invalid, NotFound
@@ -21,6 +22,8 @@ from modelyard.tenancy import ledger
 from modelyard.tenancy.types import Principal
 
 _PAGE = 1000
+# What a parent is told at once: events, their bytes; children that are looked through in one question.
+_NEWS, _NEWS_BYTES, _AT_ONCE = 500, 256 << 10, 50
 
 
 def submit(
@@ -96,6 +99,25 @@ def underway(session: Session, project: str, first: int) -> tuple[list[Job], dic
     return [records.load(row) for row in rows], counts
 
 
+def news(session: Session, parent: str, after: Mapping[str, int]) -> dict[str, list[dict[str, Any]]] | None:
+    """The children of a job, in the order they were submitted, and what each went through beyond the event numbers `after`:
+    changes of state and metrics. None while there is nothing new and a child has not ended."""
+    mine = select(JobRow.id, JobRow.events, JobRow.state).where(JobRow.parent == parent).order_by(JobRow.created, JobRow.id)
+    children = session.execute(mine).all()
+    told: dict[str, list[dict[str, Any]]] = {row.id: [] for row in children}
+    heard = {row.id: after.get(row.id, 0) for row in children}
+    later = [and_(EventRow.job == row.id, EventRow.seq > heard[row.id]) for row in children if row.events > heard[row.id]]
+    size = 0
+    for start in range(0, len(later), _AT_ONCE):
+        query = select(EventRow).where(or_(*later[start : start + _AT_ONCE]), EventRow.type.in_(("state", "metric")))
+        for row in session.scalars(query.order_by(EventRow.job, EventRow.seq).limit(_NEWS)):
+            size += len(json.dumps(row.body))
+            if size > _NEWS_BYTES and any(told.values()):
+                return told
+            told[row.job].append(_shown(row))
+    return told if any(told.values()) or all(State(row.state).ended for row in children) else None
+
+
 def cancel(session: Session, principal: Principal, job: str) -> Job:
     """Ask a job to stop; one that has ended stays as it is."""
     found = get(session, principal.project, job)
@@ -109,4 +131,8 @@ def events(session: Session, project: str, job: str, after: int = 0, limit: int 
     """A job's events from number `after` on, in order: {'seq', 'at', 'type', …}. Raises `NotFound` as `get`."""
     get(session, project, job)
     query = select(EventRow).where(EventRow.job == job, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
-    return [{**row.body, "seq": row.seq, "at": row.at.isoformat(), "type": row.type} for row in session.scalars(query)]
+    return [_shown(row) for row in session.scalars(query)]
+
+
+def _shown(row: EventRow) -> dict[str, Any]:
+    return {**row.body, "seq": row.seq, "at": row.at.isoformat(), "type": row.type}
