@@ -9,7 +9,6 @@ ranks' questions are answered at the `desk`.
 from __future__ import annotations
 
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from modelyard.jobs.types import Amount, Executor, Job, Node, State
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
-from modelyard.storage import Artefacts
+from modelyard.storage import Artefacts, removal
 from modelyard.telemetry import UNEXPECTED, Counter, log
 
 _log = log(__name__)
@@ -241,7 +240,7 @@ class Scheduler:
     def _clean(self, folder: Path, ended: Job | None) -> None:
         """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
         if ended is None or self._attempt(lambda: self._artefacts.drop_checkpoints(ended.project, ended.id)):
-            shutil.rmtree(folder, ignore_errors=True)
+            removal.remove(folder)
 
     def _look(self) -> None:
         """See to cancellations, to parents whose children ended, and to the queue."""
