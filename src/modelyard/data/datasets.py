@@ -138,7 +138,7 @@ class Dataset:
         table = pa.concat_tables(parts) if parts else pa.schema([(name, ARROW[kinds[name]]) for name in kinds]).empty_table()
         if kinds and table.num_rows != self.rows(split):
             raise Damaged(f"Split '{split}' has {table.num_rows} rows where {CARD} states {self.rows(split)}.")
-        return {name: _array(table.column(name), kind) for name, kind in kinds.items()}
+        return {name: array_of(table.column(name), kind) for name, kind in kinds.items()}
 
     def _split(self, split: str) -> Split:
         if split not in self.card.splits:
@@ -152,7 +152,8 @@ class Dataset:
             raise Damaged(f"Shard {shard} cannot be read: {type(error).__name__}.") from error
 
 
-def _array(column: pa.ChunkedArray, kind: FeatureType) -> Array:
+def array_of(column: pa.ChunkedArray, kind: FeatureType) -> Array:
+    """A column as `Dataset.column` gives it."""
     if ARROW[kind] in (pa.binary(), pa.string()):
         values = column.to_pylist() if kind == "image" else column.fill_null("").to_pylist()
         array = np.empty(len(values), object)
