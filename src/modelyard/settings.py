@@ -44,13 +44,16 @@ class Settings(BaseSettings):
     sandbox: Literal["auto", "require", "off"] = Field(
         default="auto", description="bubblewrap around users' code: 'auto' uses it where it works and warns where not."
     )
-    job_cpus: int = Field(default=0, ge=0, description="Ranks that may run at once; 0: as many as processors.")
+    job_cpus: int = Field(default=0, ge=0, description="Processors for jobs, a rank one or more; 0: all there are.")
     job_timeout: float = Field(default=24 * 3600.0, gt=0, description="Seconds a job may run in all.")
     job_heartbeat: float = Field(default=120.0, gt=0, description="Seconds without a sign of life before a gang is ended.")
     job_memory: int = Field(default=16 << 30, gt=0, description="Bytes of address space data a rank may take.")
     job_disk: int = Field(default=64 << 30, gt=0, description="Bytes on disk that a job's work folder may take.")
     job_files: int = Field(default=200_000, gt=0, description="Files and folders that a job's work folder may hold.")
     job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
+    job_share_half_life: float = Field(
+        default=24 * 3600.0, gt=0, description="Seconds after which what a project held counts half in its fair share."
+    )
     body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
     call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")
     grace: float = Field(default=10.0, ge=0, description="Seconds the gateway serves on without control or the database.")

@@ -22,7 +22,7 @@ from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.errors import Crashed, Invalid, ModelyardError, NotFound, from_wire
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.rank import load, perform
-from modelyard.jobs.types import Event, Gang, ProcessStatus, ReplicaSpec
+from modelyard.jobs.types import Amount, Event, Gang, Node, ProcessStatus, ReplicaSpec
 from modelyard.storage.stores import Buffer, Staged, check_key
 from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
@@ -152,8 +152,8 @@ class InlineExecutor:
     No sandbox, no limits, no heartbeat; what a rank prints is not captured, and `kill` lets a thread run on unheard.
     """
 
-    def __init__(self, cpus: int = 4) -> None:
-        self._cpus = cpus
+    def __init__(self, cpus: int = 4, nodes: Sequence[Node] = ()) -> None:
+        self._nodes = tuple(nodes) or (Node("local", Amount(cpus, 0, 64 << 30)),)
         self._replicas: dict[str, ProcessStatus] = {}
         self._news = threading.Condition()
         self._told = False
@@ -171,8 +171,8 @@ class InlineExecutor:
     def replicas(self) -> Mapping[str, ProcessStatus]:
         return dict(self._replicas)
 
-    def cpus(self) -> int:
-        return self._cpus
+    def nodes(self) -> Sequence[Node]:
+        return self._nodes
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         return {}

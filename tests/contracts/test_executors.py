@@ -79,6 +79,7 @@ def test_a_gang_tells_what_it_does_and_ends_last(executor: Executor, tmp_path: P
         "task": "text-generation",
         "metadata": {"note": "note"},
         "alias": "best",
+        "version": True,
         "ask": 0,
         "rank": 0,
     }
@@ -161,8 +162,11 @@ def test_wake_ends_a_wait(executor: Executor) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_processors_are_counted(executor: Executor) -> None:
-    assert executor.cpus() == 4
+def test_nodes_are_counted(executor: Executor) -> None:
+    (node,) = executor.nodes()
+    assert (node.name, node.room.cpus) == ("local", 4)
+    assert node.room.gpus >= 0
+    assert node.room.memory > 1 << 30
     assert executor.replicas() == {}
     executor.stop_replica("unknown")
     assert executor.end_gangs() == {}

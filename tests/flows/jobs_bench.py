@@ -95,7 +95,7 @@ class Bench:
         config = {name: rest.pop(name) for name in ("number", "text", "rank") if name in rest}
         asked = Submission(kind=kind, config=config, inputs=inputs or {}, ranks=ranks, **rest)
         with self.db.begin() as session:
-            job = service.submit(session, self.principal, asked, self.kinds, cpus=self.executor.cpus())
+            job = service.submit(session, self.principal, asked, self.kinds, nodes=self.executor.nodes())
         self.scheduler.wake()
         return job.id
 

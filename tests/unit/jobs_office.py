@@ -99,7 +99,7 @@ class Office:
         self.kinds = kinds()
         self.principal = Principal("team", "key1", Scope.write)
         with self.db.begin() as session:
-            for project in ("team", "other"):
+            for project in ("default", "team", "other"):
                 tenancy.create_project(session, project)
         self.begin(cpus)
 
@@ -117,13 +117,18 @@ class Office:
     def submit(self, kind: str, principal: Principal | None = None, **asked: Any) -> Job:
         with self.db.begin() as session:
             who = principal or self.principal
-            job = service.submit(session, who, Submission(kind=kind, **asked), self.kinds, cpus=self.executor.cpus())
+            job = service.submit(session, who, Submission(kind=kind, **asked), self.kinds, nodes=self.executor.nodes())
         self.scheduler.wake()
         return job
 
     def job(self, job: str) -> Job:
         with self.db.read() as session:
             return service.get(session, "team", job)
+
+    def waits_as(self, job: str, project: str = "team") -> int | None:
+        """As how many-th a job waits."""
+        with self.db.read() as session:
+            return service.get(session, project, job).position
 
     def events(self, job: str) -> list[dict[str, Any]]:
         with self.db.read() as session:

@@ -8,11 +8,17 @@ from jobs_office import GATE, Office
 from sqlalchemy.exc import OperationalError
 
 from modelyard.catalogue import service as catalogue
+from modelyard.db import now
 from modelyard.errors import Crashed, Unavailable
-from modelyard.jobs import endings
+from modelyard.jobs import endings, service
+from modelyard.jobs.shares import Shares
+from modelyard.jobs.tables import ShareRow
 from modelyard.jobs.types import Event, State
 from modelyard.tenancy import ledger
+from modelyard.tenancy.types import Principal, Scope
 from modelyard.testing import InlineExecutor
+
+ADMIN, OTHER = Principal("default", "key0", Scope.admin), Principal("other", "key2", Scope.write)
 
 
 @pytest.fixture
@@ -154,6 +160,54 @@ def test_who_waits_is_told_why(office: Office) -> None:
     office.until(lambda: office.job(third).why)
     assert office.job(second).why == "waits for 3 CPUs, 1 of 4 is free; 1st"
     assert office.job(third).why == "waits for 3 CPUs, 1 of 4 is free; 2nd"
+
+
+def test_a_job_of_higher_priority_sends_one_back_to_its_checkpoint(office: Office) -> None:
+    low = office.submit("counts", resources={"cpus": 4}, timeout=1000.0).id
+    office.until(lambda: "kept" in office.said(low, "log", "text"))
+    high = office.submit("begins", ADMIN, ranks=4, priority=5).id
+    office.until(lambda: high_runs(office, high))
+    waits = office.job(low)
+    assert (waits.state, waits.attempt, waits.started) == (State.queued, 1, None)
+    assert waits.timeout is not None
+    assert 900 < waits.timeout < 1000
+    assert any("made room for a job of higher priority" in text for text in office.said(low, "log", "text"))
+    office.until(
+        lambda: office.job(low).why == "waits for 4 CPUs, 0 of 4 are free; 1st; project team has used 0 % of its share"
+    )
+    assert office.job(low).abandoned == 1  # no attempt lost
+    GATE.set()
+    assert office.finish(low)[0].attempt == 2
+    assert "begins at 5" in office.said(low, "log", "text")
+    with office.db.read() as session:
+        assert service.get(session, "default", high).state is State.succeeded
+
+
+def high_runs(office: Office, job: str) -> bool:
+    with office.db.read() as session:
+        return service.get(session, "default", job).state is State.running
+
+
+def test_without_a_checkpoint_nobody_is_sent_back(office: Office) -> None:
+    low = office.submit("begins", ranks=4).id
+    office.until(lambda: office.said(low, "log", "text").count("begins") == 4)
+    high = office.submit("holds", ADMIN, ranks=4, priority=5).id
+    office.until(lambda: office.waits_as(high, "default") == 1)
+    assert office.job(low).state is State.running
+
+
+def test_projects_take_turns_and_what_they_held_is_kept(office: Office) -> None:
+    first = office.submit("begins", ranks=4).id
+    office.until(lambda: office.job(first).state is State.running)
+    mine, theirs = office.submit("holds", ranks=4).id, office.submit("holds", OTHER, ranks=4).id
+    office.until(lambda: office.waits_as(theirs, "other") == 1 and office.waits_as(mine) == 2)
+    assert "project team has used 200 % of its share" in (office.job(mine).why or "")
+    with office.db.begin() as session:
+        session.add(ShareRow(project="other", cpus=3.0, gpus=0.0, memory=0.0, at=now()))
+    shares = Shares(3600.0)
+    with office.db.read() as session:
+        shares.load(session)
+    assert shares.past["other"][0] == pytest.approx(3.0, rel=1e-3)
 
 
 def test_a_parent_makes_room_for_its_child(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from jobs_office import Office
 from sqlalchemy import update
 
 from modelyard.catalogue import service as catalogue
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Forbidden, Invalid, NotFound
 from modelyard.jobs import service
 from modelyard.jobs.tables import JobRow
-from modelyard.jobs.types import State
+from modelyard.jobs.types import Amount, State
 from modelyard.tenancy import ledger
 from modelyard.tenancy.types import Principal, Scope
 
@@ -77,8 +77,29 @@ def test_what_is_wrong_is_said(office: Office, asked: dict[str, Any], error: typ
 
 def test_more_ranks_than_there_could_ever_be_are_refused(office: Office) -> None:
     assert office.submit("makes", ranks=4).ranks == 4
-    with pytest.raises(Invalid, match="5 ranks need 5 processors at once; there are 4"):
+    with pytest.raises(Invalid, match=r"A gang of 5 needs 5 CPUs at once; there are 4\. Ask for at most 4 ranks"):
         office.submit("makes", ranks=5)
+
+
+def test_a_gang_that_no_node_has_room_for_is_refused(office: Office) -> None:
+    with pytest.raises(Invalid, match=r"A gang of 1 needs 2 GPUs at once; there are 0\. Ask for less for each rank"):
+        office.submit("makes", resources={"gpus": 2})
+    assert office.submit("makes", ranks=2, resources={"cpus": 2, "memory": 1 << 30}).resources == Amount(2, 0, 1 << 30)
+    with pytest.raises(Invalid, match=r"needs 6 CPUs at once; there are 4\. Ask for at most 2 ranks"):
+        office.submit("makes", ranks=3, resources={"cpus": 2})
+
+
+def test_a_priority_above_0_is_for_administrators_of_the_default_project(office: Office) -> None:
+    assert office.submit("makes", priority=-100).priority == -100
+    with pytest.raises(Forbidden, match="before every project's share"):
+        office.submit("makes", priority=1)
+    with pytest.raises(Forbidden):
+        office.submit("makes", Principal("team", "key", Scope.admin), priority=1)
+    with pytest.raises(Forbidden):
+        office.submit("makes", Principal("default", "key", Scope.write), priority=1)
+    assert office.submit("makes", Principal("default", "key", Scope.admin), priority=100).priority == 100
+    with pytest.raises(Invalid, match="priority"):
+        office.submit("makes", priority=101)
 
 
 def test_another_projects_things_do_not_exist(office: Office) -> None:

@@ -91,6 +91,9 @@ def train(
     max_restarts: Annotated[
         int | None, typer.Option(min=0, max=1000, help="Times a gang that died is started again.", show_default=False)
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Above 0 goes before all others.", show_default=False)
+    ] = None,
     follow: Follow = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -99,7 +102,7 @@ def train(
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= {"epochs": epochs} if epochs else {}
     with open_yard(data) as yard:
-        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts}
+        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority}
         job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, wait=False, **limits, **full)
         if not follow:
             return started(as_json, job)

@@ -175,6 +175,8 @@ class Yard:
         model: str | None = None,
         timeout: float | None = None,
         max_restarts: int | None = None,
+        priority: int | None = None,
+        resources: Mapping[str, int] | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         **config: Any,
@@ -185,7 +187,12 @@ class Yard:
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
-        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts}
+        limits: dict[str, Any] = {
+            "timeout": timeout,
+            "max_restarts": max_restarts,
+            "priority": priority,
+            "resources": resources,
+        }
         job = self.submit("train", config, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
 
@@ -224,19 +231,11 @@ class Yard:
         *,
         target: Mapping[str, str] | None = None,
         ranks: int = 1,
-        timeout: float | None = None,
-        max_restarts: int | None = None,
+        **limits: Any,
     ) -> Json:
-        """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'."""
-        body = {
-            "kind": kind,
-            "config": dict(config),
-            "inputs": dict(inputs),
-            "target": target,
-            "ranks": ranks,
-            "timeout": timeout,
-            "max_restarts": max_restarts,
-        }
+        """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'. `limits`:
+        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes})."""
+        body = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "target": target, "ranks": ranks, **limits}
         return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
 
     def jobs(self, state: str | None = None) -> list[Json]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,7 @@ class Question:
 class Active:
     """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
     stored, with the question that it answers; `waits` the children that are waited for, by question; `kept`: whether it has
-    stored a checkpoint."""
+    stored a checkpoint; `nodes`: how many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
 
     job: Job
     folder: Path
@@ -76,6 +77,10 @@ class Active:
     ended: Mapping[str, Any] | None = None
     verdict: ModelyardError | None = None
     cancelled_at: float | None = None
+    sent_back: float | None = None
+    nodes: tuple[tuple[str, int], ...] = ()
+    has_children: bool = False
+    began: float = field(default_factory=time.monotonic)
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     _lines: int = 0
     _cpu_us: int = 0
@@ -92,6 +97,14 @@ class Active:
     def token(self) -> str:
         assert self.job.token is not None, "only a claimed job is active"
         return self.job.token
+
+    @property
+    def yields(self) -> bool:
+        """Whether it may be sent back: it has a checkpoint to go on from, and nothing else to lose."""
+        done = self.preparing is not None and self.preparing.done() and self.preparing.exception() is None
+        resumed = done and self.preparing is not None and self.preparing.result().resume is not None
+        ending = self.ended or self.verdict or self.cancelled_at or self.sent_back
+        return self.handle is not None and not ending and not self.has_children and (self.kept or resumed)
 
     @property
     def facts(self) -> Mapping[str, Mapping[str, Any]]:

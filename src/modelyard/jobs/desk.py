@@ -22,6 +22,9 @@ from modelyard.plugins import Registry
 from modelyard.storage import Artefacts, Manifest
 from modelyard.tenancy.types import Principal, Scope
 
+# Checkpoints of one job that are kept at most, besides the best.
+_MOST_KEPT = 100
+
 
 class Desk:
     """Serves the questions of all active jobs; storing is done in `pool`."""
@@ -72,7 +75,9 @@ class Desk:
                     self._store(active, question, self._artefacts.manifest, active.job.project, str(made["hash"]))
                 case "checkpoint":
                     folder = active.within(question.body["folder"])
-                    keep = partial(self._artefacts.put_checkpoint, within=active.folder / "work")
+                    score, last = question.body["score"], max(1, min(int(question.body["last"]), _MOST_KEPT))
+                    policy: dict[str, Any] = {"score": None if score is None else float(score), "last": last}
+                    keep = partial(self._artefacts.put_checkpoint, within=active.folder / "work", **policy)
                     self._store(active, question, keep, active.job.project, active.job.id, folder)
                 case "submit":
                     active.handle.answer(question.ask, self._submit(active, question))
@@ -127,7 +132,8 @@ class Desk:
         with self._db.begin() as session:
             parent = service.get(session, job.project, job.id)
             asked = active.child(question.body)
-            child = service.submit(session, principal, asked, self._kinds, cpus=self._executor.cpus(), parent=parent)
+            child = service.submit(session, principal, asked, self._kinds, nodes=self._executor.nodes(), parent=parent)
+        active.has_children = True
         return child.id
 
     def _wait(self, active: Active, question: Question) -> None:

@@ -72,6 +72,19 @@ def again(
     records.requeue(session, job.id, job.token, why)
 
 
+def back(session: Session, active: Active) -> None:
+    """The gang made room for one of higher priority: the job goes back to the queue, to go on from its checkpoint. That is
+    no attempt lost, and the time it waits is not its own."""
+    job = active.job
+    why = f"attempt {job.attempt} made room for a job of higher priority; it goes on from its checkpoint"
+    _use(session, active)
+    records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
+    left = job.timeout and max(1.0, job.timeout - (now() - (job.started or now())).total_seconds())
+    time = {"timeout": left, "started": None, "abandoned": job.abandoned + 1}
+    records.change(session, job.id, job.token, **time, cpu_us=job.cpu_us + active.cpu_us, facts=dict(active.facts))
+    records.requeue(session, job.id, job.token, why)
+
+
 def charged_us(session: Session, job: Job) -> int:
     """Microseconds of processor time that the ledger has of the job's attempts before this one."""
     sources = [_source(job, attempt) for attempt in range(1, job.attempt)]

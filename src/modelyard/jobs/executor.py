@@ -21,7 +21,7 @@ from modelyard.errors import ModelyardError, Unavailable, from_wire
 from modelyard.jobs import sandbox
 from modelyard.jobs.gang import LocalGang, died
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.types import Gang, GangHandle, ProcessStatus, ReplicaSpec
+from modelyard.jobs.types import Amount, Gang, GangHandle, Node, ProcessStatus, ReplicaSpec
 from modelyard.settings import Settings
 from modelyard.telemetry import QUIET
 
@@ -47,6 +47,7 @@ class LocalExecutor:
         self._socket = settings.run / "supervisor.sock"
         self._extra = tuple(extra_readonly)
         self._gangs: dict[str, LocalGang] = {}
+        self._gpus: dict[str, Sequence[int]] = {}
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
@@ -60,6 +61,7 @@ class LocalExecutor:
             argv = [sys.executable, "-P", "-m", "modelyard.jobs.worker", "{fd0}"]
             readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
             environment = _KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // gang.ranks))
+            environment |= self._gpus_of(gang)
             request = {
                 "do": "start",
                 "token": gang.token,
@@ -108,8 +110,10 @@ class LocalExecutor:
         listed = self.processes().items()
         return {token: ProcessStatus(token, p["pid"], p["exit"]) for token, p in listed if p["label"] == "replica"}
 
-    def cpus(self) -> int:
-        return self._settings.job_cpus or os.cpu_count() or 1
+    def nodes(self) -> Sequence[Node]:
+        """This machine."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return (Node("local", Amount(self._settings.job_cpus or os.cpu_count() or 1, len(sandbox.gpus()), memory)),)
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         others = {t: p for t, p in self.processes().items() if p["label"] == "gang" and t not in self._gangs}
@@ -167,6 +171,20 @@ class LocalExecutor:
         if "error" in answer:
             raise from_wire(answer["error"]["code"], answer["error"]["message"])
         return answer
+
+    def _gpus_of(self, gang: Gang) -> dict[str, str]:
+        """Which GPUs a gang sees: as many as it asked for; one that asked for none, those that nobody did."""
+        there = sandbox.gpus()
+        if not there:
+            return {}
+        with self._lock:
+            running = {token for token, one in self._gangs.items() if not one.ended}
+            self._gpus = {token: gpus for token, gpus in self._gpus.items() if token in running}
+            given = {gpu for gpus in self._gpus.values() for gpu in gpus}
+            seen = [gpu for gpu in there if gpu not in given]
+            if asked := gang.ranks * gang.each.gpus:
+                seen = self._gpus[gang.token] = seen[:asked]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))}
 
     def _confined(self, argv: list[str], *, readonly: list[Path], writable: list[Path], **where: Any) -> dict[str, Any]:
         """The part of a start request that says what runs, where, with what of the machine in sight."""

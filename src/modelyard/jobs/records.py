@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, insert, or_, select, update
 
 from modelyard.db import Session, now
 from modelyard.jobs.tables import EventRow, JobRow
-from modelyard.jobs.types import Job, Resolved, State, Target
+from modelyard.jobs.types import Amount, Job, Resolved, State, Target
 
 Said = tuple[str, Mapping[str, Any]]
 
@@ -24,9 +24,11 @@ class Lost(Exception):
 
 def load(row: JobRow) -> Job:
     """The row as a value."""
-    same = {name: getattr(row, name) for name in Job.__dataclass_fields__ if name not in ("state", "resolved", "target")}
+    other = ("state", "resolved", "target", "resources")
+    same = {name: getattr(row, name) for name in Job.__dataclass_fields__ if name not in other}
     return Job(
         **same,
+        resources=Amount(**row.resources),
         state=State(row.state),
         resolved=tuple(Resolved(**said) for said in row.resolved),
         target=Target(**row.target) if row.target else None,
@@ -64,7 +66,7 @@ def change(session: Session, job: str, lease: str | None, **values: Any) -> None
 def evolve(session: Session, job: str, lease: str | None, state: State, **values: Any) -> None:
     """Bring a job into a state, with what else changes then, and say so in its events. Raises `Lost` as `change`."""
     if state.ended:
-        values = {"finished": now(), "token": None, "why": None, **values}
+        values = {"finished": now(), "token": None, "why": None, "position": None, **values}
     change(session, job, lease, state=state.value, **values)
     error = values.get("error")
     said = {"state": state.value, **({"error": error} if error else {})}

@@ -31,7 +31,7 @@ def submit(request: Request, caller: Caller, body: Submission) -> dict[str, Any]
     """Queue a job of a kind: its config, its inputs (role → reference) and what its outputs become versions of."""
     state = request.app.state
     with state.db.begin() as session:
-        job = service.submit(session, caller, body, state.kinds, cpus=state.executor.cpus())
+        job = service.submit(session, caller, body, state.kinds, nodes=state.executor.nodes())
         shown = answered(request, job.to_json())
     state.scheduler.wake()
     return shown

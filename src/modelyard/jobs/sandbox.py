@@ -115,6 +115,11 @@ def devices() -> list[Path]:
     return sorted([*Path("/dev").glob("nvidia*"), *Path("/dev/nvidia-caps").glob("*")])
 
 
+def gpus() -> list[int]:
+    """Numbers of the GPUs of this machine."""
+    return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
 def available() -> bool:
     """Whether bubblewrap runs here with all we ask of it; tried once a process by running it."""
     return _works(sized=True) or _works(sized=False)

@@ -21,13 +21,14 @@ from sqlalchemy.exc import OperationalError
 
 from modelyard.db import Database, Session, now
 from modelyard.errors import Crashed, Internal, ModelyardError, Unavailable
-from modelyard.jobs import endings, records
+from modelyard.jobs import endings, queue, records
 from modelyard.jobs.active import Active
-from modelyard.jobs.assign import Queued, Running, assign
+from modelyard.jobs.assign import Placement, assign
 from modelyard.jobs.desk import Desk
 from modelyard.jobs.prepare import prepare
+from modelyard.jobs.shares import Shares
 from modelyard.jobs.tables import JobRow
-from modelyard.jobs.types import Amount, Executor, Job, Node, State
+from modelyard.jobs.types import Executor, Job, State
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
@@ -41,7 +42,6 @@ _ENDED = Counter("modelyard_jobs_ended_total", "Attempts of jobs that ended, by 
 _LOOK = 0.5
 # Seconds after which a cancelled gang is killed from outside; its launcher does so after ten.
 _CANCEL_GRACE = 15.0
-_MOST_QUEUED = 1000
 
 
 class Scheduler:
@@ -65,6 +65,8 @@ class Scheduler:
         self._pool = pool or ThreadPoolExecutor(4, thread_name_prefix="jobs")
         self._desk = Desk(db, artefacts, executor, kinds, self._pool)
         self._active: dict[str, Active] = {}
+        self._shares = Shares(settings.job_share_half_life)
+        self._notices = queue.Notices()
         self._woken = True
         self._looked = 0.0
 
@@ -102,6 +104,7 @@ class Scheduler:
         """Take over from a control that is gone: its gangs are ended, their jobs queued again."""
         died = self._executor.end_gangs()
         with self._db.begin() as session:
+            self._shares.load(session)
             lost = (JobRow.state.in_((State.starting.value, State.running.value)), JobRow.token.is_not(None))
             for row in session.scalars(select(JobRow).where(*lost)):
                 job = records.load(row)
@@ -160,7 +163,7 @@ class Scheduler:
             self._woken = True
         if active.ended is not None and not active.storing:
             self._finish(active)
-        elif active.cancelled_at is not None and time.monotonic() - active.cancelled_at > _CANCEL_GRACE:
+        elif (asked := active.cancelled_at or active.sent_back) is not None and time.monotonic() - asked > _CANCEL_GRACE:
             active.handle.kill()
 
     def _begin(self, active: Active) -> None:
@@ -213,9 +216,13 @@ class Scheduler:
         """Write the end of an attempt that did not succeed; None: nothing is known against its gang, control ended under it."""
         job, abandoned = active.job, error is None
         error = error or Crashed(f"Control ended while the job ran; times it did so far: {job.abandoned + 1}.")
-        if active.cancelled_at is not None or job.cancelling or (active.ended or {}).get("cancelled"):
+        stopped = bool((active.ended or {}).get("cancelled"))
+        if active.cancelled_at is not None or job.cancelling or (stopped and active.sent_back is None):
             endings.fail(session, active, State.cancelled, None)
             return State.cancelled
+        if active.sent_back is not None and (stopped or isinstance(error, Crashed)):
+            endings.back(session, active)
+            return State.queued
         most = self._settings.job_restarts if job.max_restarts is None else job.max_restarts
         if endings.starts_again(job, error, most, abandoned=abandoned):
             rejoins = job.kind in self._kinds and self._kinds.get(job.kind).rejoins
@@ -247,9 +254,7 @@ class Scheduler:
         with self._db.read() as session:
             asked = select(JobRow).where(JobRow.cancelling, JobRow.state.in_(records.UNENDED))
             cancelling = [records.load(row) for row in session.scalars(asked)]
-            line = select(JobRow).where(JobRow.state == State.queued.value, JobRow.cancelling.is_(False), *records.may_start())
-            first = line.order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(_MOST_QUEUED)
-            queued = {row.id: (_queued(row), row.why) for row in session.scalars(first)}
+            waiting = queue.waiting(session)
             children = [child for active in self._active.values() for child in active.waits.values()]
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(children))) if children else ()
             ended = {row.id: records.load(row) for row in rows if State(row.state).ended}
@@ -259,13 +264,14 @@ class Scheduler:
             self._desk.tell(active)
         for active in self._active.values():
             active.resumes = any(child in ended for child in active.waits.values())
-        nodes = [Node("local", Amount(self._executor.cpus()))]
-        running = [Running(a.job.id, (("local", a.job.ranks),), a.idle, a.resumes) for a in self._active.values()]
-        plan = assign(nodes, [waiting for waiting, _ in queued.values()], running)
+        running = [queue.gang(active) for active in self._active.values()]
+        self._shares.add((gang.project, gang.ranks, gang.each) for gang in running if not gang.waits)
+        plan = assign(self._executor.nodes(), [one.job for one in waiting.values()], running, self._shares.past)
         for name in plan.resume:
             self._resume(self._active[name], ended)
-        whys = {**{name: wait.why for name, wait in plan.waits.items()}, **plan.never}
-        self._start(tuple(plan.start), {name: why for name, why in whys.items() if name in queued and queued[name][1] != why})
+        for name, higher in plan.preempt.items():
+            self._send_back(self._active[name], higher)
+        self._start(plan.start, self._notices.due(plan, waiting))
 
     def _cancel(self, job: Job) -> None:
         active = self._active.get(job.id)
@@ -280,6 +286,14 @@ class Scheduler:
                 active.handle.cancel()
             self._executor.wake()
 
+    def _send_back(self, active: Active, higher: str) -> None:
+        """Ask a gang to make room; its job waits for its turn and goes on from its checkpoint."""
+        assert active.handle is not None
+        _log.info("a job is sent back to its checkpoint", job=active.job.id, project=active.job.project, room_for=higher)
+        active.sent_back = time.monotonic()
+        active.handle.cancel()
+        self._executor.wake()
+
     def _resume(self, active: Active, ended: Mapping[str, Job]) -> None:
         """Tell a parent how its children ended."""
         assert active.handle is not None
@@ -290,13 +304,13 @@ class Scheduler:
             active.handle.answer(ask, result)
         active.resumes = active.watching = False
 
-    def _start(self, names: Sequence[str], why: Mapping[str, str]) -> None:
+    def _start(self, placements: Mapping[str, Placement], notices: Sequence[Mapping[str, object]]) -> None:
         """Claim the jobs that start, tell others why they wait, then prepare."""
-        if not names and not why:
+        if not placements and not notices and not self._shares.due():
             return
         claimed: list[Job] = []
         with self._db.begin() as session:
-            for name in names:
+            for name in placements:
                 row = session.get_one(JobRow, name)
                 lease = {
                     "token": secrets.token_hex(8),
@@ -304,23 +318,22 @@ class Scheduler:
                     "started": row.started or now(),
                     "facts": {},
                     "why": None,
+                    "position": None,
                 }
                 records.evolve(session, name, None, State.starting, **lease)
                 session.refresh(row)
                 claimed.append(records.load(row))
-            for name, text in why.items():
-                records.change(session, name, None, why=text)
+            if notices:
+                queue.tell(session, notices)
+            if self._shares.due():
+                self._shares.keep(session)
         for job in claimed:
-            active = self._active[job.id] = Active(job, self._folder(job))
+            active = self._active[job.id] = Active(job, self._folder(job), nodes=placements[job.id])
             active.preparing = self._pool.submit(prepare, active, self._kinds, self._artefacts, self._settings)
             active.preparing.add_done_callback(lambda _: self._executor.wake())
 
     def _folder(self, job: Job) -> Path:
         return self._settings.jobs / job.id / (job.token or "none")
-
-
-def _queued(row: JobRow) -> Queued:
-    return Queued(row.id, row.ranks, row.place.timestamp(), row.priority)
 
 
 def _forgets(state: State) -> bool:

@@ -15,7 +15,7 @@ from modelyard.db import Session, now
 from modelyard.errors import Invalid, NotFound
 from modelyard.jobs import records, submission
 from modelyard.jobs.tables import EventRow, JobRow
-from modelyard.jobs.types import Job, State, Submission
+from modelyard.jobs.types import Job, Node, State, Submission
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.tenancy import ledger
@@ -32,16 +32,21 @@ def submit(
     asked: Submission,
     kinds: Registry[JobKind],
     *,
-    cpus: int,
+    nodes: Sequence[Node],
     parent: Job | None = None,
 ) -> Job:
-    """Queue a job. Raises `NotFound` (kind, inputs), `Invalid` (config, roles, ranks, target), each saying what there is.
+    """Queue a job. Raises `NotFound` (kind, inputs), `Invalid` (config, roles, ranks, target), each saying what there is, and
+    `Forbidden` (priority).
 
-    `cpus` are the ranks that could ever run at once; `parent` the job that submits this one.
+    `nodes` are all there are; `parent` is the job that submits this one, whose priority and whose ranks' resources it gets.
     """
     kind = kinds.get(asked.kind)
     config = submission.check_config(kind, asked.config)
-    resolved = submission.check(session, principal.project, asked, kind, cpus, child=parent is not None)
+    each, priority = (parent.resources, parent.priority) if parent else (asked.resources.amount, asked.priority)
+    submission.check_ranks(kind, asked.ranks, each, nodes)
+    if parent is None:
+        submission.check_priority(principal, priority)
+    resolved = submission.check(session, principal.project, asked, kind, child=parent is not None)
     created = now()
     row = JobRow(
         id=secrets.token_hex(6),
@@ -53,6 +58,8 @@ def submit(
         resolved=records.resolved_to_json(resolved),
         target=asked.target.model_dump() if asked.target else None,
         ranks=asked.ranks,
+        resources=each._asdict(),
+        priority=priority,
         timeout=asked.timeout,
         max_restarts=asked.max_restarts,
         parent=parent.id if parent else None,
@@ -94,7 +101,9 @@ def underway(session: Session, project: str, first: int) -> tuple[list[Job], dic
     unended = select(JobRow.state, func.count()).where(mine, JobRow.state.in_(records.UNENDED)).group_by(JobRow.state)
     counts = dict.fromkeys(records.UNENDED, 0) | {row[0]: row[1] for row in session.execute(unended)}
     started = select(JobRow).where(mine, JobRow.state.in_((State.starting.value, State.running.value)))
-    queue = select(JobRow).where(mine, waits).order_by(JobRow.priority.desc(), JobRow.place, JobRow.id).limit(first)
+    position = func.coalesce(JobRow.position, 1 << 30)
+    order = (JobRow.priority.desc(), position, JobRow.place, JobRow.id)
+    queue = select(JobRow).where(mine, waits).order_by(*order).limit(first)
     rows = [*session.scalars(started.order_by(JobRow.created, JobRow.id)), *session.scalars(queue)]
     return [records.load(row) for row in rows], counts
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -14,19 +14,31 @@ from modelyard import fields
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.tables import ArtefactRow
 from modelyard.db import Session
-from modelyard.errors import Invalid, NotFound
-from modelyard.jobs.types import Resolved, Submission, Target
+from modelyard.errors import Forbidden, Invalid, NotFound
+from modelyard.jobs.packing import slots_on
+from modelyard.jobs.reasons import too_large
+from modelyard.jobs.types import Amount, Node, Resolved, Submission, Target
 from modelyard.kinds import JobKind
+from modelyard.tenancy.types import DEFAULT_PROJECT, Principal, Scope
 
 _PREFIXES = "'dataset:NAME@VERSION', 'model:NAME@VERSION' or 'artefact:HASH'"
 
 
-def check_ranks(kind: JobKind, ranks: int, cpus: int) -> None:
+def check_ranks(kind: JobKind, ranks: int, each: Amount, nodes: Sequence[Node]) -> None:
     """Raises `Invalid` unless the kind may have that many ranks and the cluster could ever run them."""
     if ranks > 1 and not kind.gang:
         raise Invalid(f"Jobs of kind '{kind.name}' run as one rank, not {ranks}.")
-    if ranks > cpus:
-        raise Invalid(f"{ranks} ranks need {ranks} processors at once; there are {cpus}. Ask for at most {cpus} ranks.")
+    most = sum(slots_on(node.room, each) for node in nodes)
+    if ranks > most:
+        less = f"at most {most} rank{'s' * (most > 1)}" if most else "less for each rank"
+        raise Invalid(f"A gang of {ranks} {too_large(ranks, each, nodes)}. Ask for {less}.")
+
+
+def check_priority(principal: Principal, priority: int) -> None:
+    """Raises `Forbidden` for a priority that is not for everybody: it goes before all projects' shares."""
+    if priority > 0 and (principal.scope < Scope.admin or principal.project != DEFAULT_PROJECT):
+        who = f"administrators of the project '{DEFAULT_PROJECT}'"
+        raise Forbidden(f"A priority above 0 goes before every project's share and is for {who}; ask for 0 or less.")
 
 
 def check_target(kind: JobKind, target: Target | None, *, child: bool) -> None:
@@ -75,9 +87,8 @@ def pinned(resolved: Resolved) -> str:
     return resolved.reference if resolved.kind == "artefact" else f"{resolved.kind}:{resolved.reference}"
 
 
-def check(session: Session, project: str, asked: Submission, kind: JobKind, cpus: int, *, child: bool) -> tuple[Resolved, ...]:
-    """All checks but the config's, cheapest first; the inputs as pinned."""
-    check_ranks(kind, asked.ranks, cpus)
+def check(session: Session, project: str, asked: Submission, kind: JobKind, *, child: bool) -> tuple[Resolved, ...]:
+    """What is left to check once it is known to fit; the inputs as pinned."""
     check_target(kind, asked.target, child=child)
     check_roles(kind, asked.inputs)
     resolved = tuple(resolve(session, project, role, reference) for role, reference in asked.inputs.items())

@@ -15,7 +15,8 @@ class JobRow(Base):
     """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
     in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
     `abandoned` how many of its attempts ended because control did; `setbacks` how many in a row were lost without a checkpoint;
-    `not_before` when it may be started again."""
+    `not_before` when it may be started again. `resources` are a rank's; `position` and `why` what it was last told of the
+    queue."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "project", "created"),)
@@ -28,6 +29,7 @@ class JobRow(Base):
     resolved: Mapped[list[Any]]
     target: Mapped[dict[str, Any] | None]
     ranks: Mapped[int]
+    resources: Mapped[dict[str, Any]]
     timeout: Mapped[float | None]
     max_restarts: Mapped[int | None]
     parent: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
@@ -49,8 +51,20 @@ class JobRow(Base):
     outputs: Mapped[list[Any]] = mapped_column(default=list)
     pids: Mapped[list[Any]] = mapped_column(default=list)
     cpu_us: Mapped[int] = mapped_column(BigInteger, default=0)
+    position: Mapped[int | None]
     why: Mapped[str | None]
     events: Mapped[int] = mapped_column(default=0)
+
+
+class ShareRow(Base):
+    """What a project held of the cluster, on average over the window that was past `at` that moment: CPUs, GPUs, bytes."""
+
+    __tablename__ = "job_shares"
+    project: Mapped[str] = mapped_column(ForeignKey("projects.name"), primary_key=True)
+    cpus: Mapped[float]
+    gpus: Mapped[float]
+    memory: Mapped[float]
+    at: Mapped[datetime]
 
 
 class EventRow(Base):

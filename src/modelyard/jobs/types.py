@@ -49,6 +49,18 @@ class Amount(NamedTuple):
 ONE = Amount()
 
 
+class Resources(Config):
+    """What each rank of a job takes. `memory` in bytes; 0: none is set aside, and `job_memory` alone bounds it."""
+
+    cpus: int = Field(default=1, ge=1, le=1 << 16)
+    gpus: int = Field(default=0, ge=0, le=1 << 10)
+    memory: int = Field(default=0, ge=0, le=1 << 50)
+
+    @property
+    def amount(self) -> Amount:
+        return Amount(self.cpus, self.gpus, self.memory)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A machine that gangs run on, and what there is of it in all."""
@@ -65,7 +77,8 @@ class Target(Config):
 
 
 class Submission(Config):
-    """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>').
+    """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>'). `resources` are a
+    rank's.
 
     What is wrong is told as `Invalid`, also where a web framework validates.
     """
@@ -75,6 +88,8 @@ class Submission(Config):
     inputs: dict[str, str] = Field(default_factory=dict)
     target: Target | None = None
     ranks: int = Field(default=1, ge=1, le=1024)
+    resources: Resources = Resources()
+    priority: int = Field(default=0, ge=-100, le=100)
     timeout: float | None = Field(default=None, gt=0)
     max_restarts: int | None = Field(default=None, ge=0, le=1000)
 
@@ -116,9 +131,12 @@ class Job:
     resolved: tuple[Resolved, ...]
     target: Target | None
     ranks: int
+    resources: Amount
     timeout: float | None
     max_restarts: int | None
     parent: str | None
+    priority: int
+    position: int | None
     state: State
     cancelling: bool
     attempt: int
@@ -140,12 +158,14 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """As the management API shows it; `inputs` as pinned."""
-        shown = ("id", "kind", "ranks", "timeout", "max_restarts", "parent", "attempt", "error", "progress")
+        limits = ("ranks", "timeout", "max_restarts", "priority", "position")
+        shown = ("id", "kind", *limits, "parent", "attempt", "error", "progress")
         times = {name: getattr(self, name) for name in ("created", "started", "finished")}
         return {
             **{name: getattr(self, name) for name in shown},
             **{name: time.isoformat() if time else None for name, time in times.items()},
             "state": self.state.value,
+            "resources": self.resources._asdict(),
             "why": self.why and countdown(self.not_before, datetime.now(UTC)) + self.why,
             "config": dict(self.config),
             "inputs": dict(self.inputs),
@@ -169,8 +189,9 @@ class GangInput:
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """Everything needed to run one attempt of a job on one node. `token` fences: a later attempt has another.
-    `run` and `config_path` are import paths: of the function and of its `Config`; the config itself travels as JSON."""
+    """Everything needed to run one attempt of a job. `token` fences: a later attempt has another. `nodes`: how many ranks on
+    which, rank 0 on the first; `each`: what a rank may take of them. `run` and `config_path` are import paths: of the function
+    and of its `Config`; the config itself travels as JSON."""
 
     token: str
     job: str
@@ -180,6 +201,8 @@ class Gang:
     inputs: Mapping[str, GangInput]
     ranks: int
     work: Path
+    nodes: tuple[tuple[str, int], ...] = ()
+    each: Amount = ONE
     resume: Path | None = None
     memory: int = 16 << 30
     disk: int = 64 << 30
@@ -269,8 +292,8 @@ class Executor(Protocol):
         ...
 
     def replicas(self) -> Mapping[str, ProcessStatus]: ...
-    def cpus(self) -> int:
-        """Ranks that may run at once on all nodes."""
+    def nodes(self) -> Sequence[Node]:
+        """The machines that gangs can run on, and what there is of each."""
         ...
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:

@@ -149,6 +149,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_usage_project_at"), ["project", "at"], unique=False)
 
     op.create_table(
+        "job_shares",
+        sa.Column("project", sa.String(), nullable=False),
+        sa.Column("cpus", sa.Double(), nullable=False),
+        sa.Column("gpus", sa.Double(), nullable=False),
+        sa.Column("memory", sa.Double(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name=op.f("fk_job_shares_project")),
+        sa.PrimaryKeyConstraint("project", name=op.f("pk_job_shares")),
+    )
+    op.create_table(
         "jobs",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("project", sa.String(), nullable=False),
@@ -159,6 +169,7 @@ def upgrade() -> None:
         sa.Column("resolved", sa.JSON(), nullable=False),
         sa.Column("target", sa.JSON(), nullable=True),
         sa.Column("ranks", sa.Integer(), nullable=False),
+        sa.Column("resources", sa.JSON(), nullable=False),
         sa.Column("timeout", sa.Double(), nullable=True),
         sa.Column("max_restarts", sa.Integer(), nullable=True),
         sa.Column("parent", sa.String(), nullable=True),
@@ -180,6 +191,7 @@ def upgrade() -> None:
         sa.Column("outputs", sa.JSON(), nullable=False),
         sa.Column("pids", sa.JSON(), nullable=False),
         sa.Column("cpu_us", sa.BigInteger(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=True),
         sa.Column("why", sa.String(), nullable=True),
         sa.Column("events", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["parent"], ["jobs.id"], name=op.f("fk_jobs_parent")),
@@ -287,6 +299,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_jobs_parent"))
 
     op.drop_table("jobs")
+    op.drop_table("job_shares")
     with op.batch_alter_table("usage", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_usage_project_at"))
 
