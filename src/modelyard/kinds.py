@@ -20,6 +20,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raises `Invalid` where a job so configured cannot have so many ranks. Called at submission; most take any number."""
+
 
 class ArtefactView(Protocol):
     """Read access to one artefact: an immutable folder of files, addressed by `hash`."""
@@ -105,8 +108,9 @@ class JobContext(Protocol):
         """A sign of life; raises `Cancelled` if the job was asked to stop. Call it at least every few seconds."""
         ...
 
-    def checkpoint(self, step: int, folder: Path) -> None:
-        """Keep `folder` (inside `work`) as the newest complete checkpoint. Returns when it is stored."""
+    def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
+        """Keep `folder` (inside `work`) as the newest complete checkpoint. Returns when it is stored; then the job has the
+        `last` so many, and the one with the lowest `score`. A thread may call it while others work."""
         ...
 
     def latest(self) -> Path | None:
@@ -244,7 +248,7 @@ class FolderContext:
 
     def check(self) -> None: ...
 
-    def checkpoint(self, step: int, folder: Path) -> None:
+    def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
         target = self.work / "latest"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)

@@ -1,6 +1,7 @@
 """One rank, with a launcher made of lists: what it tells, how often, and whose fault its end is."""
 
 import errno
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,32 @@ def test_cancellation_is_seen_by_check_and_by_whoever_waits(tmp_path: Path) -> N
     for act in (RankContext.check, lambda context: context.wait("child")):
         with pytest.raises(Cancelled):
             act(RankContext(gang(tmp_path), 0, Port([{"cancel": True}])))
+
+
+def test_a_thread_that_asks_hears_for_the_one_that_works(tmp_path: Path) -> None:
+    """While a checkpoint is stored, `check` takes no answer away from it and still sees that the job is cancelled."""
+    asked, let_go = threading.Event(), threading.Event()
+
+    class Slow(Port):
+        def read(self, *, wait: bool) -> list[dict[str, Any]]:
+            assert wait, "check read what another waits for"
+            asked.set()
+            assert let_go.wait(10)
+            return [{"cancel": True}, {"answer": 1}]
+
+    context = RankContext(gang(tmp_path), 0, Slow())
+    thread = threading.Thread(target=context.checkpoint, args=(3, tmp_path), kwargs={"score": float("nan"), "last": 2})
+    thread.start()
+    assert asked.wait(10)
+    context.check()
+    let_go.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    (said,) = [message for message in context._port.said if message["type"] == "checkpoint"]  # type: ignore[attr-defined]
+    assert (said["step"], said["score"], said["last"]) == (3, None, 2)
+    context._port.read = lambda *, wait: []  # type: ignore[method-assign]
+    with pytest.raises(Cancelled):
+        context.check()
 
 
 def done(config: Any, inputs: Any, outputs: Any, context: Any) -> None:

@@ -1,10 +1,10 @@
-"""The newest whole checkpoint, and only that."""
+"""The newest whole checkpoints and the best one, and only those."""
 
 from pathlib import Path
 
 import pytest
 
-from modelyard.errors import Damaged, Invalid
+from modelyard.errors import Damaged, Invalid, Unavailable
 from modelyard.storage import Artefacts
 from modelyard.testing import MemoryStore
 
@@ -25,9 +25,13 @@ def folder(tmp_path):
     return tmp_path / "step"
 
 
-def put(yard, folder, text, job="j"):
+def put(yard, folder, text, job="j", **policy):
     (folder / "rank 0/state#1").write_text(text)
-    return yard.put_checkpoint("p", job, folder)
+    return yard.put_checkpoint("p", job, folder, **policy)
+
+
+def numbers(store):
+    return {key.split("/")[4] for key in store.objects} - {"latest.json"}
 
 
 def latest(yard, tmp_path, job="j", project="p"):
@@ -44,6 +48,48 @@ def test_the_newest_is_kept_and_the_older_are_dropped(yard, folder, store, tmp_p
     assert [put(yard, folder, text) for text in ("one", "two", "three")] == [1, 2, 3]
     assert latest(yard, tmp_path) == "three"
     assert {key.split("/")[4] for key in store.objects} == {"3", "latest.json"}
+
+
+def test_the_last_few_and_the_best_are_kept(yard, folder, store, tmp_path):
+    kept = []
+    for score in (0.5, 0.2, 0.2, 0.9, 0.8, None):
+        put(yard, folder, str(score), score=score, last=2)
+        kept.append(numbers(store))
+    assert kept == [{"1"}, {"1", "2"}, {"2", "3"}, {"3", "4"}, {"3", "4", "5"}, {"3", "5", "6"}]
+    assert latest(yard, tmp_path) == "None"
+
+
+def test_where_the_newest_is_damaged_the_one_before_is_taken(yard, folder, store, tmp_path):
+    for text in ("one", "two", "three"):
+        put(yard, folder, text, last=3)
+    for number, harm in (("3", lambda key: store.put(key, b"thr33")), ("2", store.delete)):
+        for key in [key for key in store.objects if f"/{number}/" in key]:
+            harm(key)
+    assert latest(yard, tmp_path) == "one"
+
+
+def test_what_was_written_of_one_that_failed_is_removed(yard, folder, store, tmp_path, monkeypatch):
+    put(yard, folder, "one")
+    (folder / "second").write_text("more")
+    real = store.put
+
+    def full(key, data, **options):
+        if b"more" in bytes(data):
+            raise Unavailable("the disk is full")
+        return real(key, data, **options)
+
+    monkeypatch.setattr(store, "put", full)
+    with pytest.raises(Unavailable):
+        put(yard, folder, "two")
+    assert numbers(store) == {"1"}
+    assert latest(yard, tmp_path) == "one"
+
+
+def test_jobs_with_checkpoints_are_known(yard, folder, store):
+    put(yard, folder, "one")
+    put(yard, folder, "other", job="jj")
+    assert yard.checkpointed("p") == {"j", "jj"}
+    assert yard.checkpointed("q") == set()
 
 
 def test_it_replaces_what_was_there_and_can_be_written_to(yard, folder, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import math
 import os
 import shutil
 import signal
@@ -121,13 +122,18 @@ class RankContext:
 
     def check(self) -> None:
         self._beat()
-        self._hear(self._port.read(wait=False))
+        if self._asking.acquire(blocking=False):  # else a thread that asked something hears for this one too
+            try:
+                self._hear(self._port.read(wait=False))
+            finally:
+                self._asking.release()
         if self._cancelled:
             raise Cancelled
 
-    def checkpoint(self, step: int, folder: Path) -> None:
+    def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
         if self._rank == 0:
-            self._ask({"type": "checkpoint", "step": int(step), "folder": str(folder)})
+            policy = {"score": None if score is None or not math.isfinite(score) else float(score), "last": int(last)}
+            self._ask({"type": "checkpoint", "step": int(step), "folder": str(folder), **policy})
 
     def latest(self) -> Path | None:
         return self._gang.resume

@@ -128,17 +128,26 @@ class Artefacts:
             raise Invalid(f"The range {start} to {stop} is not inside '{path}', which has {size} bytes.")
         return transfer.read_file(self._store, lambda chunk: _blob_key(project, chunk), manifest, path, start, stop)
 
-    def put_checkpoint(self, project: str, job: str, folder: Path, *, within: Path | None = None) -> int:
-        """Keep a folder as the job's newest checkpoint; returns its number. Older ones are dropped once it is whole."""
+    def put_checkpoint(
+        self, project: str, job: str, folder: Path, *, within: Path | None = None, score: float | None = None, last: int = 1
+    ) -> int:
+        """Keep a folder as the job's newest checkpoint; returns its number. Once it is whole those are dropped that are neither
+        among the `last` nor the one with the lowest `score`."""
         with OpenFolder(folder, within) as source:
-            return self._checkpoints(project, job).put(source)
+            return self._checkpoints(project, job).put(source, score=score, last=last)
 
     def latest_checkpoint(self, project: str, job: str, target: Path) -> Path | None:
-        """Write the newest whole checkpoint into `target`, replacing what is there. None: there is none. Raises `Damaged`."""
+        """Write the newest whole checkpoint into `target`, replacing what is there; an older one where that is damaged. None:
+        there is none. Raises `Damaged` where none is whole."""
         return target if self._checkpoints(project, job).fetch(target) else None
 
     def drop_checkpoints(self, project: str, job: str) -> None:
         self._checkpoints(project, job).drop()
+
+    def checkpointed(self, project: str) -> set[str]:
+        """The project's jobs that have checkpoints, or what is left of some."""
+        prefix = f"{_project_key(project)}/checkpoints"
+        return {key.removeprefix(f"{prefix}/").partition("/")[0] for key in self._store.list(prefix)}
 
     def _checkpoints(self, project: str, job: str) -> Checkpoints:
         return Checkpoints(self._store, f"{_project_key(project)}/checkpoints/{_word(job, 'job')}")

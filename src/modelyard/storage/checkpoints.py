@@ -1,26 +1,43 @@
-"""A job's checkpoints: the newest whole one, on the object store, so that a lost node loses nothing.
+"""A job's checkpoints on the object store, so that a lost node loses nothing: the last few and the best, the rest collected.
 
-Chunks lie below a number of their own, not among the project's blobs, so that a superseded checkpoint is dropped at once.
-`latest.json` is written last, in one go: it names the number and holds the manifest that everything is verified against.
+Chunks lie below a number of their own, not among the project's blobs, so that what is superseded is dropped at once.
+`latest.json` is written last, in one go: it names the numbers that are kept and holds the manifests that everything is verified
+against. Whoever is killed in between leaves chunks that nothing names, which the next one collects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from modelyard.errors import Damaged, Invalid, NotFound
+from modelyard.errors import Damaged, Invalid, NotFound, Unavailable
 from modelyard.storage import transfer
 from modelyard.storage.folders import OpenFolder, remove
 from modelyard.storage.manifest import Manifest
 from modelyard.storage.stores import ObjectStore
 
 
-class _Latest(msgspec.Struct):
+class Kept(msgspec.Struct, frozen=True):
+    """A whole checkpoint. `score`: the lower the better; None where nobody said how good it is."""
+
     seq: int
     hash: str
     manifest: msgspec.Raw
+    score: float | None = None
+
+
+class _Record(msgspec.Struct):
+    kept: list[Kept]
+
+
+def choose(kept: Sequence[Kept], last: int) -> list[Kept]:
+    """Of checkpoints, oldest first, those to keep: the last so many, and the best, of equals the newest."""
+    scored = [one for one in kept if one.score is not None]
+    best = min(scored, key=lambda one: (one.score, -one.seq), default=None)
+    newest = kept[max(0, len(kept) - max(1, last)) :]
+    return [one for one in kept if one in newest or one is best]
 
 
 class Checkpoints:
@@ -30,45 +47,67 @@ class Checkpoints:
         self._store = store
         self._prefix = prefix
 
-    def put(self, source: OpenFolder) -> int:
-        """Store a checkpoint and forget the older ones; returns its number, from 1."""
-        latest = self._latest()
-        number = latest[0] + 1 if latest else 1
-        manifest = transfer.upload(self._store, lambda digest: f"{self._prefix}/{number}/{digest}", source)
-        record = _Latest(number, manifest.hash, msgspec.Raw(manifest.to_bytes()))
-        self._store.put(f"{self._prefix}/latest.json", msgspec.json.encode(record))
-        self._forget(keep=number)
+    def put(self, source: OpenFolder, *, score: float | None = None, last: int = 1) -> int:
+        """Store a checkpoint and forget those that are to be kept no more; returns its number, from 1."""
+        kept = self._kept()
+        number = kept[-1].seq + 1 if kept else 1
+        try:
+            manifest = transfer.upload(self._store, self._key_of(number), source)
+        except Unavailable:  # a full disk, most likely: what was written of it is in the way
+            self._forget(keep=[one.seq for one in kept])
+            raise
+        found = choose([*kept, Kept(number, manifest.hash, msgspec.Raw(manifest.to_bytes()), score)], last)
+        self._store.put(f"{self._prefix}/latest.json", msgspec.json.encode(_Record(found)))
+        self._forget(keep=[one.seq for one in found])
         return number
 
     def fetch(self, target: Path) -> bool:
-        """Write the newest checkpoint into `target`. False: there is none."""
-        latest = self._latest()
-        if latest is None:
-            return False
-        number, manifest = latest
-        remove(target)
-        transfer.download(self._store, lambda digest: f"{self._prefix}/{number}/{digest}", manifest, target)
-        return True
+        """Write the newest checkpoint that is whole into `target`. False: there is none. Raises `Damaged` where none of those
+        that were kept is whole."""
+        kept = self._kept()
+        for one in reversed(kept):
+            remove(target)
+            try:
+                transfer.download(self._store, self._key_of(one.seq), _manifest(one), target)
+            except (Damaged, NotFound):
+                if one is kept[0]:
+                    raise
+            else:
+                return True
+        return False
 
     def drop(self) -> None:
         # The name first: what is left of a killed drop must not look like a checkpoint.
         self._store.delete(f"{self._prefix}/latest.json")
-        self._forget(keep=None)
+        self._forget(keep=())
 
-    def _latest(self) -> tuple[int, Manifest] | None:
+    def _key_of(self, number: int) -> transfer.KeyOf:
+        return lambda digest: f"{self._prefix}/{number}/{digest}"
+
+    def _kept(self) -> list[Kept]:
+        """Oldest first."""
         try:
-            record = msgspec.json.decode(self._store.get(f"{self._prefix}/latest.json"), type=_Latest)
-            manifest = Manifest.from_bytes(record.manifest)
-            if manifest.hash != record.hash:
-                raise Invalid("The manifest does not match its hash.")
-            return record.seq, manifest
+            return msgspec.json.decode(self._store.get(f"{self._prefix}/latest.json"), type=_Record).kept
         except NotFound:
-            return None
-        except (ValueError, Invalid) as error:
-            raise Damaged("The record of the newest checkpoint is damaged; drop them to start over.") from error
+            return []
+        except ValueError as error:
+            raise Damaged(_BROKEN) from error
 
-    def _forget(self, keep: int | None) -> None:
-        kept = f"{self._prefix}/{keep}/"
+    def _forget(self, keep: Sequence[int]) -> None:
+        kept = tuple(f"{self._prefix}/{number}/" for number in keep)
         for key in list(self._store.list(self._prefix)):
             if not key.startswith(kept) and key != f"{self._prefix}/latest.json":
                 self._store.delete(key)
+
+
+def _manifest(one: Kept) -> Manifest:
+    try:
+        manifest = Manifest.from_bytes(one.manifest)
+    except (ValueError, Invalid) as error:
+        raise Damaged(_BROKEN) from error
+    if manifest.hash != one.hash:
+        raise Damaged(_BROKEN)
+    return manifest
+
+
+_BROKEN = "The record of the newest checkpoint is damaged; drop them to start over."

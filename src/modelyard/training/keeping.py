@@ -1,0 +1,59 @@
+"""Keeping checkpoints while training goes on: rank 0 has a thread write and store a copy, one at a time.
+
+`loop` calls it. What goes wrong in it, such as a full disk, is told and costs that checkpoint alone: the last good one stays,
+and training goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from modelyard.errors import ModelyardError
+from modelyard.kinds import Cancelled, JobContext
+
+# Seconds between signs of life while a checkpoint is waited for.
+_LOOK = 0.1
+
+
+class Keeper:
+    """At most one checkpoint is under way. `last`: how many are kept, beside the best."""
+
+    def __init__(self, context: JobContext, last: int = 1) -> None:
+        self._context = context
+        self._last = last
+        self._thread: threading.Thread | None = None
+        self.failed = 0
+
+    def keep(self, step: int, folder: Path, write: Callable[[Path], None], score: float | None = None) -> None:
+        """Have `write` fill `folder` and store it; returns at once, but first waits for the one before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._keep, args=(step, folder, write, score), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is under way. Raises `Cancelled` where the job is asked to stop meanwhile."""
+        thread = self._thread
+        while thread is not None and thread.is_alive():
+            thread.join(_LOOK)
+            self._context.check()
+        self._thread = None
+
+    def _keep(self, step: int, folder: Path, write: Callable[[Path], None], score: float | None) -> None:
+        began = time.monotonic()
+        try:
+            write(folder)
+            self._context.checkpoint(step, folder, score=score, last=self._last)
+        except Cancelled:
+            return  # the loop hears of it too
+        except (ModelyardError, OSError, RuntimeError, ValueError) as error:
+            self.failed += 1
+            self._context.log(f"WARNING: the checkpoint of {step} could not be kept, the last good one stays: {error}")
+            self._context.report(checkpoints_failed=self.failed, checkpoint_error=str(error)[:500])
+        else:
+            self._context.report(checkpoint_seconds_behind=round(time.monotonic() - began, 3))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""Ranks killed at random moments, some while a checkpoint is being kept: the job always recovers, soon, and ends with the
+weights of a run that nobody disturbed, bit for bit. Three kills here; thirty in the soak. The seeds are printed.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jobs_bench import Bench, bench
+
+from modelyard import work
+from modelyard.data.config import ImportDatasetConfig
+from modelyard.data.importing import run as import_dataset
+from modelyard.jobs import service
+from modelyard.jobs.types import Job, State, Submission, Target
+from modelyard.kinds import FolderContext, FolderOutputs
+
+# Seconds from a kill to the first step of the next gang.
+SOON = 5.0
+CONFIG = {"epochs": 12, "batch_size": 24, "seed": 7, "image_classifier": {"width": 8}}
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with bench(tmp_path_factory.mktemp("yard"), job_memory=2 << 30, job_cpus=2) as yard:
+        yard.kinds.add("train", work.TRAIN)
+        yield yard
+
+
+@pytest.fixture(scope="module")
+def dataset(yard: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("digits")
+    outputs = FolderOutputs(folder)
+    import_dataset(ImportDatasetConfig(source="sklearn:digits"), {}, outputs, FolderContext(folder))
+    return f"artefact:{yard.artefact(outputs.published['dataset']['folder'])}"
+
+
+def submit(yard: Bench, dataset: str, **config: Any) -> str:
+    asked = Submission(
+        kind="train",
+        config=CONFIG | config,
+        inputs={"dataset": dataset},
+        ranks=2,
+        target=Target(kind="model", name="m"),
+        max_restarts=1000,
+    )
+    with yard.db.begin() as session:
+        job = service.submit(session, yard.principal, asked, yard.kinds, nodes=yard.executor.nodes())
+    yard.scheduler.wake()
+    return job.id
+
+
+def steps(job: Job) -> int:
+    return int(job.progress["done"]) if job.progress and job.state is State.running else -1
+
+
+def keeping(yard: Bench, job: str) -> bool:
+    """Whether a checkpoint is being written or stored right now."""
+    return any(list((attempt / "work").glob("checkpoint-*")) for attempt in (yard.settings.jobs / job).glob("*"))
+
+
+class Killer:
+    """Kills ranks of one job; remembers how soon it was back."""
+
+    def __init__(self, yard: Bench, job: str, seed: int) -> None:
+        self.yard, self.job, self.draw = yard, job, random.Random(seed)
+        self.recoveries: list[float] = []
+        self.while_keeping = 0
+
+    def strike(self, *, while_keeping: bool) -> bool:
+        """Wait for a random moment, kill a random rank, wait for the next gang's first step. False: the job was done before."""
+        yard, before = self.yard, self.yard.job(self.job)
+        wanted = steps(before) + self.draw.randint(1, 60)
+        moment = yard.until(lambda: self._moment(wanted, while_keeping=while_keeping))
+        if moment == "over":
+            return False
+        attempt = yard.job(self.job).attempt
+        pid = self.draw.choice(list(yard.job(self.job).pids))
+        self.while_keeping += keeping(yard, self.job)
+        began = time.monotonic()
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return yard.job(self.job).state.ended is False
+        yard.until(lambda: self._again(attempt) or yard.job(self.job).state.ended)
+        if yard.job(self.job).state.ended:
+            return False
+        self.recoveries.append(time.monotonic() - began)
+        return True
+
+    def _moment(self, wanted: int, *, while_keeping: bool) -> str | None:
+        job = self.yard.job(self.job)
+        if job.state.ended:
+            return "over"
+        reached = steps(job) >= wanted and bool(job.pids)
+        return "now" if reached and (not while_keeping or keeping(self.yard, self.job)) else None
+
+    def _again(self, attempt: int) -> bool:
+        events = self.yard.events(self.job)
+        begun = [event["seq"] for event in events if event["type"] == "state" and event["state"] == "running"]
+        return len(begun) > attempt and any(event["type"] == "progress" and event["seq"] > begun[attempt] for event in events)
+
+
+def disturbed(yard: Bench, dataset: str, kills: int, seed: int, **config: Any) -> tuple[Job, Killer]:
+    """A job under so many kills, every third of them while a checkpoint is kept."""
+    print(f"kills: {kills}, seed: {seed}")
+    job = submit(yard, dataset, **config)
+    killer = Killer(yard, job, seed)
+    while len(killer.recoveries) < kills and killer.strike(while_keeping=len(killer.recoveries) % 3 == 1):
+        pass
+    (ended,) = yard.finish(job)
+    return ended, killer
+
+
+def undisturbed(yard: Bench, dataset: str, **config: Any) -> Job:
+    (ended,) = yard.finish(submit(yard, dataset, **config))
+    return ended
+
+
+def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int) -> None:
+    assert (ended.state, quiet.state) == (State.succeeded, State.succeeded), (ended.error, quiet.error)
+    assert len(killer.recoveries) == kills
+    assert ended.attempt == 1 + kills
+    assert max(killer.recoveries) < SOON, killer.recoveries
+    assert [output["hash"] for output in ended.outputs] == [output["hash"] for output in quiet.outputs]
+    assert sum("resumed after" in line for line in yard.log(ended.id).splitlines()) >= 1
+
+
+def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
+    ended, killer = disturbed(yard, dataset, 3, seed=1, epochs=10)
+    check(yard, ended, killer, undisturbed(yard, dataset, epochs=10), 3)
+    print("recovered in", [round(seconds, 2) for seconds in killer.recoveries])
+
+
+@pytest.mark.soak
+def test_thirty_kills_change_nothing(yard: Bench, dataset: str) -> None:
+    seed = random.SystemRandom().randrange(1 << 31)
+    ended, killer = disturbed(yard, dataset, 30, seed=seed, epochs=150)
+    check(yard, ended, killer, undisturbed(yard, dataset, epochs=150), 30)
+    assert killer.while_keeping >= 5
+    print(f"seed {seed}: recovered in", sorted(round(seconds, 2) for seconds in killer.recoveries))

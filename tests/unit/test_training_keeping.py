@@ -1,0 +1,88 @@
+"""Checkpoints beside training: one at a time, and what goes wrong in one is no more than that."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelyard.errors import Unavailable
+from modelyard.kinds import Cancelled, FolderContext
+from modelyard.training.keeping import Keeper
+
+
+class Context(FolderContext):
+    """Remembers what was stored, and holds each until `gate` is open."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(work)
+        self.stored: list[tuple[int, str, Any]] = []
+        self.gate = threading.Event()
+        self.checks = 0
+
+    def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
+        assert self.gate.wait(10)
+        self.stored.append((step, (folder / "text").read_text(), (score, last)))
+
+    def check(self) -> None:
+        self.checks += 1
+        self.gate.set()
+
+
+def text(what: str) -> Any:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "text").write_text(what)
+
+    return write
+
+
+def test_training_goes_on_while_one_is_stored_and_the_next_waits(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    keeper = Keeper(context, last=3)
+    keeper.keep(1, tmp_path / "1", text("one"), score=0.5)
+    assert context.stored == []
+    keeper.keep(2, tmp_path / "2", text("two"))
+    assert context.stored[0] == (1, "one", (0.5, 3))
+    assert context.checks >= 1
+    keeper.wait()
+    assert [step for step, *_ in context.stored] == [1, 2]
+    assert not list(tmp_path.glob("[12]"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), Unavailable("the store is full"), RuntimeError("io")]
+)
+def test_what_fails_is_told_and_training_goes_on(tmp_path: Path, error: Exception) -> None:
+    context = Context(tmp_path)
+    context.gate.set()
+    keeper = Keeper(context)
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half").write_text("of it")
+        raise error
+
+    keeper.keep(1, tmp_path / "1", full)
+    keeper.wait()
+    assert context.stored == []
+    assert context.facts["checkpoints_failed"] == 1
+    assert "the last good one stays" in context.lines[0]
+    assert not (tmp_path / "1").exists()
+    keeper.keep(2, tmp_path / "2", text("two"))
+    keeper.wait()
+    assert [step for step, *_ in context.stored] == [2]
+
+
+def test_a_cancelled_job_waits_no_longer(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    keeper = Keeper(context)
+
+    def cancelled() -> None:
+        context.gate.set()
+        raise Cancelled
+
+    context.check = cancelled  # type: ignore[method-assign]
+    keeper.keep(1, tmp_path / "1", text("one"))
+    with pytest.raises(Cancelled):
+        keeper.wait()
