@@ -12,6 +12,7 @@ from modelyard.kinds import JobKind
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.plugins import Registry
 from modelyard.training.config import TrainConfig
+from modelyard.training.sweep.config import SweepConfig
 
 IMPORT_DATASET = JobKind(
     name="import-dataset",
@@ -36,6 +37,15 @@ TRAIN = JobKind(
     optional=("code", "model"),
     gang=True,
 )
+SWEEP = JobKind(
+    name="sweep",
+    config=SweepConfig,
+    run="modelyard.training.sweep.run:run",
+    target="model",
+    inputs=("dataset",),
+    optional=("code", "model", "base"),
+    rejoins=True,
+)
 OPTIMISE = JobKind(
     name="optimise",
     config=OptimiseConfig,
@@ -50,6 +60,7 @@ KINDS: Registry[JobKind] = Registry(
     {
         "import-dataset": "modelyard.work:IMPORT_DATASET",
         "import-model": "modelyard.work:IMPORT_MODEL",
+        "sweep": "modelyard.work:SWEEP",
         "train": "modelyard.work:TRAIN",
         "optimise": "modelyard.work:OPTIMISE",
     },

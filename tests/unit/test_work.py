@@ -7,7 +7,7 @@ from modelyard.work import KINDS
 
 
 def test_the_kinds_are_those_of_the_api():
-    assert {"import-dataset", "import-model", "optimise", "train"} <= set(KINDS.names())
+    assert {"import-dataset", "import-model", "optimise", "sweep", "train"} <= set(KINDS.names())
 
 
 def test_every_kind_is_registered_under_its_own_name_and_its_config_has_a_wire_form():
