@@ -19,8 +19,8 @@ from modelyard.jobs import service
 from modelyard.jobs.types import Job, State, Submission, Target
 from modelyard.kinds import FolderContext, FolderOutputs
 
-# Seconds from a kill to the first step of the next gang.
-SOON = 5.0
+# Seconds from a kill to the first step of the next gang: on a quiet machine, and on one with other tests beside.
+SOON, LATER = 5.0, 30.0
 CONFIG = {"epochs": 12, "batch_size": 24, "seed": 7, "image_classifier": {"width": 8}}
 
 
@@ -121,18 +121,18 @@ def undisturbed(yard: Bench, dataset: str, **config: Any) -> Job:
     return ended
 
 
-def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int) -> None:
+def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int, soon: float) -> None:
     assert (ended.state, quiet.state) == (State.succeeded, State.succeeded), (ended.error, quiet.error)
     assert len(killer.recoveries) == kills
     assert ended.attempt == 1 + kills
-    assert max(killer.recoveries) < SOON, killer.recoveries
+    assert max(killer.recoveries) < soon, killer.recoveries
     assert [output["hash"] for output in ended.outputs] == [output["hash"] for output in quiet.outputs]
     assert sum("resumed after" in line for line in yard.log(ended.id).splitlines()) >= 1
 
 
 def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
     ended, killer = disturbed(yard, dataset, 3, seed=1, epochs=10)
-    check(yard, ended, killer, undisturbed(yard, dataset, epochs=10), 3)
+    check(yard, ended, killer, undisturbed(yard, dataset, epochs=10), 3, LATER)
     print("recovered in", [round(seconds, 2) for seconds in killer.recoveries])
 
 
@@ -140,6 +140,6 @@ def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
 def test_thirty_kills_change_nothing(yard: Bench, dataset: str) -> None:
     seed = random.SystemRandom().randrange(1 << 31)
     ended, killer = disturbed(yard, dataset, 30, seed=seed, epochs=150)
-    check(yard, ended, killer, undisturbed(yard, dataset, epochs=150), 30)
+    check(yard, ended, killer, undisturbed(yard, dataset, epochs=150), 30, SOON)
     assert killer.while_keeping >= 5
     print(f"seed {seed}: recovered in", sorted(round(seconds, 2) for seconds in killer.recoveries))

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from modelyard.db import Database, Session, now
 from modelyard.errors import Crashed, Internal, ModelyardError, Unavailable
-from modelyard.jobs import endings, queue, records
+from modelyard.jobs import endings, queue, records, retention
 from modelyard.jobs.active import Active
 from modelyard.jobs.assign import Placement, assign
 from modelyard.jobs.desk import Desk
@@ -38,6 +38,8 @@ from modelyard.telemetry import UNEXPECTED, Counter, log
 _log = log(__name__)
 _ENDED = Counter("modelyard_jobs_ended_total", "Attempts of jobs that ended, by how.", ["state"])
 
+# Seconds between two collections of checkpoints that nobody needs.
+_COLLECT = 3600.0
 # Seconds between two looks at the queue when nothing happens: another control may have written to it.
 _LOOK = 0.5
 # Seconds after which a cancelled gang is killed from outside; its launcher does so after ten.
@@ -68,7 +70,7 @@ class Scheduler:
         self._shares = Shares(settings.job_share_half_life)
         self._notices = queue.Notices()
         self._woken = True
-        self._looked = 0.0
+        self._looked, self._collected = 0.0, -_COLLECT
 
     def run(self, stop: threading.Event) -> None:
         """Tick until `stop` is set and `wake` was called. Gangs end with this process."""
@@ -98,6 +100,9 @@ class Scheduler:
             self._guard(active)
         if self._woken or time.monotonic() - self._looked >= _LOOK:
             self._woken, self._looked = False, time.monotonic()
+            if self._looked - self._collected >= _COLLECT:
+                self._collected = self._looked
+                self._pool.submit(self._attempt, self._collect)
             self._attempt(self._look)
 
     def recover(self) -> None:
@@ -248,6 +253,9 @@ class Scheduler:
         """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
         if ended is None or self._attempt(lambda: self._artefacts.drop_checkpoints(ended.project, ended.id)):
             removal.remove(folder)
+
+    def _collect(self) -> None:
+        retention.collect(self._db, self._artefacts, self._settings.checkpoint_days)
 
     def _look(self) -> None:
         """See to cancellations, to parents whose children ended, and to the queue."""
