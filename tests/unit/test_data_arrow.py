@@ -119,6 +119,24 @@ def test_what_the_datasets_library_saves(tmp_path):
         saved(view)
 
 
+def test_a_saved_dataset_is_read_without_its_library(tmp_path):
+    table = labelled(x=["a", "b"], y=[1, 0])
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+        with pa.ipc.new_stream(tmp_path / split / "data.arrow", table.schema) as stream:
+            stream.write_table(table)
+    view = FolderView(tmp_path)
+    records = arrow(view, saved(view), ImportDatasetConfig(), {})
+    assert records.own == {"select"}
+    assert [(r.split, r.values["x"], r.values["y"]) for r in records.read()] == [
+        ("train", "a", "yes"), ("train", "b", "no"), ("select", "a", "yes"), ("select", "b", "no"),
+    ]  # fmt: skip
+    (tmp_path / "validation").rename(tmp_path / "holdout")
+    with pytest.raises(Invalid, match="'holdout' is no split that is known; expected one of train"):
+        saved(view)
+
+
 def test_another_state_json_is_no_dataset(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(Invalid, match="is not what `save_to_disk` writes"):

@@ -98,7 +98,7 @@ def _nothing(wanted: str) -> str:
         return f"There is nothing to import: give files ({kinds}, or images by class) or a source such as sklearn:digits."
     return (
         f"A job has no network, so it cannot fetch '{wanted}'. `modelyard dataset import NAME --from {wanted}` fetches it in "
-        "the client, where there is one (pip install 'modelyard[hub]'); or give its Parquet or JSONL files."
+        "the client, where there is one (pip install 'modelyard[all]'); or give its Parquet or JSONL files."
     )
 
 
