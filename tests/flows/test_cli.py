@@ -220,6 +220,24 @@ def test_large_files_travel_in_chunks_and_only_once(platform: Yard, tmp_path: Pa
     assert Manifest.of_folder(back).hash == artefact
 
 
+def test_datasets_come_from_files_of_several_kinds(cli: Cli, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    lines = [json.dumps({"messages": [{**chat[0], "content": f"{n}?"}, chat[1]], "source": n}) for n in range(50)]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+    made = cli("dataset import talks --column messages --from", tmp_path / "talks.jsonl")
+    assert (made["task"], made["metadata"]["features"]) == ("text-generation", {"messages": "chat"})
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "train.txt").write_text("one\ntwo\n\nthree")
+    (tmp_path / "book" / "test.txt").write_text("four\n\nfive")
+    made = cli("dataset import book --rows paragraph --from", tmp_path / "book")
+    assert (made["metadata"]["rows"], made["metadata"]["splits"]["report"]) == (4, 2)
+    (tmp_path / "talks.jsonl").write_text("\n".join([*lines, '{"messages": 1, "source": 2}']))
+    error = cli("dataset import talks --from", tmp_path / "talks.jsonl", fails=6)
+    assert "'talks.jsonl', line 51, 'messages': 1 where a list of messages was expected" in error["message"]
+    error = cli("dataset import news --from hf:org/name", fails=5, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "give the files: --from FOLDER" in error["message"]
+
+
 def test_what_is_no_longer_wanted_goes(served: dict[str, Any], cli: Cli) -> None:
     cli("undeploy digits")
     cli("delete digits-cnn --yes")
