@@ -1,5 +1,6 @@
-"""The job kind `import-model`: a model from elsewhere becomes a version. ONNX graphs come as they are; PyTorch weights come
-with the source of their module, and where their inputs are stated they are converted to ONNX besides.
+"""The job kind `import-model`: a model from elsewhere becomes a version. ONNX graphs come as they are, and so do Hugging Face
+folders; PyTorch weights come with the source of their module, and where their inputs are stated they are converted to ONNX
+besides.
 
 Runs inside the sandbox, and still opens nothing that could run code but the module's source, which is the user's to run.
 """
@@ -31,8 +32,14 @@ class Importer(Protocol):
 
 
 IMPORTERS: Registry[Importer] = Registry(
-    "importer", {"onnx": "modelyard.conversion.from_onnx:read", "torch": "modelyard.conversion.from_torch:read"}
+    "importer",
+    {
+        "onnx": "modelyard.conversion.from_onnx:read",
+        "torch": "modelyard.conversion.from_torch:read",
+        "huggingface": "modelyard.conversion.from_huggingface:read",
+    },
 )
+FOLDER = "config.json"  # what a Hugging Face folder is known by
 ENDINGS = {".onnx": "onnx", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
 
 
@@ -40,20 +47,23 @@ def run(config: ImportModelConfig, inputs: Mapping[str, Input], outputs: Outputs
     """Publishes the version as output 'model'. Raises `Unsafe` for files that could run code or reach outside, `Invalid` for
     what cannot be served."""
     upload = inputs["files"].view.local()
-    path = inside(upload, config.file or only_model(inputs["files"].view.files))
-    if path.suffix not in ENDINGS:
-        raise Invalid(f"'{path.name}' is of no known kind; expected one of {', '.join(ENDINGS)}.")
+    files = inputs["files"].view.files
+    path = inside(upload, config.file or (FOLDER if is_folder(files) and not config.module else only_model(files)))
+    kind = "huggingface" if path.name == FOLDER else ENDINGS.get(path.suffix)
+    if kind is None:
+        raise Invalid(f"'{path.name}' is of no known kind; expected one of {', '.join(ENDINGS)}, or a Hugging Face folder.")
     out = context.work / "model"
     out.mkdir()
     context.progress(0, 2)
-    card, facts = IMPORTERS.get(ENDINGS[path.suffix])(config, path, upload, out, context)
+    card, facts = IMPORTERS.get(kind)(config, path, upload, out, context)
     context.check()
     context.progress(1, 2)
     notes = facts.pop("notes")
     for note in notes:
         context.log(note)
     card.save(out)
-    write_readme(out, card, path.stem, " ".join([f"Imported from `{path.name}`.", *notes]))
+    title = str(facts.get("architecture", path.stem))
+    write_readme(out, card, title, " ".join([f"Imported from `{path.name}`.", *notes]))
     outputs.publish("model", out, task=card.task, metadata={"source": path.name, **describe_metadata(card), **facts})
     context.progress(2, 2)
 
@@ -67,6 +77,11 @@ def describe_metadata(card: ModelCard) -> dict[str, Any]:
         "outputs": [spec.to_json() for spec in signature.outputs],
         "labels": list(card.labels) if card.labels else None,
     }
+
+
+def is_folder(files: Mapping[str, int]) -> bool:
+    """Whether these files are a Hugging Face model rather than bare weights."""
+    return FOLDER in files and any(PurePosixPath(name).suffix == ".safetensors" for name in files)
 
 
 def only_model(files: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from modelyard.engines.base import ModelCard
 from modelyard.tensors import TensorSpec
 
 NAME = "README.md"
+_LIBRARIES = {"onnx": "onnx", "transformers": "transformers"}  # by the best engine
 
 _ONNX = """\
 import onnxruntime
@@ -28,6 +29,16 @@ model = {name}(**{arguments})
 model.load_state_dict({load})
 outputs = model.eval()({feeds})
 """
+_TRANSFORMERS = """\
+from transformers import {kind}
+
+model = {kind}.from_pretrained(".")
+"""
+_KINDS = {
+    "text-generation": "AutoModelForCausalLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
 
 
 def write(folder: Path, card: ModelCard, title: str, text: str, metrics: Mapping[str, float] | None = None) -> None:
@@ -41,7 +52,7 @@ def _front(card: ModelCard, title: str, metrics: Mapping[str, float]) -> str:
     """Values are JSON, which YAML reads as it is."""
     facts: dict[str, Any] = {
         "pipeline_tag": card.task,
-        "library_name": "onnx" if card.engines[0] == "onnx" else "pytorch",
+        "library_name": _LIBRARIES.get(card.engines[0], "pytorch"),
         "tags": ["modelyard"],
     }
     if metrics:
@@ -62,7 +73,7 @@ def _shape(spec: TensorSpec) -> str:
 
 
 def _examples(card: ModelCard) -> list[str]:
-    made = []
+    made = [_TRANSFORMERS.format(kind=_KINDS.get(card.task, "AutoModel"))] if "transformers" in card.engines else []
     if "onnx" in card.files:
         feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in card.inputs)
         made.append(_ONNX.format(file=card.files["onnx"], feeds=feeds))

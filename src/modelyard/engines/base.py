@@ -39,9 +39,17 @@ class ModuleCard(Config):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class BaseCard(Config):
+    """The version an adapter is a change to: how it was named, and the hash of its artefact, which is what counts."""
+
+    reference: str
+    hash: str
+
+
 class ModelCard(Config):
     """`model.json`. `files`: role → path in the artefact ('onnx', 'weights'); `engines`: those that can run it, best first;
-    `inputs`/`outputs`: the engine's tensors (dim 0 is the batch); `transform`: config of the task's transform, or None."""
+    `inputs`/`outputs`: the engine's tensors (dim 0 is the batch); `transform`: config of the task's transform, or None;
+    `base`: of an adapter alone, what it is one of."""
 
     task: str
     engines: tuple[str, ...] = Field(min_length=1)
@@ -51,6 +59,7 @@ class ModelCard(Config):
     module: ModuleCard | None = None
     transform: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
+    base: BaseCard | None = None
 
     @property
     def signature(self) -> Signature:

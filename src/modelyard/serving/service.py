@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Version
 from modelyard.db import Session, bump, now
-from modelyard.engines.base import CARD, ModelCard
+from modelyard.engines.base import CARD, ENGINES, ModelCard
 from modelyard.errors import Invalid, not_found
 from modelyard.serving.tables import DeploymentRow, ReplicaRow
 from modelyard.serving.types import DeploymentRequest, DeploymentState, Endpoint, ReplicaState, Route
@@ -60,11 +60,15 @@ def read_card(artefacts: Artefacts, project: str, version: Version) -> ModelCard
 
 def choose_engine(card: ModelCard, asked: str | None) -> str:
     """The engine that will serve a version: the one asked for, else the card's best. Raises `Invalid` if it cannot."""
-    if asked is None:
-        return card.engines[0]
-    if asked not in card.engines:
+    if asked is not None and asked not in card.engines:
         raise Invalid(f"Engine '{asked}' cannot run this version; it runs on {', '.join(card.engines)}.")
-    return asked
+    engine = asked or card.engines[0]
+    if engine not in ENGINES.names():
+        raise Invalid(
+            f"This version ({card.task}) runs on {engine}, which serves nothing here; there are {', '.join(ENGINES.names())}. "
+            "Fetch it, and load it as its README.md says."
+        )
+    return engine
 
 
 def deploy(session: Session, caller: Principal, request: DeploymentRequest, version: Version, card: ModelCard) -> Deployment:

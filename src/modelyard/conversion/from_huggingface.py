@@ -1,0 +1,135 @@
+"""Imports a Hugging Face folder: config.json, weights in safetensors, a tokenizer or an image processor. It is taken as it is,
+so that plain transformers loads the version; its own code, pickles and whatever else lies there are left out.
+
+`importing` calls it where an upload has a config.json beside safetensors. What is made is the base of fine-tuning.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelyard.conversion.config import ImportModelConfig
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.files import inside
+from modelyard.engines.huggingface import COMPANIONS, CONFIG, open_model
+from modelyard.errors import Invalid
+from modelyard.kinds import JobContext
+
+_INDEX = "model.safetensors.index.json"
+_PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+# What a class of transformers is named by its end → task, the class that opens it.
+TASKS = {
+    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForImageClassification": ("image-classification", "AutoModelForImageClassification"),
+    "Model": ("feature-extraction", "AutoModel"),
+}
+
+
+def read(
+    config: ImportModelConfig, path: Path, upload: Path, out: Path, context: JobContext
+) -> tuple[ModelCard, dict[str, Any]]:
+    """`path` is the folder's config.json. Raises `Invalid` for a class that transformers does not have, for weights that are
+    not its own, and for answers that are no numbers."""
+    if config.module or config.arguments or config.inputs or config.transform or config.labels:
+        raise Invalid(
+            "A Hugging Face folder says itself what it is: leave out module, arguments, inputs, labels and transform."
+        )
+    said = _said(path)
+    task, kind = _task(said)
+    if config.task not in (None, task):
+        raise Invalid(f"{CONFIG} says {said['architectures'][0]}, which is for {task}, not for {config.task}.")
+    left = _copy(upload, out)
+    context.check()
+    parameters = _try(out, kind)
+    notes = [f"Left out, as nothing here reads it: {', '.join(left[:10])}."] if left else []
+    labels = _labels(said) if task.endswith("-classification") else None
+    facts = {"format": "huggingface", "architecture": said["architectures"][0], "parameters": parameters, "notes": notes}
+    return _card(task, out, labels), facts
+
+
+def _said(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Invalid(f"{CONFIG} is not JSON: {error}.") from error
+    named = said.get("architectures") if isinstance(said, dict) else None
+    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+        raise Invalid(f"{CONFIG} names no architecture; expected one as save_pretrained writes it, such as LlamaForCausalLM.")
+    if "auto_map" in said:
+        raise Invalid(f"{named[0]} brings code of its own (auto_map), which is never run; use a class that transformers has.")
+    if "quantization_config" in said:
+        raise Invalid("The weights are quantised; a base for fine-tuning has plain ones: save it without quantization_config.")
+    return dict(said)
+
+
+def _task(said: Mapping[str, Any]) -> tuple[str, str]:
+    name = said["architectures"][0]
+    for end, found in TASKS.items():
+        if name.endswith(end):
+            return found
+    raise Invalid(
+        f"{name} is for no task that can be trained or served here; expected a class that ends in {', '.join(TASKS)}."
+    )
+
+
+def _copy(upload: Path, out: Path) -> list[str]:
+    """Copy what belongs to the model; returns the names of the rest."""
+    names = sorted(path.relative_to(upload).as_posix() for path in upload.rglob("*") if path.is_file())
+    weights = {"model.safetensors"}
+    if _INDEX in names:
+        try:
+            weights = {_INDEX, *json.loads(inside(upload, _INDEX).read_bytes())["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise Invalid(f"{_INDEX} is not one: {error}.") from error
+    wanted = {CONFIG, *COMPANIONS, *_PAPERS, *weights}
+    for name in sorted(weights):
+        inside(upload, name)  # raises `Invalid` where it is missing, `Unsafe` where it lies outside
+    for name in names:
+        if name in wanted:
+            shutil.copyfile(inside(upload, name), out / name)
+    return [name for name in names if name not in wanted and name not in ("README.md", "model.json")]
+
+
+def _try(folder: Path, kind: str) -> int:
+    """Open the model and find every weight. Returns how many parameters it has."""
+    model, wrong = open_model(folder, kind)
+    if wrong:
+        said = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in wrong.items())
+        raise Invalid(f"The weights are not those of {type(model).__name__}: {said}.")
+    odd = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if odd is not None:
+        raise Invalid(f"The weight '{odd}' holds NaN or infinity.")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _labels(said: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = said.get("id2label")
+    return tuple(str(names[key]) for key in sorted(names, key=int)) if isinstance(names, dict) and names else None
+
+
+def _card(task: str, out: Path, labels: tuple[str, ...] | None) -> ModelCard:
+    """What transformers takes and gives; nothing here serves it as it is."""
+    images = task == "image-classification"
+    taken = ("pixel_values", "FP32", None) if images else ("input_ids", "INT64", (-1, -1))
+    given = "last_hidden_state" if task == "feature-extraction" else "logits"
+    weights = _INDEX if (out / _INDEX).is_file() else "model.safetensors"
+    files = {"config": CONFIG, "weights": weights}
+    for role, name in (("tokenizer", "tokenizer.json"), ("processor", "preprocessor_config.json")):
+        files |= {role: name} if (out / name).is_file() else {}
+    name, datatype, shape = taken
+    return ModelCard(
+        task=task,
+        engines=("transformers",),
+        files=files,
+        inputs=(TensorCard(name=name, datatype=datatype, shape=shape),),
+        outputs=(TensorCard(name=given, datatype="FP32", shape=None),),
+        labels=labels,
+    )
