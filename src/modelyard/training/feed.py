@@ -10,7 +10,7 @@ windows; both depend on the data alone, never on the rank or the number of ranks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from modelyard.training.recipes import Plan
 
 KEPT_BYTES = 512 << 20  # of a split's inputs, in each rank
 _AT_ONCE = 24  # rows given to `before`: as many of the largest images as one call takes
+_BEAT = 0.5  # seconds between signs of life while a batch is made
 _READ = 40 * _AT_ONCE  # rows read at once, as they are stored
 
 
@@ -111,11 +112,17 @@ class Feed:
             for step, part in parts:
                 coming = thread.submit(self._make, part.positions, _unasked)
                 if waiting:
-                    yield _batch(*waiting[:2], *waiting[2].result())
-                self.check()
+                    yield _batch(*waiting[:2], *self._awaited(waiting[2]))
                 waiting = step, part, coming
             if waiting:
-                yield _batch(*waiting[:2], *waiting[2].result())
+                yield _batch(*waiting[:2], *self._awaited(waiting[2]))
+
+    def _awaited(self, coming: Future[tuple[Array, Array]]) -> tuple[Array, Array]:
+        """What the thread made; meanwhile the rank says that it lives."""
+        self.check()
+        while wait([coming], _BEAT).not_done:
+            self.check()
+        return coming.result()
 
     def _make(self, positions: Array, check: Callable[[], None]) -> tuple[Array, Array]:
         """The network's input and the target of some rows, from what is read."""
@@ -142,4 +149,4 @@ def _batch(step: int, part: Part, inputs: Array, target: Array) -> Batch:
 
 
 def _unasked() -> None:
-    """A thread does not ask whether the job was cancelled: the rank does, at every step."""
+    """A thread does not ask whether the job was cancelled: the rank does, while it waits."""
