@@ -34,7 +34,7 @@ TRAIN = JobKind(
     run="modelyard.training.loop:run",
     target="model",
     inputs=("dataset",),
-    optional=("code", "model"),
+    optional=("code", "model", "base"),
     gang=True,
 )
 SWEEP = JobKind(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modelyard.data import shards
 from modelyard.data.config import ImportDatasetConfig
 from modelyard.data.datasets import Dataset
 from modelyard.data.importing import run as import_dataset
@@ -21,6 +22,7 @@ from modelyard.jobs.lines import encode
 from modelyard.jobs.types import Gang, GangInput
 from modelyard.kinds import Cancelled, FolderContext, FolderOutputs, FolderView, Input
 from modelyard.training.config import TrainConfig
+from modelyard.training.feed import Feed
 from modelyard.training.loop import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "simple_model"
@@ -49,9 +51,25 @@ class Context(FolderContext):
             raise Cancelled
 
 
+def keep_journal(path: Path) -> None:
+    """Have the feed write what rows it hands to this rank: a line a step."""
+    batches = Feed.batches
+
+    def journalled(self, seed, epoch, world, rank, batch, first=0):
+        parts = shards.parts(self.order(seed, epoch), world, rank, batch, first)
+        with path.open("a") as journal:
+            for made, part in zip(batches(self, seed, epoch, world, rank, batch, first), parts, strict=True):
+                journal.write(json.dumps([epoch, made.step, part.positions.tolist()]) + "\n")
+                journal.flush()
+                yield made
+
+    Feed.batches = journalled
+
+
 def rank_main(job: dict, rank: int) -> int:
     """One rank; returns its exit code: 0, 3 with the error on stdout, or 4 where it was cut off."""
     folder = Path(job["folder"])
+    keep_journal(folder / f"journal-{job['ranks']}-{rank}.txt")
     context = Context(folder / "work", rank=rank, world_size=job["ranks"])
     context.limit = job["limit"]
     inputs = {role: Input(role, {}, FolderView(Path(path), role)) for role, path in job["inputs"].items()}
@@ -166,6 +184,48 @@ def test_a_gang_twice_gives_the_same_bytes_also_when_cut_off(launch, digits, tmp
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "first" / "model" / "model.safetensors").values())
 
 
+def seen(folder: Path, attempts: list[int]) -> dict[tuple[int, int], list[int]]:
+    """Rows by epoch and step, as the journals of gangs of so many ranks have them; what was done again counts once."""
+    found = {}
+    for ranks in attempts:
+        mine = {}
+        for rank in range(ranks):
+            for line in (folder / f"journal-{ranks}-{rank}.txt").read_text().splitlines():
+                epoch, step, rows = json.loads(line)
+                mine.setdefault((epoch, step), []).extend(rows)
+        found |= mine
+    return found
+
+
+def test_every_row_is_read_once_an_epoch_whatever_is_cut_off_and_however_many_go_on(launch, numbers, tmp_path):
+    config = EXACT | {"checkpoint_steps": 3, "checkpoint_keep": 2}  # 7 steps an epoch
+    (quiet,) = facts(launch(tmp_path / "quiet", config, numbers, 1))
+    for ranks, limit in ((3, 5), (2, 6)):
+        cut = launch(tmp_path / "cut", config, numbers, ranks, limit=limit)
+        assert any(code == 4 for code, _ in cut), cut
+    facts(launch(tmp_path / "cut", config, numbers, 1))
+    journal = seen(tmp_path / "cut", [3, 2, 1])
+    assert len(journal) == 3 * 7
+    for epoch in range(3):
+        rows = [row for step in range(7) for row in journal[epoch, step]]
+        assert sorted(rows) == list(range(quiet["samples"] // 3))
+    assert min(seen(tmp_path / "cut", [2])) == (0, 3)  # not from the start: from the checkpoint within the epoch
+    one, many = (torch.load(tmp_path / name / "model" / "simple_model.pth") for name in ("quiet", "cut"))
+    assert max(float((one[name] - many[name]).abs().max()) for name in one) <= 1e-12
+
+
+def test_cut_off_within_an_epoch_the_same_gang_goes_on_bit_for_bit(launch, digits, tmp_path):
+    config = IMAGES | {"checkpoint_steps": 5}
+    facts(launch(tmp_path / "quiet", config, digits, 2))
+    for limit in (8, 14):  # 17 steps an epoch
+        assert any(code == 4 for code, _ in launch(tmp_path / "cut", config, digits, 2, limit=limit))
+    facts(launch(tmp_path / "cut", config, digits, 2))
+    ours, theirs = (tmp_path / name / "model" for name in ("quiet", "cut"))
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
+        path.name: path.read_bytes() for path in theirs.iterdir()
+    }
+
+
 SPOILED = """
 import torch
 from torch import nn
@@ -199,7 +259,7 @@ def test_a_loss_that_one_rank_alone_sees_spoiled_is_what_the_gang_failed_of(numb
     assert (said[-1]["type"], said[-1]["ok"], said[-1]["cancelled"]) == ("ended", False, False)
     assert said[-1]["error"]["code"] == "invalid_request"
     assert re.match(r"The loss became nan in step \d+ of epoch 1; training stopped", said[-1]["error"]["message"])
-    assert all(message["facts"]["samples"] < 331 for message in said if message["type"] == "report")
+    assert all(message["facts"].get("samples", 0) < 331 for message in said if message["type"] == "report")
 
 
 def gang_of_the_platform(gang: Gang) -> list[dict]:

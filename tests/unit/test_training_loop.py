@@ -164,12 +164,12 @@ def test_a_loss_that_is_no_number_stops_with_its_place_and_keeps_the_checkpoint(
     assert context.latest() is None
 
     train(simple(epochs=1), tmp_path, context, dataset=numbers, code=CODE)
-    kept = (context.latest() / "state.pt").read_bytes()
+    kept = (context.latest() / "state.safetensors").read_bytes()
     with pytest.raises(
         Invalid, match=r"of epoch 2; training stopped, the checkpoint of epoch 1 is kept.*smaller lr than 1e\+06"
     ):
         train(simple(**wild), tmp_path, context, dataset=numbers, code=CODE)
-    assert (context.latest() / "state.pt").read_bytes() == kept
+    assert (context.latest() / "state.safetensors").read_bytes() == kept
 
 
 def test_a_table_is_classified_through_named_columns(tmp_path):

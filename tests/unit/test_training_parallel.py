@@ -1,20 +1,39 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext
 from modelyard.training.gang import Gang, join, repeatable
-from modelyard.training.parallel import applied, reads_buffers, weight
+from modelyard.training.mesh import Mesh
+from modelyard.training.parallel import Options, spread
+from modelyard.training.parallel.cut import borders, cut
+from modelyard.training.parallel.data import reads_buffers, replicated
+from modelyard.training.parallel.steps import pieces, weight
+from modelyard.training.split import Split
 
 CPU = torch.device("cpu")
 
 
-def test_weights_make_the_mean_of_ranks_the_mean_of_rows():
+def measure(answer, target):
+    return (answer - target).square().mean(), torch.zeros(())
+
+
+def test_weights_make_the_mean_of_replicas_the_mean_of_rows():
     rows = [7, 6, 6]
     losses = [torch.rand(n, dtype=torch.float64) for n in rows]
-    gang = Gang(0, 3, CPU)
-    mean_of_ranks = sum(loss.mean() * weight(len(loss), 19, gang) for loss in losses) / 3
-    assert float(mean_of_ranks) == pytest.approx(float(torch.cat(losses).mean()), abs=1e-15)
+    mean_of_replicas = sum(loss.mean() * weight(len(loss), 19, 3) for loss in losses) / 3
+    assert float(mean_of_replicas) == pytest.approx(float(torch.cat(losses).mean()), abs=1e-15)
+
+
+def test_pieces_cover_all_rows_and_differ_by_one_at_most():
+    for rows in range(1, 20):
+        for count in range(1, rows + 1):
+            parts = [list(range(rows))[piece] for piece in pieces(rows, count)]
+            assert [row for part in parts for row in part] == list(range(rows))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_buffers_that_only_batch_norm_writes_need_not_be_shared():
@@ -35,10 +54,58 @@ def test_a_gang_of_one_needs_no_process_group(tmp_path):
     with join(FolderContext(tmp_path)) as gang:
         assert (gang.rank, gang.world) == (0, 1)
         assert gang.sum(1.5, 2.0) == [1.5, 2.0]
-        gang.share_buffers(network)
         assert not torch.distributed.is_initialized()
-        with applied(network, gang) as model:
+        with replicated(network, gang) as model:
             assert model is network
+
+
+def test_one_process_in_pieces_steps_as_in_one_go():
+    torch.manual_seed(0)
+    network, inputs, target = nn.Linear(3, 2).double(), torch.randn(7, 3).double(), torch.randn(7, 2).double()
+    found = []
+    for count in (1, 3):
+        it = spread(network, Split(), Mesh(), Gang(0, 1, CPU), Options(pieces=count), measure, example=inputs[:2], most=7)
+        network.zero_grad()
+        sums = it.step(inputs, target, 7)
+        found.append((sums.loss, network.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-14)
+    assert list(it.full_state()) == ["weight", "bias"]
+
+
+def test_clipping_is_what_torch_does():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    it = spread(network, Split(), Mesh(), Gang(0, 1, CPU), Options(), measure, example=torch.randn(2, 3), most=4)
+    inputs, target = torch.randn(4, 3), torch.randn(4, 2)
+    it.step(inputs, target, 4)
+    kept = [p.grad.clone() for p in network.parameters()]
+    length = it.clip(0.1)
+    ours = [p.grad.clone() for p in network.parameters()]
+    for parameter, grad in zip(network.parameters(), kept, strict=True):
+        parameter.grad = grad
+    assert float(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.1)) == pytest.approx(length)
+    assert all(torch.allclose(a, p.grad) for a, p in zip(ours, network.parameters(), strict=True))
+    for parameter in network.parameters():
+        parameter.grad.fill_(math.nan)
+    assert math.isnan(it.clip(0.1))
+
+
+def test_a_stage_holds_its_part_and_keeps_its_names():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    first, last = cut(network, ["0", "1"]), cut(network, ["2"])
+    assert [name for name, _ in first.named_parameters()] == ["0.weight", "0.bias"]
+    assert [name for name, _ in last.named_parameters()] == ["2.weight", "2.bias"]
+    x = torch.randn(5, 3)
+    assert torch.equal(last(first(x)), network(x))
+
+
+def test_a_sequence_that_is_not_forward_is_refused():
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    with pytest.raises(Invalid, match="is not what forward of Sequential computes"):
+        borders(network, [["0"], ["2"]], torch.randn(2, 3))
+    with pytest.raises(Invalid, match="stage 1: "):
+        borders(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), [["0"], ["0"]], torch.randn(2, 3))
 
 
 def test_repeatable_is_one_thread_and_deterministic_while_it_lasts():

@@ -41,7 +41,7 @@ def submit(
     `nodes` are all there are; `parent` is the job that submits this one, whose priority and whose ranks' resources it gets.
     """
     kind = kinds.get(asked.kind)
-    config = submission.check_config(kind, asked.config)
+    config = submission.check_config(kind, asked.config, asked.ranks)
     each, priority = (parent.resources, parent.priority) if parent else (asked.resources.amount, asked.priority)
     submission.check_ranks(kind, asked.ranks, each, nodes)
     if parent is None:

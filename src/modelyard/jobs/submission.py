@@ -51,12 +51,15 @@ def check_target(kind: JobKind, target: Target | None, *, child: bool) -> None:
         raise Invalid(f"A job of kind '{kind.name}' makes a {kind.target}, not a {target.kind}.")
 
 
-def check_config(kind: JobKind, config: dict[str, Any]) -> dict[str, Any]:
-    """The whole configuration, defaults filled in, as JSON. Raises `Invalid` naming every wrong field and what it should be."""
+def check_config(kind: JobKind, config: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """The whole configuration, defaults filled in, as JSON. Raises `Invalid` naming every wrong field and what it should be,
+    and where it does not go with so many ranks."""
     try:
-        return kind.config.model_validate(config).model_dump(mode="json")
+        whole = kind.config.model_validate(config)
     except ValidationError as error:
         raise Invalid(fields.explain(error, kind.config, f"an option of '{kind.name}'")) from error
+    whole.check_ranks(ranks)
+    return whole.model_dump(mode="json")
 
 
 def check_roles(kind: JobKind, given: Collection[str]) -> None:

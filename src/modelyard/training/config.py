@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from modelyard.kinds import Config
 from modelyard.plugins import Registry
+from modelyard.training import mesh as meshes
 
 _FILE = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
@@ -16,6 +17,7 @@ RECIPES: Registry[Any] = Registry(
     {
         "image-classifier": "modelyard.training.recipes.image_classifier:image_classifier",
         "module": "modelyard.training.recipes.module:module",
+        "causal-lm": "modelyard.training.recipes.causal_lm:causal_lm",
     },
 )
 
@@ -50,9 +52,39 @@ class Module(Config):
     )
 
 
+class CausalLm(Config):
+    """Recipe `causal-lm`: `column` of texts or chats (None: the only one); blocks of `length` tokens, several documents in one
+    where `together`. Of a chat the `answers` are learned, or all of it."""
+
+    column: str | None = None
+    length: int = Field(default=512, ge=2, le=131_072)
+    together: bool = True
+    learn: Literal["answers", "all"] = "answers"
+
+
+class Lora(Config):
+    """Matrices of `rank` beside `layers` learn, and the base stays as it is. `layers`: last parts of names (None: all linear
+    ones). What they add counts `alpha` / `rank`. `keep`: what becomes a version."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: tuple[str, ...] | None = Field(default=None, min_length=1)
+    keep: Literal["adapter", "merged", "both"] = "adapter"
+
+
+FINETUNING = ("causal-lm",)
+
+
 class TrainConfig(Config):
     """`batch_size` counts the rows of one step over all ranks. `lr` is the peak; `warmup` the part of all steps in which it
-    rises to that. `dtype` float64 is for comparing runs. `checkpoint_every` counts epochs."""
+    rises to that. `dtype` float64 is for comparing runs. `checkpoint_every` counts epochs;
+    `checkpoint_steps`: also within an epoch, every so many steps; `checkpoint_keep`: the last so many stay, and the best.
+
+    `mesh`: how the ranks are arranged (`mesh.py`). `micro_batches`: a rank's part of a step is computed in so many pieces
+    (None: one, or two a stage of a pipe). `clip`: the gradient's greatest length. `precision` bf16: parameters stay float32.
+    `recompute` forgets what blocks computed and computes it again; `verify` compares the network that was split with the whole
+    one."""
 
     recipe: str = "image-classifier"
     epochs: int = Field(default=30, ge=1, le=100_000)
@@ -66,8 +98,20 @@ class TrainConfig(Config):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    checkpoint_keep: int = Field(default=1, ge=1, le=100)
+    mesh: str = Field(default=meshes.DATA, description="data, auto, or ranks by axis as data=2,shard=2")
+    micro_batches: int | None = Field(default=None, ge=1, le=10_000)
+    clip: float | None = Field(default=None, gt=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    recompute: bool = False
+    compile: bool = False
+    pipe_schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    verify: bool = True
     image_classifier: ImageClassifier = ImageClassifier()
     module: Module | None = None
+    causal_lm: CausalLm = CausalLm()
+    lora: Lora | None = None
 
     @field_validator("recipe")
     @classmethod
@@ -75,10 +119,24 @@ class TrainConfig(Config):
         RECIPES.path(recipe)  # raises `NotFound`, naming the nearest
         return recipe
 
+    @field_validator("mesh")
+    @classmethod
+    def _mesh_is_one(cls, text: str) -> str:
+        meshes.check(text)  # raises `Invalid`
+        return text
+
+    def check_ranks(self, ranks: int) -> None:
+        meshes.check(self.mesh, ranks)
+
     @model_validator(mode="after")
     def _recipe_has_its_part(self) -> TrainConfig:
         if self.recipe == "module" and self.module is None:
             raise ValueError("recipe 'module' needs the part 'module': {name, inputs, …}")
-        if self.dtype == "float64" and (self.recipe != "module" or self.module is None or self.module.transform != "tensor"):
-            raise ValueError("dtype float64 needs the recipe 'module' with transform 'tensor'")
+        tensors = self.recipe == "module" and self.module is not None and self.module.transform == "tensor"
+        if self.dtype == "float64" and not (tensors or self.recipe == "causal-lm"):
+            raise ValueError("dtype float64 needs the recipe 'module' with transform 'tensor', or 'causal-lm'")
+        if self.lora is not None and self.recipe not in FINETUNING:
+            raise ValueError(f"lora changes a base: recipe {' or '.join(map(repr, FINETUNING))}; there is '{self.recipe}'")
+        if self.dtype == "float64" and self.precision == "bf16":
+            raise ValueError("precision bf16 computes in half of float32; it does not go with dtype float64")
         return self

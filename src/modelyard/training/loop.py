@@ -1,38 +1,42 @@
 """The job `train`: the loop that every recipe runs in, in each rank of a gang.
 
 Read `run`, then `Trainer.epoch`: receive a batch, forward, backward, add up, step; at the end of an epoch evaluate on the
-select split and keep a checkpoint. The recipe made the network, `parallel` spread it, `publish` writes the artefact.
+select split and keep a checkpoint. The recipe made the network, `prepare` had it spread over the gang by `parallel`, `publish`
+writes the artefact.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn, optim
+from torch import optim
 
 from modelyard.data import shards
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.tensors import Array
-from modelyard.training import checkpoint, parallel
-from modelyard.training.checks import check_answer, check_data
+from modelyard.training import checkpoint
+from modelyard.training.checks import check_base, check_data
 from modelyard.training.config import TrainConfig
+from modelyard.training.facts import Clock, grounds
+from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang, join, repeatable
+from modelyard.training.keeping import Keeper
+from modelyard.training.mesh import Mesh
+from modelyard.training.parallel import Spread, Sums
+from modelyard.training.prepare import DTYPES, choose_mesh, find_shapes, foresee, make_optimiser, spread_network, tensors
 from modelyard.training.publish import Trained, load_weights, publish
 from modelyard.training.recipes import RECIPES, Plan
-from modelyard.training.rows import Rows
 
-_EVALUATION_BATCH = 256
 _COUNT = 2.0  # seconds between two counts of samples within an epoch
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
@@ -40,21 +44,29 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
     loss is no number any more."""
     dataset = Dataset.open(inputs["dataset"].view.local())
     model = inputs["model"].view.local() if "model" in inputs else None
-    code = inputs["code"].view.local() if "code" in inputs else model
+    code = next((inputs[role].view.local() for role in ("code", "base") if role in inputs), model)
     with repeatable(), join(context) as gang:
         torch.manual_seed(config.seed)
         plan = RECIPES.get(config.recipe)(config, dataset, code)
-        check_data(plan, dataset, gang.world, config.batch_size)
+        mesh, why = choose_mesh(config, plan, gang)
+        check_base(plan, "base" in inputs, config.recipe)
+        check_data(plan, dataset, mesh.replicas, config.batch_size)
         if model is not None:
-            load_weights(plan.network, model)
-        trainer = Trainer.build(config, plan, dataset, gang, context)
-        shapes = trainer.shapes()
+            (plan.load or partial(load_weights, plan.network))(model)
+        plan.network.to(gang.device, DTYPES[config.dtype])
+        train, select = (Feed.read(dataset, split, plan, context.check) for split in ("train", "select"))
+        shapes = find_shapes(config, plan, gang, train)
+        parameters = sum(parameter.numel() for parameter in plan.network.parameters())
+        context.report(mesh=str(mesh), mesh_because=why, **grounds(config.seed, inputs))
+        foresee(config, plan, mesh, gang, train, context)
+        trainer = Trainer.build(config, plan, mesh, gang, train, select, context)
         try:
             trainer.fit()
         finally:  # also where it was cancelled or failed: what was done counts
-            context.report(samples=trainer.samples)
-    if context.rank == 0:
-        publish(Trained(config, plan, trainer.progress, shapes, context.world_size), inputs, outputs, context)
+            context.report(samples=trainer.samples, **trainer.clock.facts(trainer.samples))
+        state = trainer.network.full_state()
+    if state is not None:
+        publish(Trained(config, plan, trainer.progress, shapes, mesh, state, parameters), inputs, outputs, context)
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
@@ -67,135 +79,178 @@ def rate(step: int, total: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
-def make_optimiser(network: nn.Module, config: TrainConfig) -> optim.Optimizer:
-    """Over the parameters that learn."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if config.optimiser == "sgd":
-        return optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
 @dataclass(slots=True)
 class Trainer:
-    """One rank's training. `network` is the bare one, `model` the same as the gang trains it (`parallel`)."""
+    """One rank's training. `network` is the plan's as the gang trains it (`parallel`)."""
 
     config: TrainConfig
     plan: Plan
     gang: Gang
     context: JobContext
-    train: Rows
-    select: Rows
-    network: nn.Module
-    model: nn.Module
+    train: Feed
+    select: Feed
+    network: Spread
     optimiser: optim.Optimizer
     progress: checkpoint.Progress
+    keeper: Keeper
     samples: int = 0
+    clock: Clock = field(default_factory=Clock)
     started: float = field(default_factory=time.monotonic)
     counted: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def build(cls, config: TrainConfig, plan: Plan, dataset: Dataset, gang: Gang, context: JobContext) -> Trainer:
+    def build(
+        cls, config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, select: Feed, context: JobContext
+    ) -> Trainer:
         """Everything in place, at the start or where the newest checkpoint left off."""
-        network = plan.network.to(gang.device, _DTYPES[config.dtype])
+        network = spread_network(config, plan, mesh, gang, train)
         optimiser = make_optimiser(network, config)
         latest = context.latest()
-        progress = checkpoint.load(latest, network, optimiser, gang.device) if latest else checkpoint.Progress()
+        progress = checkpoint.load(latest, network, optimiser, learned=plan.fixed) if latest else checkpoint.Progress()
         if latest:
-            context.log(f"resumed after epoch {progress.epochs} of {config.epochs}")
-        train, select = (Rows.read(dataset, split, plan, context.check) for split in ("train", "select"))
-        return cls(config, plan, gang, context, train, select, network, network, optimiser, progress)
+            within = f", step {progress.step} of the next" if progress.step else ""
+            context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
+        keeper = Keeper(context, config.checkpoint_keep)
+        return cls(config, plan, gang, context, train, select, network, optimiser, progress, keeper)
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return shards.steps(len(self.train.target), self.config.batch_size)
+        return self.train.steps(self.config.batch_size)
 
     def fit(self) -> None:
-        while self.progress.epochs < self.config.epochs:
-            began = time.monotonic()
-            # anew for each epoch: what torch learns of a network's order while it runs would change the order of sums on resume
-            with parallel.applied(self.network, self.gang) as self.model:
-                metrics = self.epoch(self.progress.epochs)
-                metrics |= {f"select_{name}": value for name, value in self.evaluate(self.select).items()}
-            self.progress.epochs += 1
-            self.progress.seen += len(self.train.target)
-            self.progress.curve.append({"epoch": self.progress.epochs, **metrics})
-            self.tell(metrics, time.monotonic() - began)
-            if self.progress.epochs % self.config.checkpoint_every == 0 or self.progress.epochs == self.config.epochs:
-                self.keep()
+        self.clock.watch(self.network.parts)
+        self.clock.lap("other")
+        began = time.monotonic()
+        try:
+            while self.progress.epochs < self.config.epochs:
+                with self.network.epoch():
+                    self.stretch(self.progress.epochs)
+                    self.clock.listen(getattr(self.network.runner, "model", None))
+                    metrics = self.finish_epoch() if self.progress.step == self.steps else None
+                if metrics is None:
+                    self.keep()
+                    continue
+                self.tell(metrics, time.monotonic() - began)
+                began = time.monotonic()
+                if self.progress.epochs % self.config.checkpoint_every == 0 or self.progress.epochs == self.config.epochs:
+                    self.keep(metrics["select_loss"])
+        finally:  # what is under way counts, also where training failed
+            self.keeper.wait()
 
-    def epoch(self, epoch: int) -> dict[str, float]:
-        """Every training row once. Returns the mean loss (and accuracy) of its steps, over all ranks."""
-        config, gang, rows = self.config, self.gang, len(self.train.target)
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, gang.rank]).generate_state(1)[0]))
-        generator = np.random.default_rng([config.seed, epoch, 1])
-        self.model.train()
+    def finish_epoch(self) -> dict[str, float]:
+        """The mean loss (and accuracy) of its steps, over all ranks, and those of the select split."""
+        progress = self.progress
+        metrics = self.summary(*progress.sums)
+        metrics |= {f"select_{name}": value for name, value in self.evaluate(self.select).items()}
+        self.clock.lap("evaluation")
+        progress.epochs, progress.step, progress.sums = progress.epochs + 1, 0, []
+        progress.seen += self.train.rows
+        progress.curve.append({"epoch": progress.epochs, **metrics})
+        return metrics
+
+    def stretch(self, epoch: int) -> None:
+        """Steps up to the next checkpoint, at most to the epoch's end, which has then had every training row once. What is
+        drawn and how sums are made begins anew with each, so that a run that resumes there does the same."""
+        config, gang, first = self.config, self.gang, self.progress.step
+        stop = min(
+            self.steps,
+            (first // config.checkpoint_steps + 1) * config.checkpoint_steps if config.checkpoint_steps else self.steps,
+        )
+        replicas, place = self.network.mesh.replicas, self.network.place
+        # What computes on the same rows draws the same; stages of a pipe draw each their own.
+        seed = [
+            config.seed,
+            epoch,
+            place.replica,
+            *([place.pipe] if self.network.mesh.pipe > 1 else []),
+            *([first] if first else []),
+        ]
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        generator = np.random.default_rng([config.seed, epoch, 1, *([first] if first else [])])
+        self.network.train(True)
         totals = np.zeros(3)
-        for step, part in enumerate(shards.positions(rows, epoch, config.seed, gang.world, gang.rank, config.batch_size)):
+        self.clock.lap("other")
+        for batch in self.train.batches(config.seed, epoch, replicas, place.replica, config.batch_size, first):
+            inputs = batch.inputs
+            if self.plan.augment:
+                inputs = self.plan.augment(inputs, generator, batch.first, batch.rows)
+            self.clock.lap("data")
             self.context.check()
-            at = epoch * self.steps + step
+            at = epoch * self.steps + batch.step
             for group in self.optimiser.param_groups:
                 group["lr"] = rate(at, config.epochs * self.steps, config)
-            inputs, target = self.train.take(part.positions)
-            if self.plan.augment:
-                inputs = self.plan.augment(inputs, generator, part.first, part.rows)
-            totals += self.step(inputs, target, part.rows, f"step {step + 1} of epoch {epoch + 1}")
-            self.samples += len(target)
+            totals += self.step(inputs, batch.target, batch.rows, f"step {batch.step + 1} of epoch {epoch + 1}")
+            self.samples += len(batch.target) if self.network.counts else 0
             self.count()
             if gang.rank == 0:
                 self.context.progress(at + 1, config.epochs * self.steps)
-        return self.summary(*gang.sum(*totals))
+            self.clock.lap("other")
+            if batch.step + 1 == stop:
+                break
+        before = self.progress.sums or [0.0] * len(totals)
+        self.progress.step = stop
+        self.progress.sums = [a + b for a, b in zip(before, gang.sum(*totals), strict=True)]
 
     def step(self, inputs: Array, target: Array, rows: int, where: str) -> Array:
-        """One optimiser step. Returns, of this rank's rows: the sum of their losses, correct answers, rows."""
+        """One optimiser step. Returns what is counted of this rank's rows: the sum of their losses, correct answers, rows."""
         self.optimiser.zero_grad()
-        loss, correct = self.forward(inputs, target)
-        (loss * parallel.weight(len(target), rows, self.gang)).backward()
-        totals = self.totals(loss, correct, len(target))
-        if not math.isfinite(totals[0]):
-            raise self.diverged(totals[0] / len(target), where)
+        whole = self.mean_over(target, rows)
+        sums = self.network.step(*tensors(inputs, target, self.gang, self.config.dtype), whole)
+        self.clock.computed()
+        if not math.isfinite(sums.loss):
+            raise self.diverged(f"loss became {sums.loss / sums.rows}", where)
+        if self.config.clip is not None:
+            length = self.network.clip(self.config.clip)
+            if not math.isfinite(length):
+                raise self.diverged(f"gradient's length became {length}", where)
         self.optimiser.step()
-        return totals
+        self.clock.lap("optimiser")
+        return self.tally(sums, target)
 
-    def diverged(self, loss: float, where: str) -> Invalid:
+    def mean_over(self, target: Array, rows: int) -> int:
+        """What the loss of a step is the mean over: its `rows`, or what the plan counts of them, in all replicas together."""
+        if self.plan.count is None:
+            return rows
+        (total,) = self.gang.sum(self.plan.count(target) if self.network.counts else 0)
+        return max(1, int(total))
+
+    def tally(self, sums: Sums, target: Array) -> Array:
+        """What adds up to means: losses, right answers, and how many the loss is a mean over."""
+        rows = self.plan.count(target) if self.plan.count and sums.rows else sums.rows
+        return np.array([sums.loss, sums.right, rows])
+
+    def diverged(self, what: str, where: str) -> Invalid:
         """What the rank that sees it first says; the launcher ends the others, whose parameters are spoiled as well."""
         epochs = self.progress.epochs
         kept = f"the checkpoint of epoch {epochs} is kept" if epochs else "there is no checkpoint yet"
         return Invalid(
-            f"The loss became {loss} in {where}; training stopped, {kept}. "
+            f"The {what} in {where}; training stopped, {kept}. "
             f"Try a smaller lr than {self.config.lr:g}, a longer warm-up, or normalised inputs and targets."
         )
 
-    def forward(self, inputs: Array, target: Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of these rows, and how many are answered right (0 where numbers are predicted)."""
-        device, dtype = self.gang.device, _DTYPES[self.config.dtype]
-        answer = self.model(torch.from_numpy(inputs).to(device, dtype))
-        wanted = torch.from_numpy(target).to(device)
-        if self.plan.labels is None:
-            return self.plan.loss(answer, wanted.to(dtype).reshape(answer.shape)), torch.zeros((), device=device)
-        return self.plan.loss(answer, wanted), (answer.argmax(dim=1) == wanted).sum()
-
-    def totals(self, loss: torch.Tensor, correct: torch.Tensor, rows: int) -> Array:
-        """What `forward` found, as numbers that add up. The one place of a step that waits for the device."""
-        mean, right = torch.stack([loss.detach().double(), correct.double()]).tolist()
-        return np.array([mean * rows, right, rows])
-
-    def evaluate(self, split: Rows) -> dict[str, float]:
-        """Loss (and accuracy) over a whole split, each rank answering its share."""
-        self.gang.share_buffers(self.network)
-        self.model.eval()
-        own = shards.share(len(split.target), self.gang.world, self.gang.rank)
+    def evaluate(self, split: Feed) -> dict[str, float]:
+        """Loss (and accuracy) over a whole split, each replica answering its share."""
+        network, rows = self.network, split.rows
+        capacity = min(network.capacity, self.plan.capacity)
+        network.share_buffers()
+        network.train(False)
+        own = shards.share(rows, network.mesh.replicas, network.place.replica)
         totals = np.zeros(3)
-        with torch.no_grad():
-            for start in range(own.start, own.stop, _EVALUATION_BATCH):
-                self.context.check()
-                inputs, target = split.take(np.arange(start, min(start + _EVALUATION_BATCH, own.stop)))
-                totals += self.totals(*self.forward(inputs, target), len(target))
+        for turn in range(shards.steps(-(-rows // network.mesh.replicas), capacity)):  # on all ranks the same number
+            self.context.check()
+            start = own.start + turn * capacity
+            wanted = np.arange(start, min(start + capacity, own.stop))
+            inputs, target = split.take(wanted if len(wanted) else np.arange(1))
+            sums = network.score(*tensors(inputs, target, self.gang, self.config.dtype), len(wanted))
+            totals += self.tally(sums, target[: len(wanted)])
         return self.summary(*self.gang.sum(*totals))
 
     def summary(self, loss: float, correct: float, rows: float) -> dict[str, float]:
         """Means from sums."""
-        return {"loss": float(loss / rows)} | ({"accuracy": float(correct / rows)} if self.plan.labels else {})
+        mean = float(loss / rows)
+        more = self.plan.figures(mean) if self.plan.figures else {}
+        return {"loss": mean} | ({"accuracy": float(correct / rows)} if self.plan.labels else {}) | dict(more)
 
     def tell(self, metrics: dict[str, float], seconds: float) -> None:
         """Metrics of an epoch from rank 0; facts from every rank."""
@@ -208,6 +263,7 @@ class Trainer:
             seconds=round(time.monotonic() - self.started, 3),
             device=str(self.gang.device),
             threads=torch.get_num_threads(),
+            **self.clock.facts(self.samples),
         )
 
     def count(self) -> None:
@@ -216,23 +272,14 @@ class Trainer:
             self.counted = time.monotonic()
             self.context.report(samples=self.samples)
 
-    def keep(self) -> None:
-        """A checkpoint, stored when this returns."""
+    def keep(self, score: float | None = None) -> None:
+        """A checkpoint of this moment; it is stored while training goes on."""
+        self.clock.lap("other")
+        progress = self.progress
+        folder = self.context.work / f"checkpoint-{progress.epochs}-{progress.step}"
         if self.gang.rank == 0:
-            folder = self.context.work / f"checkpoint-{self.progress.epochs}"
-            checkpoint.save(folder, self.network, self.optimiser, self.progress)
-            self.context.checkpoint(self.progress.epochs, folder)
-            shutil.rmtree(folder)
-
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of input and output, found by asking for two rows. Raises `Invalid` where the answer does not fit."""
-        inputs, _ = self.train.take(np.arange(min(2, len(self.train.target))))
-        self.network.eval()
-        try:
-            with torch.no_grad():
-                answer = self.network(torch.from_numpy(inputs).to(self.gang.device, _DTYPES[self.config.dtype]))
-        except (RuntimeError, TypeError, ValueError) as error:
-            name = type(self.network).__name__
-            raise Invalid(f"forward of {name} failed on an input of shape {list(inputs.shape)}: {error}") from error
-        check_answer(self.plan, answer, inputs)
-        return (-1, *inputs.shape[1:]), (-1, *answer.shape[1:])
+            self.keeper.wait()
+        write = checkpoint.stage(folder, self.network, self.optimiser, progress, learned=self.plan.fixed)
+        if self.gang.rank == 0:
+            self.keeper.keep(progress.epochs * self.steps + progress.step, folder, write, score)
+        self.clock.lap("checkpoint")

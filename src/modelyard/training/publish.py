@@ -20,14 +20,15 @@ import torch
 from torch import nn
 
 import modelyard
-from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.base import ModelCard, ModuleCard, TensorCard
 from modelyard.engines.files import inside
 from modelyard.engines.torch import fill, read_weights
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.training.checkpoint import Progress
 from modelyard.training.config import TrainConfig
-from modelyard.training.recipes import Plan
+from modelyard.training.mesh import Mesh
+from modelyard.training.recipes import Made, Plan
 
 _DATATYPES = {"float32": "FP32", "float64": "FP64"}
 Shape = tuple[int, ...]
@@ -35,38 +36,55 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What there is to publish. `shapes`: of the network's input and output, the batch -1."""
+    """What there is to publish. `shapes`: of the network's input and output, the batch -1; `state`: the whole state_dict;
+    `parameters`: how many."""
 
     config: TrainConfig
     plan: Plan
     progress: Progress
     shapes: tuple[Shape, Shape]
-    ranks: int
+    mesh: Mesh
+    state: Mapping[str, torch.Tensor]
+    parameters: int
 
 
 def publish(trained: Trained, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
-    """Write the model's folder into `context.work` and hand it over as the output 'model'."""
-    plan, folder = trained.plan, context.work / "model"
-    folder.mkdir()
-    shutil.copyfile(plan.source, folder / plan.module.file)
-    save_weights(plan.network, folder / plan.weights)
-    model_card(trained).save(folder)
-    dataset = {"reference": inputs["dataset"].reference, "hash": inputs["dataset"].view.hash}
+    """Write what was trained into `context.work` and hand it over: the output 'model', or what the recipe writes itself."""
+    plan = trained.plan
     about = {
         "metrics": split_metrics(trained.progress.curve[-1]),
-        "parameters": sum(parameter.numel() for parameter in plan.network.parameters()),
-        "dataset": dataset,
+        "parameters": trained.parameters,
         "recipe": trained.config.recipe,
+        **{role: _source(inputs[role]) for role in ("dataset", "base") if role in inputs},
     }
-    (folder / "training.json").write_text(json.dumps({**about, **environment(trained)}, indent=1, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(readme(plan, about))
-    metadata = {**about, "engines": ["torch"], "curve": trained.progress.curve, "labels": list(plan.labels or ()) or None}
-    outputs.publish("model", folder, task=plan.task, metadata=metadata)
+    record = json.dumps({**about, **environment(trained)}, indent=1, sort_keys=True) + "\n"
+    more = {"curve": trained.progress.curve, "labels": list(plan.labels or ()) or None}
+    for made in plan.write(trained.state, inputs, context.work) if plan.write else [module(trained, context.work / "model")]:
+        made.card.save(made.folder)
+        (made.folder / "training.json").write_text(record)
+        (made.folder / "README.md").write_text(readme(made, about))
+        metadata = {**about, "engines": list(made.card.engines), **more}
+        outputs.publish(made.name, made.folder, task=made.card.task, metadata=metadata)
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
+def module(trained: Trained, folder: Path) -> Made:
+    """The network as the file it is written in and its weights, in the new `folder`."""
+    plan = trained.plan
+    if plan.source is None or plan.module is None:
+        raise TypeError("A plan without 'write' says by 'module' and 'source' how its network is built again.")
+    folder.mkdir()
+    shutil.copyfile(plan.source, folder / plan.module.file)
+    save_weights(trained.state, folder / plan.weights)
+    return Made("model", folder, model_card(trained), "", by_hand(plan.module, plan.weights), title=plan.module.name)
+
+
+def _source(given: Input) -> dict[str, str]:
+    return {"reference": given.reference, "hash": given.view.hash}
+
+
+def save_weights(network: Mapping[str, torch.Tensor], path: Path) -> None:
     """A plain state_dict, by the file's ending as safetensors or as torch.save writes it."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(state, path)
         path.chmod(0o644)  # safetensors writes for the owner alone
@@ -115,67 +133,64 @@ def environment(trained: Trained) -> dict[str, Any]:
     }
     return {
         "config": trained.config.model_dump(mode="json", exclude_none=True),
-        "ranks": trained.ranks,
+        "ranks": trained.mesh.ranks,
+        "mesh": str(trained.mesh),
         "samples": trained.progress.seen,
         "versions": {name: str(version) for name, version in versions.items()},
     }
 
 
-def readme(plan: Plan, about: Mapping[str, Any]) -> str:
+def by_hand(card: ModuleCard, weights: str) -> str:
+    """The lines that make the trained module again, in plain PyTorch."""
+    safe = weights.endswith(".safetensors")
+    load = f'load_file("{weights}")' if safe else f'torch.load("{weights}", weights_only=True)'
+    arguments = ", ".join(f"{key}={value!r}" for key, value in card.arguments.items())
+    lines = [f"from model import {card.name}", "from safetensors.torch import load_file" if safe else "import torch"]
+    return "\n".join([*lines, f"weights = {load}", f"model = {card.name}({arguments})", *_FILL])
+
+
+def readme(made: Made, about: Mapping[str, Any]) -> str:
     """A model card as the Hugging Face hub reads it. Its front matter is YAML with JSON values."""
-    name, dataset, select = plan.module.name, about["dataset"]["reference"], about["metrics"]["select"]
+    task, dataset, select = made.card.task, about["dataset"]["reference"], about["metrics"]["select"]
+    title = made.title or about["base"]["reference"]
     index = [
         {
-            "name": name,
+            "name": title,
             "results": [
                 {
-                    "task": {"type": plan.task},
+                    "task": {"type": task},
                     "dataset": {"name": dataset, "type": dataset, "split": "select"},
                     "metrics": [{"type": metric, "value": value} for metric, value in select.items()],
                 }
             ],
         }
     ]
-    front = {
-        "pipeline_tag": plan.task,
-        "library_name": "pytorch",
-        "datasets": [dataset],
-        "metrics": list(select),
-        "model-index": index,
-    }
-    lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
+    front = {"pipeline_tag": task, "library_name": made.library, "datasets": [dataset], "metrics": list(select)}
+    front |= {"base_model": about["base"]["reference"]} if "base" in about else {}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in {**front, "model-index": index}.items()]
     figures = "\n".join(
         f"| {split} | {metric} | {value:.4f} |" for split, m in about["metrics"].items() for metric, value in m.items()
     )
-    load = (
-        f'from safetensors.torch import load_file\nweights = load_file("{plan.weights}")'
-        if plan.weights.endswith(".safetensors")
-        else f'import torch\nweights = torch.load("{plan.weights}", weights_only=True)'
-    )
-    arguments = ", ".join(f"{key}={value!r}" for key, value in plan.module.arguments.items())
     return _README.format(
-        front="\n".join(lines), name=name, task=plan.task, dataset=dataset, recipe=about["recipe"],
-        parameters=about["parameters"], figures=figures, load=load, arguments=arguments,
+        front="\n".join(lines), title=title, task=task, dataset=dataset, recipe=about["recipe"], about=made.about,
+        parameters=about["parameters"], figures=figures, code=made.code.strip(),
     )  # fmt: skip
 
 
+_FILL = ("model.load_state_dict(weights)", "model.eval()")
 _README = """---
 {front}
 ---
-# {name}
+# {title}
 
-{task}, trained on `{dataset}` with the recipe `{recipe}`; {parameters:,} parameters. `training.json` has the config, the seed
-and the versions it was trained with, `model.json` its tensors and its transform.
+{task}, trained on `{dataset}` with the recipe `{recipe}`; {parameters:,} parameters. {about}`training.json` has the config, the
+seed and the versions it was trained with, `model.json` its tensors and its transform.
 
 | split | metric | value |
 |---|---|---|
 {figures}
 
 ```python
-from model import {name}
-{load}
-model = {name}({arguments})
-model.load_state_dict(weights)
-model.eval()
+{code}
 ```
 """

@@ -16,6 +16,7 @@ from modelyard.tensors import Array
 from modelyard.training.config import TrainConfig
 from modelyard.training.recipes import Augment, Plan
 from modelyard.training.recipes.networks import residual
+from modelyard.training.split import Split
 
 LARGEST_SIDE = 224  # larger images are made smaller
 
@@ -49,6 +50,7 @@ def image_classifier(config: TrainConfig, dataset: Dataset, code: Path | None) -
         labels=labels,
         loss=cross_entropy,
         augment=shifted(options.shift) if options.shift else None,
+        split=Split(blocks="features.*"),
     )
 
 

@@ -6,6 +6,7 @@ The class knows nothing of the platform: its forward takes one tensor (the input
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from modelyard.tensors import Array
 from modelyard.training.config import Module, TrainConfig
 from modelyard.training.recipes import Plan
 from modelyard.training.recipes.image_classifier import image_input, image_transform
+from modelyard.training.split import Split
 
 _DTYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -55,6 +57,7 @@ def module(config: TrainConfig, dataset: Dataset, code: Path | None) -> Plan:
         loss=cross_entropy if labels else mse_loss,
         input=names["input"],
         output=names["output"],
+        split=Split.read(vars(sys.modules[type(network).__module__]).get("PARALLEL", {})),
     )
 
 

@@ -1,7 +1,4 @@
-"""Strategies of parallelism, applied to a network from outside: its own code knows none.
-
-Now there is one, the data axis: every rank holds the whole network and a part of each batch.
-"""
+"""Sixth: where every rank holds the whole network, gradients are averaged over the ranks while they are computed (DDP)."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ _WRITES_ONLY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
-def applied(network: nn.Module, gang: Gang) -> Iterator[nn.Module]:
-    """`network` as the gang trains it, while this lasts; its own parameters, its forward."""
+def replicated(network: nn.Module, gang: Gang) -> Iterator[nn.Module]:
+    """`network` as the gang trains it, while this lasts; its own parameters, its forward. A gang of one trains it as it is."""
     if gang.world == 1:
         yield network
         return
@@ -39,9 +36,3 @@ def applied(network: nn.Module, gang: Gang) -> Iterator[nn.Module]:
 def reads_buffers(network: nn.Module) -> bool:
     """Whether forward may read a buffer while training, and so must find rank 0's in it. Batch norm only writes its own."""
     return any(type(part) not in _WRITES_ONLY and any(True for _ in part.buffers(recurse=False)) for part in network.modules())
-
-
-def weight(own: int, rows: int, gang: Gang) -> float:
-    """What a rank's mean loss over `own` of a step's `rows` counts, so that the gradients, which are averaged over ranks,
-    are those of the mean loss over all rows: equal to one process that has the whole batch."""
-    return own * gang.world / rows

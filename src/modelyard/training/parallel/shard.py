@@ -1,0 +1,29 @@
+"""Fifth: the ranks along `shard` hold each parameter in parts and put a block together while it computes (FSDP2); along `data`
+they hold the same parts (HSDP). This is also how `data` goes together with `tensor` and `pipe`, and how they compute in bf16.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+# Nobody writes into an answer here: the loss reads it.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
+    """In place: each block is a unit, the rest another. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means
+    over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
+    inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=not keep, mp_policy=inner)
+    fully_shard(network, mesh=mesh, reshard_after_forward=not keep, mp_policy=policy)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean

@@ -1,0 +1,34 @@
+"""Second: the ranks along the axis `tensor` compute each named layer in parts, as the model's plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from modelyard.training.parallel.cut import held
+
+
+def split_layers(network: nn.Module, mesh: DeviceMesh, styles: Mapping[str, str]) -> None:
+    """Give each layer that `styles` names its style, in place. A layer that another stage holds is passed over."""
+    here = held(network)
+    plan = {name: _style(here[name], style) for name, style in styles.items() if name in here}
+    if plan:
+        parallelize_module(network, mesh, plan)
+
+
+def settle(parameters: Iterable[nn.Parameter]) -> None:
+    """Bring each gradient to the parts its parameter is in: an embedding's comes as parts of a sum."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
+            parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+def _style(layer: nn.Module, name: str) -> ParallelStyle:
+    if name == "rows":
+        return RowwiseParallel(input_layouts=Replicate() if isinstance(layer, nn.Embedding) else Shard(-1))
+    return ColwiseParallel(output_layouts=Replicate()) if name == "gathered" else ColwiseParallel()

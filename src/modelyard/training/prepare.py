@@ -1,0 +1,151 @@
+"""From a recipe's plan to a network that a gang is about to train: which mesh, what it takes and answers, spread and verified.
+
+Called by `loop` once, in every rank; what does not go together is said here, before the first step.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import numpy as np
+import torch
+from torch import distributed, optim
+
+from modelyard.data import shards
+from modelyard.errors import Invalid
+from modelyard.kinds import JobContext
+from modelyard.tensors import Array
+from modelyard.training import estimate as memory
+from modelyard.training import mesh as meshes
+from modelyard.training.checks import check_answer
+from modelyard.training.config import TrainConfig
+from modelyard.training.feed import Feed
+from modelyard.training.gang import Gang
+from modelyard.training.mesh import Mesh
+from modelyard.training.parallel import Options, Spread, spread, verify, whole
+from modelyard.training.recipes import Plan
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Shape = tuple[int, ...]
+
+
+def choose_mesh(config: TrainConfig, plan: Plan, gang: Gang) -> tuple[Mesh, str]:
+    """The mesh that `config` names, or the one that fits, and why. Raises `Invalid` where it is not of the gang's ranks."""
+    meshes.check(config.mesh, gang.world)
+    if config.mesh == meshes.DATA:
+        return Mesh(data=gang.world), "every rank holds the whole model, as nothing else was asked for"
+    if config.mesh != meshes.AUTO:
+        return Mesh(**meshes.parse(config.mesh)), "as was asked for"
+    state = 2 if config.optimiser == "adamw" else int(config.momentum > 0)
+    each = DTYPES[config.dtype].itemsize * (2 + state)
+    parameters = sum(parameter.numel() for parameter in plan.network.parameters())
+    return meshes.propose(parameters, each, gang.world, _memory(gang), plan.split.limits(plan.network))
+
+
+def options(config: TrainConfig) -> Options:
+    return Options(
+        pieces=config.micro_batches,
+        precision=config.precision,
+        recompute=config.recompute,
+        compile=config.compile,
+        schedule=config.pipe_schedule,
+    )
+
+
+def tensors(inputs: Array, target: Array, gang: Gang, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as the network takes them: numbers in its dtype; positions in a vocabulary and targets as they are."""
+    given = torch.from_numpy(inputs)
+    dtypes = DTYPES[dtype] if given.is_floating_point() else given.dtype
+    return given.to(gang.device, dtypes), torch.from_numpy(target).to(gang.device)
+
+
+def find_shapes(config: TrainConfig, plan: Plan, gang: Gang, train: Feed) -> tuple[Shape, Shape]:
+    """The shapes of input and output, found by asking for two rows. Raises `Invalid` where the answer does not fit."""
+    inputs, target = train.take(np.arange(min(2, train.rows)))
+    plan.network.eval()
+    try:
+        with torch.no_grad():
+            answer = plan.network(tensors(inputs, target, gang, config.dtype)[0])
+    except (RuntimeError, TypeError, ValueError) as error:
+        name = type(plan.network).__name__
+        raise Invalid(f"forward of {name} failed on an input of shape {list(inputs.shape)}: {error}") from error
+    check_answer(plan, answer, inputs)
+    return (-1, *inputs.shape[1:]), (-1, *answer.shape[1:])
+
+
+def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, context: JobContext) -> None:
+    """Report what a rank will need at the least, found by a forward of one and of two rows. Raises `Invalid` where it may not
+    take so much."""
+
+    def kept(rows: int) -> int:
+        inputs, target = tensors(*train.take(np.arange(rows)), gang, config.dtype)
+        with torch.autocast(gang.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return memory.measure(plan.network, inputs, lambda answer: plan.measure(answer, target)[0])
+
+    more = min(2, train.rows)
+    # What is forgotten and computed again takes memory too, but how much is for each network to say.
+    line = memory.Activations() if config.recompute else memory.fit(1, kept(1), more, kept(more))
+    parameters = list(plan.network.parameters())
+    whole, on_gpu = sum(p.nbytes for p in parameters), gang.device.type == "cuda"
+    found = memory.estimate(
+        parameters=whole,
+        learning=sum(p.nbytes for p in parameters if p.requires_grad),
+        slots=2 if config.optimiser == "adamw" else int(config.momentum > 0),
+        activations=line,
+        rows=-(-config.batch_size // (mesh.replicas * options(config).count(mesh))),
+        parts=mesh.shard * mesh.tensor * mesh.pipe,
+        slices=mesh.tensor,
+        process=0 if on_gpu else max(0, memory.held() - whole),
+    )
+    bound = torch.cuda.get_device_properties(gang.device).total_memory if on_gpu else memory.bound()
+    context.report(memory_estimate=found.facts(bound))
+    memory.check(found, bound)
+
+
+def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed) -> Spread:
+    """The plan's network, which lives on in what this returns alone. Raises `Invalid` where it cannot be split so, or computes
+    something else when it is."""
+    rows = train.rows
+    steps, asked = shards.steps(rows, config.batch_size), options(config)
+    least, most = rows // steps, -(-rows // steps)
+    pieces = asked.count(mesh)
+    if mesh.pipe == 1 and least < mesh.replicas * pieces:
+        raise Invalid(
+            f"Batches of {least} rows leave some of {mesh.replicas} × {pieces} micro-batches without a row: use a larger "
+            "batch_size or fewer micro_batches."
+        )
+    some = train.take(np.arange(min(least, mesh.replicas * pieces + 1)))
+    inputs, target = tensors(*some, gang, config.dtype)
+    plan.network.to(gang.device, DTYPES[config.dtype])
+    check = config.verify and not mesh.whole
+    before = whole(plan.network, plan.measure, gang, inputs, target) if check else None
+    network = spread(plan.network, plan.split, mesh, gang, asked, plan.measure, example=inputs[:2], most=most)
+    if before:
+        verify(network, before, inputs, target, bf16=config.precision == "bf16")
+    return network
+
+
+def make_optimiser(network: Spread, config: TrainConfig) -> optim.Optimizer:
+    """Over the parameters that learn and are held here."""
+    parameters = [parameter for parameter in network.parameters().values() if parameter.requires_grad]
+    each = False if network.mesh.tensor > 1 else None  # parameters in parts and whole ones do not go in one operation
+    if config.optimiser == "sgd":
+        decay = config.weight_decay
+        return optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, foreach=each)
+    return optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=each)
+
+
+def _memory(gang: Gang) -> int:
+    """What each rank has: of its GPU, or an even part of the machine; the same answer on every rank, so that of the poorest."""
+    if gang.device.type == "cuda":
+        own = torch.cuda.get_device_properties(gang.device).total_memory
+    else:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        machine = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES") // gang.world
+        own = machine if limit == resource.RLIM_INFINITY else min(limit, machine)
+    if gang.world > 1:
+        least = torch.tensor(own, device=gang.device)
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        own = int(least)
+    return own

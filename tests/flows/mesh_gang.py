@@ -1,0 +1,143 @@
+"""Ranks that train a small network on a mesh, forked from one process that has imported what they need. Started by
+`test_training_meshes.py`: a job a line on stdin, the ranks' exit codes a line on stdout."""
+
+import json
+import os
+import sys
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+
+import mesh_models
+import torch
+import torch.distributed.checkpoint  # imported once, before the ranks are forked
+from safetensors.torch import save_file
+from torch import optim
+
+from modelyard.data import shards
+from modelyard.errors import ModelyardError
+from modelyard.kinds import FolderContext
+from modelyard.training import checkpoint
+from modelyard.training.gang import join, repeatable
+from modelyard.training.mesh import Mesh, parse
+from modelyard.training.parallel import Options, spread, verify, whole
+from modelyard.training.split import Split
+
+STEPS, ROWS = 10, 11  # no axis divides 11: parts differ, pieces must be filled up
+
+
+def made(job):
+    """The network, what it declares, and the rows of all steps, as every rank has them."""
+    kind, declared, batch, measure, _ = mesh_models.MODELS[job["model"]]
+    torch.manual_seed(0)
+    dtype = getattr(torch, job.get("dtype", "float64"))
+    network = kind(**job.get("arguments", {})).to(dtype)
+    draw = torch.Generator().manual_seed(1)
+    rows = [batch(draw, ROWS + step % 2) for step in range(STEPS)]
+    rows = [tuple(t.to(dtype) if t.is_floating_point() else t for t in pair) for pair in rows]
+    return network, {**declared, **job.get("declared", {})}, rows, measure
+
+
+def alone(job, folder):
+    """What is compared with: a script as anybody would write it."""
+    network, _, rows, measure = made(job)
+    optimiser = optim.AdamW(network.parameters(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    losses, lengths = [], []
+    for inputs, target in rows:
+        optimiser.zero_grad()
+        loss, _ = measure(network(inputs), target)
+        loss.backward()
+        if job.get("clip"):
+            lengths.append(float(torch.nn.utils.clip_grad_norm_(network.parameters(), job["clip"])))
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    save_file(network.state_dict(), folder / "state.safetensors")
+    return {"losses": losses, "lengths": lengths}
+
+
+def together(job, folder, gang):
+    """The same by `Spread`."""
+    network, declared, rows, measure = made(job)
+    mesh, options = Mesh(**parse(job["mesh"])), Options(**job.get("options", {}))
+    most = ROWS + 1
+    check = [part[: mesh.replicas * options.count(mesh) + 1] for part in rows[0]]
+    before = None if mesh.whole else whole(network, measure, gang, *check)
+    it = spread(network, Split.read(declared), mesh, gang, options, measure, example=rows[0][0][:2], most=most)
+    if before:
+        verify(it, before, *check, bf16=options.precision == "bf16")
+    optimiser = optim.AdamW(it.parameters().values(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    if job.get("resume"):
+        checkpoint.load(Path(job["resume"]), it, optimiser)
+    if job.get("broken"):  # the control: a rank keeps its gradients to itself
+        for part in it.parts:
+            part.set_requires_gradient_sync(False) if hasattr(part, "set_requires_gradient_sync") else None
+        it.runner._exchange = lambda last: getattr(it.runner.model, "no_sync", nullcontext)()
+    losses, lengths = [], []
+    with it.epoch():
+        it.train(True)
+        for inputs, target in rows[job.get("first", 0) : job.get("last", STEPS)]:
+            optimiser.zero_grad()
+            own = shards.share(len(target), mesh.replicas, it.place.replica)
+            sums = it.step(inputs[own.start : own.stop], target[own.start : own.stop], len(target))
+            if job.get("clip"):
+                lengths.append(it.clip(job["clip"]))
+            optimiser.step()
+            loss, _, count = gang.sum(*sums)
+            assert count == len(target)
+            losses.append(loss / count)
+    if job.get("save"):
+        checkpoint.save(Path(job["save"]), it, optimiser, checkpoint.Progress(1, 2, [{"epoch": 1, "loss": 0.1}]))
+    it.train(False)
+    inputs, target = rows[0]
+    own = shards.share(len(target), mesh.replicas, it.place.replica)
+    left = min(own.stop - own.start, it.capacity)
+    scored = gang.sum(*it.score(inputs[own.start : own.start + left], target[own.start : own.start + left], left))
+    state = it.full_state()
+    if gang.rank == 0:
+        save_file(state, folder / "state.safetensors")
+    return {"losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+
+
+def rank_main(job, rank):
+    folder = Path(job["folder"])
+    if job["mesh"] == "alone":
+        with repeatable():
+            (folder / "said-0.json").write_text(json.dumps(alone(job, folder)))
+        return 0
+    try:
+        with repeatable(), join(FolderContext(folder, rank=rank, world_size=job["ranks"])) as gang:
+            said = together(job, folder, gang)
+    except ModelyardError as error:
+        (folder / f"said-{rank}.json").write_text(json.dumps({"error": error.code, "message": error.message}))
+        return 3
+    (folder / f"said-{rank}.json").write_text(json.dumps(said))
+    return 0
+
+
+def fork_rank(job, rank):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with (Path(job["folder"]) / f"rank-{rank}.txt").open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            try:
+                code = rank_main(job, rank)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def main():
+    for line in sys.stdin:
+        job = json.loads(line)
+        ranks = [fork_rank(job, rank) for rank in range(job["ranks"])]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
