@@ -130,8 +130,3 @@ def parts(order: Order, world: int, rank: int, batch: int, first: int = 0) -> It
         start, stop = order.rows * step // count, order.rows * (step + 1) // count
         whole, own = order.take(start, stop), order.cut(start, stop, world, rank)
         yield Part(whole[own.start : own.stop], own.start, len(whole))
-
-
-def positions(rows: int, epoch: int, seed: int, world: int, rank: int, batch: int) -> Iterator[Part]:
-    """The rank's part of every step of an epoch in which all rows are shuffled."""
-    return parts(Order(np.ones(rows, np.int64), seed, epoch), world, rank, batch)
