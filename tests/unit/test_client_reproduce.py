@@ -73,8 +73,12 @@ def test_bytes_that_differ_are_fetched_and_compared(monkeypatch: pytest.MonkeyPa
 def test_what_no_job_of_its_own_made_is_refused() -> None:
     with pytest.raises(Invalid, match="made by no job"):
         reproduce(Platform(), "raw")  # type: ignore[arg-type]
-    with pytest.raises(Invalid, match="made by the child job j1"):
-        reproduce(Platform(target=None), "cnn")  # type: ignore[arg-type]
+
+
+def test_a_trial_whose_model_its_sweep_registered_is_run_again_itself() -> None:
+    platform = Platform(target=None, outputs=[{"name": "model", "reference": None, "hash": "aa"}])
+    assert reproduce(platform, "cnn")["reproduced"] == "cnn-reproduced@1"  # type: ignore[arg-type]
+    assert platform.submitted[0][1]["target"] == {"kind": "model", "name": "cnn-reproduced"}
 
 
 def test_an_output_that_is_missing_now_is_told() -> None:

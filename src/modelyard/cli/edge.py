@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ps": (LOOK, "jobs:ps"),
     "logs": (LOOK, "jobs:logs"),
     "stop": (LOOK, "jobs:stop"),
+    "sweep": (LOOK, "sweep:sweep"),
     "receipt": (LOOK, "receipt:receipt"),
     "usage": (LOOK, "access:usage"),
     "whoami": (LOOK, "access:whoami"),

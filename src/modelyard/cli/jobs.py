@@ -14,6 +14,7 @@ import typer
 from modelyard.cli.live import Live, progress_text
 from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say
 from modelyard.cli.serving import numbered
+from modelyard.cli.sweep import Trials, swept_text
 from modelyard.cli.table import table
 from modelyard.cli.values import nested
 from modelyard.cli.variants import findings
@@ -94,21 +95,31 @@ def train(
     priority: Annotated[
         int | None, typer.Option(min=-100, max=100, help="Above 0 goes before all others.", show_default=False)
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Search: lr=1e-4..1e-2:log,width=[16,32,64],epochs=3..10; the best is NAME@best.", metavar="SPACE"),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, max=500, help="Trainings of a sweep; hopeless ones are stopped early.")] = 20,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once; as many as fit where not said.", show_default=False)
+    ] = None,
     follow: Follow = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on a dataset."""
+    """Train a model on a dataset, or with --sweep many, and keep the best."""
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= {"epochs": epochs} if epochs else {}
     with open_yard(data) as yard:
         limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority}
+        limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
         job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, wait=False, **limits, **full)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")
-        version = finish(yard, job, Live("train", logs=True))
-    say(as_json, version, f"trained {describe(version)}{scored(version)}")
+        version = finish(yard, job, Trials() if sweep else Live("train", logs=True))
+        text = swept_text(yard.job(job["id"]), version) if sweep else f"trained {describe(version)}{scored(version)}"
+    say(as_json, version, text)
     return None
 
 

@@ -27,11 +27,9 @@ def reproduce(yard: Yard, reference: str, on_event: Callable[[Mapping[str, Any]]
     if version["job"] is None:
         raise Invalid(f"{version['reference']} was made by no job of this project; there is nothing to run again.")
     job = yard.job(version["job"])
-    if job["target"] is None:
-        raise Invalid(f"{version['reference']} was made by the child job {job['id']}; run again what submitted it.")
     again = resubmit(yard, version, job)
     yard.wait(again["id"], on_event)
-    made = yard.version(same_output(job, yard.job(again["id"]), version["reference"]))
+    made = yard.version(same_output(job, yard.job(again["id"]), version))
     found: dict[str, Any] = {"identical": True, "tensors": None, "largest": 0.0, "differences": [], "environment": []}
     if made["artefact"] != version["artefact"]:
         found = _compared(yard, version["reference"], made["reference"])
@@ -45,16 +43,18 @@ def resubmit(yard: Yard, version: Mapping[str, Any], job: Mapping[str, Any]) -> 
         job["kind"],
         job["config"],
         job["inputs"],
-        target={"kind": job["target"]["kind"], "name": name},
+        target={"kind": "model", "name": name},
         ranks=job["ranks"],
         timeout=job["timeout"],
         max_restarts=job["max_restarts"],
     )
 
 
-def same_output(job: Mapping[str, Any], again: Mapping[str, Any], reference: str) -> str:
-    """The version that the job made now in the place of the one it made then."""
-    name = next((output["name"] for output in job["outputs"] if output["reference"] == reference), None)
+def same_output(job: Mapping[str, Any], again: Mapping[str, Any], version: Mapping[str, Any]) -> str:
+    """The version that the job made now in the place of the one it made then. A trial's became one through its sweep."""
+    own = {output["reference"]: output["name"] for output in job["outputs"]}
+    adopted = next((output["name"] for output in job["outputs"] if output.get("hash") == version["artefact"]), None)
+    name = own.get(version["reference"], adopted)
     found = next((output["reference"] for output in again["outputs"] if output["name"] == name), None)
     if found is None:
         raise Invalid(f"Job {again['id']} made no output '{name}', which job {job['id']} had made.")

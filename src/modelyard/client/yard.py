@@ -26,6 +26,7 @@ from modelyard.client.outcome import (
 )
 from modelyard.client.profile import find
 from modelyard.client.rollout import until_gone, until_ready
+from modelyard.client.sweep import asked
 from modelyard.client.wire import Wire, segment
 from modelyard.errors import Invalid
 from modelyard.plugins import load
@@ -177,23 +178,23 @@ class Yard:
         max_restarts: int | None = None,
         priority: int | None = None,
         resources: Mapping[str, int] | None = None,
+        sweep: Mapping[str, Any] | str | None = None,
+        trials: int = 20,
+        parallel: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         **config: Any,
     ) -> Json:
         """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
-        version to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`."""
+        version to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`.
+        With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
-        limits: dict[str, Any] = {
-            "timeout": timeout,
-            "max_restarts": max_restarts,
-            "priority": priority,
-            "resources": resources,
-        }
-        job = self.submit("train", config, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
+        limits: Json = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resources": resources}
+        kind, full, ranks = asked(config, ranks, sweep, trials, parallel)
+        job = self.submit(kind, full, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
 
     def optimize(

@@ -1,0 +1,42 @@
+"""Sweeps as the client sees them: what is submitted, the table of trials, and the report's files.
+
+`Yard.train` and the command line call it. What a space may be is for the platform to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelyard.errors import Invalid, NotFound
+from modelyard.plugins import load
+
+if TYPE_CHECKING:
+    from modelyard.client.yard import Yard
+
+
+def asked(
+    config: Mapping[str, Any], ranks: int, sweep: Mapping[str, Any] | str | None, trials: int, parallel: int | None
+) -> tuple[str, dict[str, Any], int]:
+    """Kind, config and ranks of the job that trains once, or searches where there is a `sweep`: its gangs then have `ranks`."""
+    if sweep is None:
+        return "train", dict(config), ranks
+    space = sweep if isinstance(sweep, str) else dict(sweep)
+    return "sweep", {"train": dict(config), "space": space, "trials": trials, "parallel": parallel, "ranks": ranks}, 1
+
+
+def table(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A sweep's trials in order: {number, parameters, job, state, epoch, score, seconds, error}. Raises `Invalid`."""
+    if job["kind"] != "sweep":
+        raise Invalid(f"Job {job['id']} is no sweep but of kind '{job['kind']}'.")
+    facts = job["facts"].get("0", {})
+    return [dict(facts[name]) for name in sorted(facts) if name.startswith("trial ")]
+
+
+def save_report(yard: Yard, job: Mapping[str, Any], folder: str | Path) -> Path:
+    """sweep.json, sweep.svg and sweep.png as a new folder. Raises `NotFound` while the sweep has not ended well."""
+    found = next((output for output in job["outputs"] if output["name"] == "report"), None)
+    if found is None:
+        raise NotFound(f"The sweep {job['id']} is {job['state']} and has no report; it writes one when it succeeds.")
+    return Path(load("modelyard.client.transfer:fetch")(yard._wire, found["hash"], folder, None))
