@@ -26,7 +26,6 @@ from modelyard.client.outcome import (
 )
 from modelyard.client.profile import find
 from modelyard.client.rollout import until_gone, until_ready
-from modelyard.client.sweep import asked
 from modelyard.client.wire import Wire, segment
 from modelyard.errors import Invalid
 from modelyard.plugins import load
@@ -193,7 +192,7 @@ class Yard:
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
         limits: Json = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resources": resources}
-        kind, full, ranks = asked(config, ranks, sweep, trials, parallel)
+        kind, full, ranks = load("modelyard.client.sweep:asked")(config, ranks, sweep, trials, parallel)
         job = self.submit(kind, full, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
 
