@@ -38,7 +38,7 @@ class Bars:
         self._progress.update(self._tasks[title], completed=done, total=total, amount=amount)
 
     def figures(self, line: str) -> None:
-        self._live.update(Group(self._progress, Text(f"  {line}", style="cyan")))
+        self._live.update(Group(self._progress, Text.from_ansi(f"  {line}", style="cyan")))
 
     def line(self, text: str) -> None:
         """A line above the bars, which stays."""
