@@ -19,7 +19,7 @@ from modelyard.testing import yard
 SPACE = {"lr": [0.01, 1e-6, 0.003, 2e-6], "width": [4, 8]}
 
 
-def until(condition: Callable[[], Any], patience: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], patience: float = 120.0) -> Any:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if value := condition():
