@@ -91,6 +91,20 @@ def test_clipping_is_what_torch_does():
     assert math.isnan(it.clip(0.1))
 
 
+def test_what_is_computed_again_is_counted_once():
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        options = Options(recompute=again)
+        it = spread(network, Split(blocks="*"), Mesh(), Gang(0, 1, CPU), options, measure, example=torch.randn(2, 3), most=4)
+        it.step(torch.ones(4, 3).cumsum(0), torch.zeros(4, 2), 4)
+        found.append([*it.full_state().values(), *(p.grad for p in network.parameters())])
+    assert len(found[0]) == 9 + 6
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert int(network[1].num_batches_tracked) == 1
+
+
 def test_a_stage_holds_its_part_and_keeps_its_names():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     first, last = cut(network, ["0", "1"]), cut(network, ["2"])

@@ -71,6 +71,15 @@ def test_parameters_tied_across_stages_are_refused():
         layout(Split.read(FULL), network, Mesh(pipe=2), stages=2)
 
 
+def test_no_border_lies_between_columns_and_rows():
+    network = nn.Sequential(nn.Linear(40, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    split = Split.read({"tensor": {"0": "columns", "2": "rows"}, "sequence": ["*"]})
+    assert layout(split, network, Mesh(pipe=2), stages=2).stages == (("0", "1"), ("2", "3", "4"))
+    assert layout(split, network, Mesh(tensor=2, pipe=2), stages=2).stages == (("0", "1", "2", "3"), ("4",))
+    with pytest.raises(Invalid, match=r"2 parts that learn and can be held apart \('0 \+ 1 \+ 2 \+ 3', '4'\); 3 stages"):
+        layout(split, network, Mesh(tensor=2, pipe=3), stages=3)
+
+
 def test_recomputing_needs_blocks():
     with pytest.raises(Invalid, match="blocks"):
         layout(Split(), Net(), Mesh(), recompute=True)

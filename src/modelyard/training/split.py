@@ -75,7 +75,7 @@ def layout(split: Split, network: nn.Module, mesh: Mesh, *, stages: int = 1, rec
     blocks = _matches(split.blocks, network, "blocks") if split.blocks else ()
     if recompute and not blocks:
         raise Invalid("recompute needs the model's blocks: declare PARALLEL = {'blocks': 'layers.*'} beside its class.")
-    parts = _stages(split, network, mesh, stages) if mesh.pipe > 1 else ((),)
+    parts = _stages(split, network, mesh, stages, tensor) if mesh.pipe > 1 else ((),)
     _check_ties(network, tensor, blocks if mesh.shard > 1 else (), parts)
     return Layout(tensor, blocks, parts)
 
@@ -141,7 +141,9 @@ def _parts(split: Split, network: nn.Module) -> list[tuple[str, int]]:
     return found
 
 
-def _stages(split: Split, network: nn.Module, mesh: Mesh, stages: int) -> tuple[tuple[str, ...], ...]:
+def _stages(
+    split: Split, network: nn.Module, mesh: Mesh, stages: int, tensor: Mapping[str, str]
+) -> tuple[tuple[str, ...], ...]:
     if not split.sequence:
         raise Invalid(
             f"The mesh has pipe={mesh.pipe}, but the model does not say that it is a sequence: declare "
@@ -155,15 +157,27 @@ def _stages(split: Split, network: nn.Module, mesh: Mesh, stages: int) -> tuple[
     outside = [name for name in network.state_dict() if not owner(name, units)]
     if outside:
         raise Invalid(f"PARALLEL['sequence'] leaves out {_some(outside)}: in a pipe no stage would hold it.")
-    groups: list[list[str]] = []
-    for name in units:  # a unit that learns nothing goes with the one before: every stage must have something to learn
-        if not groups or (_learns(network, name) and any(_learns(network, unit) for unit in groups[-1])):
-            groups.append([])
-        groups[-1].append(name)
+    groups = _inseparable(network, units, tensor)
     if len(groups) < stages:
-        raise Invalid(f"The sequence has {len(groups)} sub-modules that learn ({_some(units)}); {stages} stages need one each.")
+        what = f"{len(groups)} parts that learn and can be held apart ({_some([' + '.join(group) for group in groups])})"
+        raise Invalid(f"The sequence has {what}; {stages} stages need one each.")
     sizes = [sum(p.numel() for name in group for p in network.get_submodule(name).parameters()) for group in groups]
     return tuple(tuple(name for at in part for name in groups[at]) for part in balance(sizes, stages))
+
+
+def _inseparable(network: nn.Module, units: Sequence[str], tensor: Mapping[str, str]) -> list[list[str]]:
+    """`units` in groups that a stage holds together: in each something learns, and between a layer that leaves its answer in
+    parts (columns) and the one that takes it so (rows) there is no border, which only what is whole can cross."""
+    groups: list[list[str]] = []
+    parted = False
+    for name in units:
+        learned = bool(groups) and any(_learns(network, unit) for unit in groups[-1])
+        if not groups or (not parted and learned and _learns(network, name)):
+            groups.append([])
+        groups[-1].append(name)
+        styles = {style for layer, style in tensor.items() if owner(layer, [name])}
+        parted = "rows" not in styles and (parted or "columns" in styles)
+    return groups
 
 
 def _learns(network: nn.Module, name: str) -> bool:

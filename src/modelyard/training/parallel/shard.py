@@ -5,13 +5,14 @@ they hold the same parts (HSDP). This is also how `data` goes together with `ten
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+_NORM = (torch.float32, torch.float32, torch.bfloat16)  # of parameters, of sums of gradients, of the answer
 # Nobody writes into an answer here: the loss reads it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
@@ -21,9 +22,16 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, 
     over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
+    for norm in _batch_norms(network) if bf16 else ():
+        fully_shard(norm, mesh=mesh, reshard_after_forward=not keep, mp_policy=MixedPrecisionPolicy(*_NORM))
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=not keep, mp_policy=inner)
     fully_shard(network, mesh=mesh, reshard_after_forward=not keep, mp_policy=policy)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean
+
+
+def _batch_norms(network: nn.Module) -> Iterator[nn.Module]:
+    """What keeps statistics in float32 and computes in nothing less."""
+    return (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
