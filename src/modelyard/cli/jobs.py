@@ -76,7 +76,7 @@ def train(
     name: Annotated[str, typer.Argument(help="Name of the model; the result is its newest version.", show_default=False)],
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="The dataset, as digits or digits@1.", show_default=False)],
     recipe: Annotated[
-        str, typer.Option(help="How to train: image-classifier, or module for your own nn.Module.")
+        str, typer.Option(help="How to train: image-classifier, causal-lm, or module for your own nn.Module.")
     ] = "image-classifier",
     ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.", show_default=False)] = None,
@@ -88,6 +88,7 @@ def train(
         Path | None, typer.Option(help="Your model.py, or a folder with it, for recipe module.", metavar="PATH")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model version to continue.", metavar="REF")] = None,
+    base: Annotated[str | None, typer.Option(help="A Hugging Face model's version to fine-tune.", metavar="REF")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
     max_restarts: Annotated[
         int | None, typer.Option(min=0, max=1000, help="Times a gang that died is started again.", show_default=False)
@@ -113,7 +114,7 @@ def train(
     with open_yard(data) as yard:
         limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority}
         limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
-        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, wait=False, **limits, **full)
+        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, base=base, wait=False, **limits, **full)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")

@@ -173,6 +173,7 @@ class Yard:
         ranks: int = 1,
         code: str | Path | None = None,
         model: str | None = None,
+        base: str | None = None,
         timeout: float | None = None,
         max_restarts: int | None = None,
         priority: int | None = None,
@@ -185,10 +186,11 @@ class Yard:
         **config: Any,
     ) -> Json:
         """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
-        version to continue; `config` the recipe's (epochs=…, lr=…). Returns the new version, or the job if not `wait`.
+        version to continue, `base` one to fine-tune; `config` the recipe's (epochs=…, lr=…). Returns the version, or the job.
         With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
+        inputs |= {"base": f"model:{base}"} if base else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
         limits: Json = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resources": resources}

@@ -18,6 +18,7 @@ RECIPES: Registry[Any] = Registry(
         "image-classifier": "modelyard.training.recipes.image_classifier:image_classifier",
         "module": "modelyard.training.recipes.module:module",
         "causal-lm": "modelyard.training.recipes.causal_lm:causal_lm",
+        "transformers": "modelyard.training.recipes.transformers:transformers",
     },
 )
 
@@ -62,6 +63,13 @@ class CausalLm(Config):
     learn: Literal["answers", "all"] = "answers"
 
 
+class Transformers(Config):
+    """Recipe `transformers`: `column` of texts or images (None: the only one); texts are cut at `length` tokens."""
+
+    column: str | None = None
+    length: int = Field(default=256, ge=2, le=131_072)
+
+
 class Lora(Config):
     """Matrices of `rank` beside `layers` learn, and the base stays as it is. `layers`: last parts of names (None: all linear
     ones). What they add counts `alpha` / `rank`. `keep`: what becomes a version."""
@@ -73,7 +81,7 @@ class Lora(Config):
     keep: Literal["adapter", "merged", "both"] = "adapter"
 
 
-FINETUNING = ("causal-lm",)
+FINETUNING = ("causal-lm", "transformers")
 
 
 class TrainConfig(Config):
@@ -111,6 +119,7 @@ class TrainConfig(Config):
     image_classifier: ImageClassifier = ImageClassifier()
     module: Module | None = None
     causal_lm: CausalLm = CausalLm()
+    transformers: Transformers = Transformers()
     lora: Lora | None = None
 
     @field_validator("recipe")

@@ -41,7 +41,7 @@ class Tuning:
 
     folder: Path
     kind: str
-    peft: str
+    peft: str | None
     options: Lora | None
     head: Mapping[str, Any]
     card: ModelCard
@@ -95,7 +95,9 @@ class Tuning:
         files = {**self.card.files, "adapter": lora.WEIGHTS, "config": lora.CONFIG}
         files.pop("weights", None)
         card = self.card.model_copy(update={"files": files, "base": pinned})
-        options = "".join(f", {name}={value!r}" for name, value in self.head.items() if name == "num_labels")
+        options = "".join(
+            f", {name}={value!r}" for name, value in self.head.items() if name in ("num_labels", "ignore_mismatched_sizes")
+        )
         load = _ADAPTER.format(kind=self.kind, reference=base.reference, options=options, **self._reader())
         return Made("adapter", target, card, _PINS.format(base=base.reference, hash=base.view.hash), load, "peft")
 

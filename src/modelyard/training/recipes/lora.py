@@ -25,7 +25,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LINEAR = ("Linear", "Conv1D")  # the second is GPT-2's
 
 
-def wrap(network: Any, options: Lora, task: str, *, whole: tuple[str, ...] = ()) -> Any:
+def wrap(network: Any, options: Lora, task: str | None, *, whole: tuple[str, ...] = ()) -> Any:
     """`network` with LoRA on the layers that `options` name, all else frozen but the sub-modules `whole` (a new head). Raises
     `Invalid` where it has no such layer."""
     with hub():

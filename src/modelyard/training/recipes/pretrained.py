@@ -33,7 +33,9 @@ def open_network(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **
     network, wrong = open_model(folder, kind, dtype=dtype, **options)
     network.train()
     fresh = head_of(network) if "num_labels" in options else set()
-    missing = [name for names in wrong.values() for name in names if name.partition(".")[0] not in fresh]
+    if fresh:
+        wrong.pop("unexpected", None)  # of the head that the base had
+    missing = [name for names in wrong.values() for name in names if name.partition(".")[0].strip("('") not in fresh]
     if missing:
         raise Invalid(f"The weights in the folder are not those of {type(network).__name__}: {', '.join(missing[:5])}.")
     return network

@@ -1,0 +1,77 @@
+"""A language model is imported, fine-tuned by two ranks through the platform, and taken home; two ranks learn what one does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelyard.client import Yard
+from modelyard.errors import Invalid
+from modelyard.testing import yard
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+import tiny_datasets
+import tiny_language
+from test_training_finetuning import logits, tiny_base
+from test_training_ranks import facts, launch  # noqa: F401 - a fixture
+
+from modelyard.data.datasets import Feature
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+LORA = {"epochs": 3, "batch_size": 8, "lr": 0.01, "causal_lm": {"length": 32}, "lora": {"keep": "both"}}
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    with yard(tmp_path_factory.mktemp("yard")) as client:
+        yield client
+
+
+def test_a_base_becomes_an_adapter_and_a_merged_model(platform: Yard, tmp_path: Path) -> None:
+    tiny_language.llama(tmp_path / "llama")
+    (tmp_path / "llama" / "modeling_own.py").write_text("raise SystemExit")
+    (tmp_path / "animals.txt").write_text("\n".join(tiny_language.TEXTS))
+    base = platform.import_model("llama", tmp_path / "llama")
+    assert (base["task"], base["metadata"]["architecture"]) == ("text-generation", "LlamaForCausalLM")
+    platform.import_dataset("animals", tmp_path / "animals.txt", rows="line")
+    job = platform.train("animal-llama", "animals@1", "causal-lm", base="llama@1", ranks=2, wait=False, **LORA)
+    outputs = {output["name"]: output["reference"] for output in platform.wait(job["id"])["outputs"]}
+    assert outputs == {"adapter": "animal-llama@1", "model": "animal-llama@2"}
+
+    curve = platform.version("animal-llama@2")["metadata"]["curve"]
+    assert curve[-1]["select_loss"] < curve[0]["select_loss"]
+    parents = {parent["role"]: parent for parent in platform.lineage("animal-llama@1")["parents"]}
+    assert parents["base"]["reference"] == "llama@1"
+    homes = {name: platform.fetch(reference, tmp_path / name) for name, reference in outputs.items()}
+    home = platform.fetch("llama@1", tmp_path / "base")
+    assert not (home / "modeling_own.py").exists()
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(home), homes["adapter"])
+    merged = AutoModelForCausalLM.from_pretrained(homes["model"])
+    assert torch.allclose(logits(adapted), logits(merged), atol=1e-5)
+    with pytest.raises(Invalid, match="text-generation"):
+        platform.deploy("animals", "animal-llama@2")
+
+
+def test_two_ranks_learn_by_tokens_what_one_learns(launch, tmp_path: Path) -> None:  # noqa: F811
+    """In float64, from blocks with one to many learned tokens: the mean over ranks' means would be another."""
+    texts = [" ".join(tiny_language.TEXTS[at : at + 1 + at % 4])[: 9 + 23 * (at % 5)] for at in range(45)]
+    rows = {name: {"text": texts if name == "train" else texts[:9]} for name in tiny_datasets.ROWS}
+    dataset = tiny_datasets.write(tmp_path / "texts", {"text": Feature(type="text")}, rows, None)
+    tiny_base(tmp_path / "llama", max_position_embeddings=128)
+    config = {"recipe": "causal-lm", "dtype": "float64", "epochs": 2, "batch_size": 9, "lr": 0.05, "optimiser": "sgd",
+              "causal_lm": {"length": 48, "together": False}}  # fmt: skip
+    given = {"dataset": dataset.folder, "base": tmp_path / "llama"}
+    for ranks in (1, 2):
+        facts(launch(tmp_path / str(ranks), config, given, ranks))
+    one, two = (load_file(tmp_path / str(ranks) / "model" / "model.safetensors") for ranks in (1, 2))
+    assert one["model.embed_tokens.weight"].dtype == torch.float64
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-12
