@@ -1,5 +1,7 @@
 """Job kinds that behave and misbehave. They run inside the sandbox: this folder is shown there read-only, beside torch."""
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -157,7 +159,7 @@ def floods(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 
 def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
-    """Count to `number`, a checkpoint a step; in the first life die at `rank`'s step."""
+    """Count to `number`, a checkpoint a step; in the first life die at `rank`'s step, or wait for the launcher to be killed."""
     before = context.latest()
     start = int((before / "step.txt").read_text()) if before else 0
     context.log(f"begins at {start}")
@@ -167,8 +169,10 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
         (folder / "step.txt").write_text(str(step))
         context.checkpoint(step, folder)
         if before is None and step == config.rank:
-            os.kill(os.getppid() if config.text == "launcher" else os.getpid(), signal.SIGKILL)
-            time.sleep(60)
+            context.report(counted=step)
+            if config.text == "rank":
+                os.kill(os.getpid(), signal.SIGKILL)
+            wait_for_ever(context)
     folder = context.work / "out"
     folder.mkdir()
     (folder / "count.txt").write_text(str(config.number))
@@ -224,11 +228,13 @@ def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 
 def strays(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
-    """Leave a process of another session behind, marked by `text` in its arguments."""
+    """Leave a process of another session behind, marked by `text` in its arguments; with a `number`, then fail."""
     subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(300)", config.text], start_new_session=True, stdout=subprocess.DEVNULL
     )
     print("left")
+    if config.number:
+        raise ValueError("boom")
 
 
 def fills(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
@@ -258,14 +264,36 @@ def signals(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
         except OSError as error:
             return type(error).__name__
 
-    context.report(supervisor=attempt(config.number), control=attempt(int(config.text)))
+    launcher = os.getppid()
+    context.report(launcher=launcher, supervisor=attempt(config.number), control=attempt(int(config.text)))
+    context.report(attach=traced(16, launcher), seize=traced(0x4206, launcher))
+    for name, path in {"memory": f"/proc/{launcher}/mem", "descriptors": f"/proc/{launcher}/fd/0"}.items():
+        try:
+            os.close(os.open(path, os.O_RDWR))
+            context.report(**{name: "REACHED"})
+        except OSError as error:
+            context.report(**{name: os.strerror(error.errno)})
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # there is nobody else
+            os.kill(-1, number)
+        os.kill(launcher, number)
     folder = context.work / "checkpoint"
     folder.mkdir()
     (folder / "x").touch()
-    context.checkpoint(1, folder)  # answered by control, which then has the report
-    os.kill(-1, signal.SIGKILL)
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(60)
+    context.checkpoint(1, folder)  # which the launcher passes on, and its answer
+
+
+def traced(request: int, pid: int) -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return "REACHED" if libc.ptrace(request, pid, None, None) == 0 else os.strerror(ctypes.get_errno())
+
+
+def breeds(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Start `number` children that hold 300 MB each, marked by `text` in their arguments, and wait."""
+    code = "import time; held = b'x' * 300_000_000; time.sleep(300)"
+    for _ in range(config.number):
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", code, config.text], start_new_session=True)
+    wait_for_ever(context)
 
 
 def bombs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
@@ -311,5 +339,6 @@ NAMES = [
     "bombs",
     "fills",
     "signals",
+    "breeds",
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}

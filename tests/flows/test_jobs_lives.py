@@ -55,9 +55,18 @@ def test_a_job_makes_a_version_with_lineage_usage_and_audit(yard: Bench, tmp_pat
     eventually(lambda: not list(yard.settings.jobs.iterdir()))
 
 
+def _launcher(rank: int) -> int:
+    """The parent of a rank's process: nothing inside of the sandbox can kill it."""
+    return int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @pytest.mark.parametrize("victim", ["rank", "launcher"])
 def test_a_lost_gang_goes_on_from_its_checkpoint(yard: Bench, victim: str) -> None:
-    job = yard.run("counts", number=5, rank=3, text=victim)
+    asked = yard.submit("counts", number=5, rank=3, text=victim)
+    if victim == "launcher":
+        yard.until(lambda: yard.job(asked).facts.get("0", {}).get("counted") == 3)
+        os.kill(_launcher(yard.job(asked).pids[0]), signal.SIGKILL)
+    (job,) = yard.finish(asked)
     assert (job.state, job.attempt) == (State.succeeded, 2), yard.log(job.id)
     said = yard.log(job.id).splitlines()
     assert (said[0], said[-1]) == ("begins at 0", "begins at 3")
@@ -153,7 +162,7 @@ def test_a_gang_that_was_killed_before_control_went_counts_unless_it_was_told_to
         if killer == "control":
             yard.scheduler.close()
         else:
-            os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+            os.kill(_launcher(pid), signal.SIGKILL)
         eventually(lambda: yard.executor.processes()[token or ""]["exit"] == -signal.SIGKILL)
         yard.lose_control()
         yard.start()
@@ -169,8 +178,7 @@ def test_a_gang_that_was_killed_before_control_went_counts_unless_it_was_told_to
 def test_a_gang_that_does_not_notice_is_ended_by_the_new_control(yard: Bench) -> None:
     job = yard.submit("waits")
     (pid,) = yard.until(lambda: yard.job(job).pids)
-    launcher = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(launcher, signal.SIGSTOP)
+    os.kill(_launcher(pid), signal.SIGSTOP)
     yard.lose_control()
     time.sleep(0.3)
     assert Path(f"/proc/{pid}").exists()

@@ -1,6 +1,7 @@
 """What a gang can reach of the machine: nothing but what it was given. And what is left of that without bubblewrap."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ ALLOWED = {
         "LC_CTYPE",
         "LOCAL_RANK",
         "LOCAL_WORLD_SIZE",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TOP_PAD_",
+        "MALLOC_TRIM_THRESHOLD_",
         "PATH",
         "PWD",
     ),
@@ -71,17 +75,58 @@ def test_a_job_that_fills_the_disk_is_ended(tmp_path: Path, text: str, what: str
 
 
 @pytest.mark.skipif(not sandbox.available(), reason="bubblewrap does not run here")
-def test_signals_reach_nothing_outside(tmp_path: Path) -> None:
+def test_signals_reach_nothing_outside_and_not_the_launcher(tmp_path: Path) -> None:
     with bench(tmp_path, job_restarts=0) as yard:
         (supervisor,) = processes_with(str(yard.settings.run))
         job = yard.run("signals", number=supervisor, text=str(os.getpid()))
         assert (job.state, dict(job.facts["0"])) == (
-            State.failed,
-            {"supervisor": "ProcessLookupError", "control": "ProcessLookupError"},
-        )
-        assert job.error is not None
-        assert (job.error["code"], "was killed by signal 9" in job.error["message"]) == ("crashed", True), job.error
+            State.succeeded,
+            {
+                "launcher": 1,
+                "supervisor": "ProcessLookupError",
+                "control": "ProcessLookupError",
+                "attach": "Operation not permitted",
+                "seize": "Operation not permitted",
+                "memory": "Permission denied",
+                "descriptors": "Permission denied",
+            },
+        ), yard.log(job.id)
         assert processes_with(str(yard.settings.run)) == [supervisor]
+        assert yard.run("copy").state is State.succeeded
+
+
+@pytest.mark.skipif(not sandbox.available(), reason="bubblewrap does not run here")
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_outlives_the_ranks_is_ended_and_told(tmp_path: Path, fails: bool) -> None:
+    mark = f"mark-{os.getpid()}-{fails}"
+    with bench(tmp_path) as yard:
+        job = yard.run("strays", text=mark, number=int(fails))
+        assert processes_with(mark) == []
+        told = [line for line in yard.log(job.id).splitlines() if "WARNING: the job left a process running" in line]
+        assert len(told) == 1, yard.log(job.id)
+        assert "import time; time.sleep(300)" in told[0]
+        assert job.facts["0"]["strays"] == 1
+        assert job.state is (State.failed if fails else State.succeeded)
+        assert fails == ("It left a process running, which the platform ended" in (job.error or {"message": ""})["message"])
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_the_memory_of_all_processes_of_a_gang_is_bounded(tmp_path: Path, mode: str) -> None:
+    """Each child is within what the kernel allows a process; together they are not."""
+    mark = f"mark-{os.getpid()}-{mode}"
+    with bench(tmp_path, sandbox=mode, job_memory=512 << 20) as yard:
+        job = yard.run("breeds", number=6, text=mark, timeout=60)
+        assert (job.state, job.attempt) == (State.failed, 1), yard.log(job.id)
+        assert job.error is not None
+        assert job.error["code"] == "invalid_request"
+        found = re.search(
+            r"out of memory: its (\d+) processes held ([\d,]+) bytes together; a gang of 1 may hold ([\d,]+)",
+            job.error["message"],
+        )
+        assert found, job.error
+        processes, held, most = (int(number.replace(",", "")) for number in found.groups())
+        assert (most, held > most, 5 <= processes <= 9) == (1 << 30, True, True), job.error
+        assert processes_with(mark) == []
         assert yard.run("copy").state is State.succeeded
 
 
@@ -91,7 +136,8 @@ def test_without_bubblewrap_jobs_run_and_strays_still_end(tmp_path: Path) -> Non
         job = yard.run("strays", text=mark)
         assert job.state is State.succeeded, yard.log(job.id)
         assert yard.log(job.id).startswith("WARNING: NO SANDBOX, the setting sandbox is 'off'.")
-        eventually(lambda: not processes_with(mark))
+        assert job.facts["0"]["strays"] == 1
+        assert not processes_with(mark)
         assert yard.run("reduce_all", ranks=2).state is State.succeeded
 
 

@@ -31,7 +31,11 @@ _GANG_LIMITS = {"core": 0, "nice": 5, "oom": 800}
 _REPLICA_LIMITS = {"core": 0, "oom": 300}
 # Training frees and takes the same buffers at every step: a rank keeps them, where the C library would give the larger ones
 # back to the kernel and have them zeroed again. 5–8% of a step of 20 ms (benchmarks/training.py).
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 # Processes that a gang or a replica may consist of; a gang of many ranks may have 32 a rank.
 _PROCESSES = 512
 # Seconds between two looks at a gang whose end is being made out.
@@ -66,7 +70,9 @@ class LocalExecutor:
                 "do": "start",
                 "token": gang.token,
                 "label": "gang",
-                **self._confined(argv, readonly=readonly, writable=[gang.work], environment=environment, folder=gang.work),
+                **self._confined(
+                    argv, readonly=readonly, writable=[gang.work], environment=environment, folder=gang.work, first=True
+                ),
                 "log": str(gang.work.with_name("launcher.log")),
                 "limits": {**_GANG_LIMITS, "data": gang.memory, "processes": max(_PROCESSES, 32 * gang.ranks)},
             }

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wire
+from modelyard.jobs import confine, memory, stacks, strays
 from modelyard.jobs import rank as ranks
-from modelyard.jobs import stacks
 from modelyard.jobs.footprint import excess
 from modelyard.jobs.forked import Forked
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.processes import die_with_parent
+from modelyard.jobs.processes import descendants, die_with_parent, orphans
 from modelyard.jobs.types import Gang
 from modelyard.kinds import Run
 
@@ -37,6 +37,15 @@ _STACKS = 1.0
 _CANCEL_GRACE = 10.0
 # Between two looks at the work folder: seconds, and times what the last look took.
 _LOOK, _LOOK_SHARE = 1.0, 4.0
+# Between two looks at the gang's memory: seconds, and times what the last look took; bytes it may hold beyond its ranks' share.
+_WEIGH, _WEIGH_SHARE = 0.5, 20.0
+_ALLOWANCE = 512 << 20
+# What a rank may say besides how it ended: passed on as it is, or asked, to be answered by control. It asks one at a time, but
+# may let go of a question when the job is cancelled.
+_SAID = ("log", "progress", "metric", "report")
+_ASKED = ("output", "adopt", "checkpoint", "submit", "wait", "watch", "stop")
+_MOST_ASKED = 16
+_LONGEST_ERROR = 8192
 # Bytes that wait for control at most; beyond it the ranks wait too.
 _BACKLOG = 1 << 20
 # Reads of 64 KiB that are still taken from a rank that has ended.
@@ -60,7 +69,8 @@ class Launcher:
         self._ranks: list[Forked] = []
         # What went wrong: when (0: it comes before all that was said), what, by which signal.
         self._failures: list[tuple[float, ModelyardError, int | None]] = []
-        self._began = self._alive = self._beat = self._look = time.monotonic()
+        self._began = self._alive = self._beat = self._look = self._weigh = time.monotonic()
+        self._folders = memory.private_folders()
         self._end_at: float | None = None
         self._ending = self._cancelled = False
         # What the ranks print from when they were asked where they are.
@@ -95,7 +105,9 @@ class Launcher:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if pid == 0:
-                self._become(number, launcher, [near, *(rank.socket for rank in self._ranks)])
+                near.close()
+                os.close(read)
+                self._become(number, launcher)
                 ranks.main(self._gang, function, config, number, far, write)
             far.close()
             os.close(write)
@@ -109,12 +121,14 @@ class Launcher:
             self._selector.register(rank.output, selectors.EVENT_READ, functools.partial(self._read, rank))
             self._selector.register(rank.pidfd, selectors.EVENT_READ, functools.partial(self._reap, rank))
 
-    def _become(self, number: int, launcher: int, others: list[socket.socket]) -> None:
+    def _become(self, number: int, launcher: int) -> None:
         """In the new process: let go of what is the launcher's, and say hello to control, which learns the process id by it."""
         die_with_parent()
         if os.getppid() != launcher:
             os._exit(1)
-        for other in others:
+        confine.hide(hidden=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for other in self._ranks:
             other.close()
         self._selector.close()
         self._control.send(encode({"type": "rank", "rank": number}))
@@ -124,9 +138,12 @@ class Launcher:
         """Time passed: beat, and see whether the gang's time, its silence or a grace is over."""
         if now - self._beat >= _BEAT:
             self._beat = now
+            orphans({rank.pid for rank in self._ranks})  # what the ranks' children left to us is reaped
             self._say({"type": "beat", "cpu_seconds": _cpu_seconds() + sum(rank.cpu_seconds() for rank in self._running())})
         if self._end_at is None and now >= self._look:
             self._look_at_disk(now)
+        if self._end_at is None and now >= self._weigh:
+            self._look_at_memory(now)
         if self._end_at is not None:
             if now >= self._end_at:
                 self._kill()
@@ -142,6 +159,19 @@ class Launcher:
             self._fail(Invalid(f"The job was ended: its work folder holds {found}."), 0)
         done = time.monotonic()
         self._look = done + max(_LOOK, _LOOK_SHARE * (done - now))
+
+    def _look_at_memory(self, now: float) -> None:
+        """End the gang if its processes hold more together than its ranks may; look again after a while."""
+        pids = [os.getpid(), *descendants(os.getpid())]
+        most = self._gang.memory * self._gang.ranks + _ALLOWANCE
+        held = memory.held(pids, self._folders, most)
+        if held > most:
+            bound = f"a gang of {self._gang.ranks} may hold {most:,} (the setting job_memory a rank, and {_ALLOWANCE:,})"
+            self._fail(
+                Invalid(f"The job ran out of memory: its {len(pids)} processes held {held:,} bytes together; {bound}."), 0
+            )
+        done = time.monotonic()
+        self._weigh = done + max(_WEIGH, _WEIGH_SHARE * (done - now))
 
     def _show_stacks(self) -> None:
         """Have the ranks say where they are before they are ended."""
@@ -183,16 +213,19 @@ class Launcher:
                 rank.ending = message
             case "failed":
                 rank.ending = message
-                error = from_wire(message["error"]["code"], message["error"]["message"])
+                error = from_wire(message["error"]["code"], str(message["error"]["message"])[:_LONGEST_ERROR])
                 self._failures.append((float(message["at"]), error, None))
                 self._soon(_SETTLE)
             case "beat":
                 pass
-            case _:
-                if "ask" in message:
-                    rank.asking.add(int(message["ask"]))
-                    message["ask"] = int(message["ask"]) * self._gang.ranks + rank.number
+            case kind if kind in _SAID:
+                message.pop("ask", None)
                 self._say({**message, "rank": rank.number})
+            case kind if kind in _ASKED and len(rank.asking) < _MOST_ASKED:
+                rank.asking.add(int(message["ask"]))
+                self._say({**message, "rank": rank.number, "ask": int(message["ask"]) * self._gang.ranks + rank.number})
+            case kind:
+                raise Invalid(f"it said '{str(kind)[:40]}', or asked too much at once")
 
     def _read(self, rank: Forked) -> bool:
         """Take what a rank printed; False when there is no more for now."""
@@ -226,7 +259,7 @@ class Launcher:
         for source in (rank.socket, rank.output, rank.pidfd):
             self._forget(source)
         rank.close()
-        if rank.ending is None and not self._ending:
+        if (rank.ending is None or (rank.done and rank.exit)) and not self._ending:
             self._lost(rank, rank.exit or 0)
 
     def _lost(self, rank: Forked, code: int) -> None:
@@ -313,6 +346,11 @@ class Launcher:
                 raise ControlGone from error
 
     def _end(self) -> None:
+        self._flush(everything=True)
+        left = strays.end()
+        if left:
+            self._say({"type": "log", "rank": 0, "text": f"WARNING: the job {strays.shown(left)}"})
+            self._say({"type": "report", "rank": 0, "facts": {"strays": len(left)}})
         if self._stacks:
             self._failures.append((self._hung_at, self._hang(), None))
         cause = min(self._failures, key=lambda failure: failure[0], default=None)
@@ -323,12 +361,16 @@ class Launcher:
                 "type": "ended",
                 "ok": error is None and not cancelled,
                 "cancelled": cancelled,
-                "error": None if error is None else {"code": error.code, "message": error.message},
+                "error": None if error is None else {"code": error.code, "message": _told(error, left)},
                 "signal": None if cause is None else cause[2],
                 "cpu_seconds": _cpu_seconds(),
             }
         )
         self._flush(everything=True)
+
+
+def _told(error: ModelyardError, left: list[str]) -> str:
+    return f"{error.message}\nIt {strays.shown(left)}." if left else error.message
 
 
 def _await(*fds: int, events: int = select.POLLIN) -> None:

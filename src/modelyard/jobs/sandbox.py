@@ -40,6 +40,8 @@ _ETC = (
 )
 # Processor and memory topology, which thread pools ask for.
 _TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+# Of the kernel's own files: what root may write to is for the whole machine, whatever namespace it is seen from.
+_KERNEL = ("/proc/acpi", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/scsi", "/proc/sys", "/proc/sysrq-trigger")
 _NAMESPACES = ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
 _IN_MEMORY = 2 << 30
 _DANGER = "Users' code runs as a plain process that can read this user's files and use the network"
@@ -56,16 +58,20 @@ def command(
     network: bool = False,
     devices: Iterable[Path] = (),
     sized: bool = True,
+    first: bool = False,
 ) -> list[str]:
     """The argument list that runs `argv` in a sandbox, in `folder`.
 
     `readonly` and `writable` appear inside at their own paths, shorter paths first so that a folder inside another keeps its
     own mode. `environment` is all there is of it. `devices` are device nodes (GPUs). File descriptors are inherited. `sized`
-    bounds /tmp and shared memory, which bubblewrap can do since 0.7.
+    bounds /tmp and shared memory, which bubblewrap can do since 0.7. `first`: `argv` is the sandbox's first process, which no
+    other in it can stop or kill; it must reap what it did not start.
     """
     bwrap = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *_NAMESPACES]
     if not network:
         bwrap.append("--unshare-net")
+    if first:
+        bwrap.append("--as-pid-1")
     for path in _SYSTEM:
         bwrap += ["--ro-bind-try", path, path]
     for name in _ETC:
@@ -73,6 +79,8 @@ def command(
     for path in _TOPOLOGY:
         bwrap += ["--ro-bind-try", path, path]
     bwrap += ["--proc", "/proc", "--dev", "/dev"]
+    for path in _KERNEL:
+        bwrap += ["--ro-bind-try", path, path]
     for device in devices:
         bwrap += ["--dev-bind-try", str(device), str(device)]
     for path in ("/dev/shm", "/tmp"):  # noqa: S108 — private ones, inside the sandbox
@@ -134,7 +142,7 @@ def sized() -> bool:
 def _works(*, sized: bool) -> bool:
     if shutil.which("bwrap") is None:
         return False
-    argv = command(["/bin/true"], readonly=[], writable=[], environment={}, folder=Path("/"), sized=sized)
+    argv = command(["/bin/true"], readonly=[], writable=[], environment={}, folder=Path("/"), sized=sized, first=True)
     try:
         return subprocess.run(argv, capture_output=True, timeout=10, check=False).returncode == 0
     except subprocess.TimeoutExpired:

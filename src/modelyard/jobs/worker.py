@@ -8,19 +8,26 @@ project and no network.
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from typing import Any
 
 from modelyard.errors import ModelyardError
+from modelyard.jobs import confine
 from modelyard.jobs.launcher import ControlGone, Launcher
 from modelyard.jobs.lines import LineBuffer
+from modelyard.jobs.processes import become_subreaper
 from modelyard.jobs.rank import load
 from modelyard.jobs.types import Gang
 
 
 def main(fd: int) -> None:
     """Run the gang that control describes on socket `fd`."""
+    confine.give_up()
+    confine.hide()
+    become_subreaper()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal with a handler, which a rank could reach us by
     control, buffer = socket.socket(fileno=fd), LineBuffer()
     control.set_inheritable(False)
     try:

@@ -1,0 +1,76 @@
+"""What a process gives up, once and for good, before it runs users' code: system calls, and being looked into.
+
+`worker` calls it first thing; the ranks inherit it. The sandbox keeps files, network and processes away; this keeps away the
+parts of the kernel that no training needs and that escapes are found in. Linux, x86-64 and 64-bit ARM; elsewhere nothing is
+given up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_MODE_FILTER = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Of the filter's machine: load a word, jump if equal, if any bit, if at least; return.
+_LOAD, _EQUAL, _ANY, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
+# CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: in namespaces of its own a process has every capability.
+_NEW_NAMESPACES = 0x7E020000
+# x86-64 has a second table of calls, numbered from here.
+_X32 = 0x40000000
+_CLONE3 = 435
+
+# Per machine: its audit number; clone and unshare; what is refused: setns, keyctl, add_key, request_key (one user's keys are
+# seen in all sandboxes), bpf, perf_event_open, userfaultfd, io_uring_setup, _enter, _register.
+_MACHINES: dict[str, tuple[int, tuple[int, int], tuple[int, ...]]] = {
+    "x86_64": (0xC000003E, (56, 272), (308, 250, 248, 249, 321, 298, 323, 425, 426, 427)),
+    "aarch64": (0xC00000B7, (220, 97), (268, 219, 217, 218, 280, 241, 282, 425, 426, 427)),
+}
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def program(machine: str) -> bytes | None:
+    """The filter of system calls for a machine, as the kernel takes it; None for one we have no numbers of."""
+    if machine not in _MACHINES:
+        return None
+    audit, (clone, unshare), refused = _MACHINES[machine]
+    steps = [_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, audit, 1, 0), _refuse(errno.ENOSYS), _step(_LOAD, _NUMBER)]
+    steps += [_step(_AT_LEAST, _X32, 0, 1), _refuse(errno.ENOSYS)]
+    # Its flags lie in memory, which no filter reads; without it the C library uses clone.
+    steps += [_step(_EQUAL, _CLONE3, 0, 1), _refuse(errno.ENOSYS)]
+    for number in refused:
+        steps += [_step(_EQUAL, number, 0, 1), _refuse(errno.EPERM)]
+    steps += [_step(_EQUAL, clone, 1, 0), _step(_EQUAL, unshare, 0, 3)]
+    steps += [_step(_LOAD, _FIRST_ARGUMENT), _step(_ANY, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM)]
+    return b"".join([*steps, _step(_RETURN, _ALLOW)])
+
+
+def give_up() -> bool:
+    """Have the kernel refuse these calls to this thread and all it starts, and ignore set-user-id bits; whether it does."""
+    filter_ = program(os.uname().machine)
+    if filter_ is None or _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    given = _Program(len(filter_) // 8, filter_)
+    return bool(_libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(given), 0, 0) == 0)
+
+
+def hide(*, hidden: bool = True) -> None:
+    """Keep processes of the same user from tracing this one, reading its memory or taking its descriptors; or let them."""
+    _libc.prctl(_PR_SET_DUMPABLE, int(not hidden), 0, 0, 0)
+
+
+def _step(code: int, k: int, then: int = 0, otherwise: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, then, otherwise, k)
+
+
+def _refuse(number: int) -> bytes:
+    return _step(_RETURN, _ERROR | number)
