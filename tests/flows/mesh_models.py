@@ -1,4 +1,4 @@
-"""Three networks as people write them, with what each says of its own splitting: plain data, and nothing of ours is imported."""
+"""Three networks as people write them, with what each says of its own splitting: plain data; nothing of ours is imported."""
 
 import torch
 from torch import nn
