@@ -43,26 +43,6 @@ def reduce_all(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
         outputs.publish("sum", folder, metadata={"total": value.item()})
 
 
-def strands(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
-    """Meet with gloo; then one rank raises or spins (`text`), while the others are in a collective that needs it."""
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=context.rendezvous, rank=context.rank, world_size=context.world_size)
-    for _ in range(3):
-        dist.all_reduce(torch.zeros(1))
-    if context.rank == config.rank:
-        context.report(at=time.monotonic())
-        forward(config.text)
-    dist.all_reduce(torch.zeros(1))
-
-
-def forward(what: str) -> None:
-    while what == "spin":
-        pass
-    raise ValueError("boom in forward")
-
-
 def copy(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Copy the input 'files' to an output, with what the config says."""
     if context.rank:
@@ -316,7 +296,6 @@ def links(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 NAMES = [
     "reduce_all",
-    "strands",
     "copy",
     "raises",
     "refuses",
@@ -342,3 +321,4 @@ NAMES = [
     "breeds",
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}
+KINDS["strands"] = JobKind("strands", Plan, "kinds_with_torch:strands", gang=True)

@@ -53,7 +53,7 @@ def test_the_rank_that_hangs_is_named_and_those_that_wait_for_it(tmp_path: Path)
         job = yard.run("strands", ranks=3, rank=1, text="spin")
         log = yard.log(job.id)
     assert job.error is not None
-    assert "Hung: rank 1 in forward (flows/kinds_for_tests.py:" in job.error["message"]
+    assert "Hung: rank 1 in forward (flows/kinds_with_torch.py:" in job.error["message"]
     assert "; rank 0 in all_reduce (distributed/distributed_c10d.py:" in job.error["message"]
     assert job.error["message"].count("waited for it") == 1
     assert log.count("Current thread") == 3
