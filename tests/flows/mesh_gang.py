@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import sys
 import traceback
 from contextlib import nullcontext
@@ -72,7 +73,7 @@ def together(job, folder, gang):
         for part in it.parts:
             part.set_requires_gradient_sync(False) if hasattr(part, "set_requires_gradient_sync") else None
         it.runner._exchange = lambda last: getattr(it.runner.model, "no_sync", nullcontext)()
-    losses, lengths = [], []
+    losses, lengths, kept = [], [], None
     with it.epoch():
         it.train(True)
         for inputs, target in rows[job.get("first", 0) : job.get("last", STEPS)]:
@@ -87,6 +88,15 @@ def together(job, folder, gang):
             losses.append(loss / count)
     if job.get("save"):
         checkpoint.save(Path(job["save"]), it, optimiser, checkpoint.Progress(1, 2, [{"epoch": 1, "loss": 0.1}]))
+    if job.get("stage"):  # as the loop keeps one: what goes wrong is rank 0's to tell, and training goes on
+        if job.get("full") == gang.rank:  # as if the disk were, here alone
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["size"], resource.RLIM_INFINITY))
+        write = checkpoint.stage(Path(job["stage"]), it, optimiser, checkpoint.Progress(1, 2))
+        try:
+            write(Path(job["stage"]))
+        except (OSError, RuntimeError) as error:
+            kept = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     it.train(False)
     inputs, target = rows[0]
     own = shards.share(len(target), mesh.replicas, it.place.replica)
@@ -95,7 +105,7 @@ def together(job, folder, gang):
     state = it.full_state()
     if gang.rank == 0:
         save_file(state, folder / "state.safetensors")
-    return {"losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+    return {"kept": kept, "losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
 
 
 def rank_main(job, rank):

@@ -177,3 +177,16 @@ def test_a_checkpoint_that_is_not_whole_or_of_another_model_is_refused(gang, tmp
     (saved / "progress.json").unlink()
     said, _ = gang("mlp", "data=2", first=2, resume=str(saved))
     assert all(one["error"] == "damaged" for one in said), said
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "shard=2", "pipe=2"])
+def test_a_checkpoint_that_cannot_be_written_costs_itself_alone(gang, tmp_path, mesh):
+    (tmp_path / "file").write_text("no folder")
+    said, state = gang("mlp", mesh, stage=str(tmp_path / "file" / "checkpoint"))
+    assert "Not a directory" in said[0]["kept"]
+    assert apart(state, gang.alone("mlp")[1]) <= 1e-12
+    full = 0 if mesh == "data=2" else 1
+    said, state = gang("mlp", mesh, stage=str(tmp_path / "checkpoint"), full=full, size=2000)
+    assert "File too large" in said[0]["kept"]
+    assert not (tmp_path / "checkpoint" / "progress.json").exists()
+    assert apart(state, gang.alone("mlp")[1]) <= 1e-12

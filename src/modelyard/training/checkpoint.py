@@ -13,13 +13,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import distributed, optim
+from torch import optim
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from modelyard.errors import Damaged, Invalid
 from modelyard.training.parallel import Spread
@@ -42,31 +47,52 @@ class Progress:
 
 def save(folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Progress, *, learned: bool = False) -> None:
     """Write a checkpoint into the new `folder`, which is the same for all ranks; of parameters those alone that learn where
-    `learned`. Collective; whole when rank 0 returns."""
+    `learned`. Collective; whole when rank 0 returns. Raises where it could not be written, and then rank 0 does."""
     if spread.mesh.whole:
         if spread.gang.rank == 0:
             _fresh(folder)
-            save_file(tensors(spread, optimiser, learned), folder / FILE)
+            _write(tensors(spread, optimiser, learned), folder / FILE)
             _record(folder, spread, progress)
         return
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
-
-    if spread.gang.rank == 0:
-        _fresh(folder)
-    distributed.barrier()
-    save_parts(tensors(spread, optimiser, learned), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    _first(spread, lambda: _fresh(folder))
+    try:
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save_parts(tensors(spread, optimiser, learned), storage_writer=writer)
+    except CheckpointException as error:  # which is no Exception: of one rank or more, told to all
+        raise RuntimeError(_reasons(error)) from error
     if spread.gang.rank == 0:
         _record(folder, spread, progress)
+
+
+def _reasons(error: CheckpointException) -> str:
+    return "; ".join(sorted({str(wrapped[0]) for wrapped in error.failures.values()}))
+
+
+def _first(spread: Spread, act: Callable[[], None]) -> None:
+    """Have rank 0 `act` before the others go on; where it fails, all do."""
+    failed: OSError | None = None
+    if spread.gang.rank == 0:
+        try:
+            act()
+        except OSError as error:
+            failed = error
+    (count,) = spread.gang.sum(1 if failed else 0)
+    if failed:
+        raise failed
+    if count:
+        raise RuntimeError("rank 0 could not begin a checkpoint")
 
 
 def stage(
     folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Progress, *, learned: bool = False
 ) -> Callable[[Path], None]:
     """What writes a checkpoint of this moment into `folder`, whatever training changes meanwhile: from a copy in main memory
-    where every rank holds everything; else the parts are written now, and the rest is nothing. Collective."""
+    where every rank holds everything; else the parts are written now, and what is left is to say how that went. Collective."""
     if not spread.mesh.whole:
-        save(folder, spread, optimiser, progress, learned=learned)
+        try:
+            save(folder, spread, optimiser, progress, learned=learned)
+        except (OSError, RuntimeError) as error:
+            return partial(_fail, error)
         return lambda folder: None
     if spread.gang.rank:
         return lambda folder: None
@@ -75,10 +101,21 @@ def stage(
 
     def write(folder: Path) -> None:
         _fresh(folder)
-        save_file(held, folder / FILE)
+        _write(held, folder / FILE)
         _record(folder, spread, moment)
 
     return write
+
+
+def _write(held: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(held, path)
+    except SafetensorError as error:  # a full disk, too
+        raise RuntimeError(str(error)) from error
+
+
+def _fail(error: Exception, folder: Path) -> None:
+    raise error
 
 
 def load(folder: Path, spread: Spread, optimiser: optim.Optimizer, *, learned: bool = False) -> Progress:
@@ -94,10 +131,9 @@ def load(folder: Path, spread: Spread, optimiser: optim.Optimizer, *, learned: b
             for name, tensor in wanted.items():
                 tensor.copy_(found[name])
         else:
-            from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-            from torch.distributed.checkpoint.state_dict_loader import load as load_parts
-
             load_parts(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=spread.mesh.whole)
+    except CheckpointException as error:
+        raise Damaged(f"The checkpoint cannot be resumed from: {_reasons(error)}") from error
     except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise Damaged(f"The checkpoint cannot be resumed from: {error}") from error
     _fill(optimiser, wanted, spread)

@@ -6,7 +6,6 @@ Called by `loop` once, in every rank; what does not go together is said here, be
 from __future__ import annotations
 
 import os
-import resource
 
 import numpy as np
 import torch
@@ -38,8 +37,10 @@ def choose_mesh(config: TrainConfig, plan: Plan, gang: Gang) -> tuple[Mesh, str]
     if config.mesh != meshes.AUTO:
         return Mesh(**meshes.parse(config.mesh)), "as was asked for"
     state = 2 if config.optimiser == "adamw" else int(config.momentum > 0)
-    each = DTYPES[config.dtype].itemsize * (2 + state)
-    parameters = sum(parameter.numel() for parameter in plan.network.parameters())
+    held = [(parameter.numel(), parameter.requires_grad) for parameter in plan.network.parameters()]
+    parameters = sum(count for count, _ in held)
+    numbers = sum(count * (2 + state if learns else 1) for count, learns in held)
+    each = -(-numbers * DTYPES[config.dtype].itemsize // max(1, parameters))
     return meshes.propose(parameters, each, gang.world, _memory(gang), plan.split.limits(plan.network))
 
 
@@ -141,9 +142,8 @@ def _memory(gang: Gang) -> int:
     if gang.device.type == "cuda":
         own = torch.cuda.get_device_properties(gang.device).total_memory
     else:
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        machine = resource.getpagesize() * os.sysconf("SC_PHYS_PAGES") // gang.world
-        own = machine if limit == resource.RLIM_INFINITY else min(limit, machine)
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // gang.world
+        own = min(machine, memory.bound() or machine)
     if gang.world > 1:
         least = torch.tensor(own, device=gang.device)
         distributed.all_reduce(least, distributed.ReduceOp.MIN)

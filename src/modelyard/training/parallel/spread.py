@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from modelyard.errors import Invalid
@@ -109,7 +110,12 @@ class Spread:
     def score(self, inputs: torch.Tensor, target: torch.Tensor, rows: int) -> Sums:
         """Forward alone over at most `capacity` rows and at least one, the first `rows` of which count. Every rank calls it
         equally often."""
-        return self._counted(self.runner.score(inputs, target, rows))
+        sums = self.runner.score(inputs, target, rows)
+        for part in self.parts if self.mesh.pipe > 1 else ():  # no backward comes by that would take them apart again
+            for module in part.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+        return self._counted(sums)
 
     def clip(self, most: float) -> float:
         """Shorten the whole gradient to length `most`; returns its length before."""
