@@ -79,6 +79,10 @@ def train(
         str, typer.Option(help="How to train: image-classifier, causal-lm, or module for your own nn.Module.")
     ] = "image-classifier",
     ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="How the ranks share a model: auto, or by axis data=2,shard=2,tensor=2,pipe=2.", show_default=False),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.", show_default=False)] = None,
     settings: Set = None,
     config: Annotated[
@@ -111,6 +115,7 @@ def train(
     """Train a model on a dataset, or with --sweep many, and keep the best."""
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= {"epochs": epochs} if epochs else {}
+    full |= {"mesh": mesh} if mesh else {}
     with open_yard(data) as yard:
         limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority}
         limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
