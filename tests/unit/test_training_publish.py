@@ -5,19 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from modelyard.engines.base import ModuleCard
+from modelyard.engines.base import ModelCard, ModuleCard, TensorCard
 from modelyard.engines.torch import read_weights
 from modelyard.errors import Invalid
-from modelyard.training.publish import load_weights, readme, save_weights, split_metrics
-
-
-class Plan:
-    """What the card for people reads of a plan."""
-
-    def __init__(self, weights):
-        self.task, self.weights = "tabular-regression", weights
-        self.module = ModuleCard(file="model.py", name="Net", arguments={"wide": 3})
-
+from modelyard.training.publish import by_hand, load_weights, readme, save_weights, split_metrics
+from modelyard.training.recipes import Made
 
 ABOUT = {
     "metrics": {"train": {"loss": 0.25}, "select": {"loss": 0.5}},
@@ -28,8 +20,14 @@ ABOUT = {
 
 
 @pytest.mark.parametrize("weights", ["model.pth", "model.safetensors"])
-def test_the_card_has_front_matter_of_the_hub_and_code_that_compiles(weights):
-    text = readme(Plan(weights), ABOUT)
+def test_the_card_has_front_matter_of_the_hub_and_code_that_compiles(tmp_path, weights):
+    module = ModuleCard(file="model.py", name="Net", arguments={"wide": 3})
+    x, y = (TensorCard(name=name, datatype="FP32", shape=(-1, 1)) for name in "xy")
+    files = {"weights": weights}
+    card = ModelCard(
+        task="tabular-regression", engines=("torch",), files=files, inputs=(x,), outputs=(y,), module=module, transform={}
+    )
+    text = readme(Made("model", tmp_path, card, "", by_hand(module, weights), title="Net"), ABOUT)
     front = dict(line.split(": ", 1) for line in text.split("---\n")[1].splitlines())
     assert json.loads(front["pipeline_tag"]) == "tabular-regression"
     assert json.loads(front["datasets"]) == ["rooms@1"]
@@ -46,7 +44,7 @@ def test_weights_are_a_plain_state_dict_and_the_same_bytes_each_time(tmp_path, n
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        save_weights(network, tmp_path / folder / name)
+        save_weights(network.state_dict(), tmp_path / folder / name)
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     read = read_weights(tmp_path / "a" / name)
     assert read.keys() == network.state_dict().keys()
