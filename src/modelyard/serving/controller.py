@@ -19,6 +19,7 @@ from sqlalchemy import select
 from modelyard.db import Database, Session, bump, now
 from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, TimedOut
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
+from modelyard.serving.logs import Logs
 from modelyard.serving.tables import DeploymentRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.settings import Settings
@@ -156,6 +157,7 @@ class Controller:
         self._db, self._artefacts, self._executor, self._settings, self._probe = db, artefacts, executor, settings, probe
         self._wake = threading.Event()
         self._told: set[str] = set()
+        self._logs = Logs(settings.logs)
 
     def wake(self) -> None:
         """Look again now: something was deployed or undeployed."""
@@ -181,7 +183,9 @@ class Controller:
             replicas: dict[int, list[ReplicaRow]] = {key: [] for key in deployments}
             for row in session.scalars(select(ReplicaRow)):
                 replicas.setdefault(row.deployment, []).append(row)
-        self._end_strangers(running, {row.token for rows in replicas.values() for row in rows})
+        known = {row.token for rows in replicas.values() for row in rows}
+        self._end_strangers(running, known)
+        self._logs.tidy(known | {token for token, status in running.items() if status.exit is None})
         busy = False
         for key, rows in replicas.items():
             deployment = deployments.get(key)
@@ -255,7 +259,13 @@ class Controller:
         try:
             folder = self._artefacts.local(deployment.project, deployment.artefact)
             self._executor.start_replica(
-                ReplicaSpec(token, deployment.engine, folder, address, self._settings.logs / f"{deployment.name}-{token}.log")
+                ReplicaSpec(
+                    token,
+                    deployment.engine,
+                    folder,
+                    address,
+                    self._logs.path(deployment.project, deployment.name, token),
+                )
             )
         except (ModelyardError, OSError) as error:
             failure = error if isinstance(error, ModelyardError) else Crashed(f"The replica could not be started: {error}.")
