@@ -1,8 +1,8 @@
 """What a process gives up, once and for good, before it runs users' code: system calls, and being looked into.
 
-`worker` calls it first thing; the ranks inherit it. The sandbox keeps files, network and processes away; this keeps away the
-parts of the kernel that no training needs and that escapes are found in. Linux, x86-64 and 64-bit ARM; elsewhere nothing is
-given up.
+`worker` and `serving.replica` call it first thing; the ranks inherit it. The sandbox keeps files, network and processes away;
+this keeps away the parts of the kernel that no model needs and that escapes are found in. Linux, x86-64 and 64-bit ARM;
+elsewhere nothing is given up.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from modelyard import telemetry
 from modelyard.data.transforms import Transform, build
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.errors import Internal, Invalid, ModelyardError, TimedOut, Unavailable
+from modelyard.jobs import confine
 from modelyard.serving.batching import Answer, Batcher, Limits, Waiting
 from modelyard.serving.channel import Channel
 from modelyard.serving.doors import DOORS, Codec, Question
@@ -393,4 +394,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    confine.give_up()
     main()
