@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kinds_for_tests
+import kinds_that_attack
 
 from modelyard import migrations
 from modelyard.catalogue import service as catalogue
@@ -32,7 +33,7 @@ PATIENCE = 60.0
 
 def registry() -> Registry[JobKind]:
     kinds: Registry[JobKind] = Registry("job kind", {})
-    for name, kind in kinds_for_tests.KINDS.items():
+    for name, kind in (kinds_for_tests.KINDS | kinds_that_attack.KINDS).items():
         kinds.add(name, kind)
     return kinds
 

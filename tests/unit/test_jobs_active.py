@@ -78,7 +78,18 @@ def test_lines_are_bounded_in_length_and_number(active: Active, monkeypatch: pyt
     for n in range(10):
         take(active, "log", rank=0, text=str(n) * 10_000)
     texts = [body["text"] for _, body in active.said]
-    assert texts == ["0" * 8192, "1" * 8192, "(more than 3 lines; what follows is not kept)"]
+    assert texts == ["0" * 8192, "1" * 8192, "(more than 3 lines or 67,108,864 bytes; what follows is not kept)"]
+
+
+def test_bytes_are_bounded_type_by_type_and_warnings_are_kept(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 100)
+    for n in range(10):
+        take(active, "log", rank=0, text=str(n) * 40)
+        take(active, "report", rank=0, facts={"n": n, "long": "x" * 20})
+    take(active, "log", rank=0, text="careful", level="warning")
+    said = [(kind, body.get("level")) for kind, body in active.said]
+    assert (said.count(("log", None)), said.count(("report", None)), said[-1]) == (2, 2, ("log", "warning"))
+    assert active.facts == {"0": {"n": 9, "long": "x" * 20}}
 
 
 @pytest.mark.parametrize(

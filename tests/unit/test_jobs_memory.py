@@ -49,6 +49,12 @@ def test_what_is_mapped_from_a_file_does_not_count(tmp_path: Path) -> None:
         assert held() - before < SIZE // 2
 
 
+def test_files_and_empty_files_in_memory_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = os.statvfs_result((4096, 4096, 1000, 900, 900, 5000, 4000, 4000, 0, 255))
+    monkeypatch.setattr(memory.os, "statvfs", lambda _: facts)
+    assert memory.held([], ("/anywhere",), 1 << 60) >= 100 * 4096 + 1000 * 1024
+
+
 def test_a_process_that_is_gone_holds_nothing() -> None:
     assert memory.held([2**22 + 1], (), 0) == 0
 

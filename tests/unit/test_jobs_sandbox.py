@@ -33,6 +33,17 @@ def test_it_is_cut_off_by_default(flag: str) -> None:
     assert argv[argv.index("--cap-drop") + 1] == "ALL"
 
 
+def test_what_of_the_kernel_root_may_write_to_is_readonly() -> None:
+    argv = build()
+    assert binds(argv)["/proc/sys"] == "--ro-bind-try"
+    assert argv.index("/proc/sys") > argv.index("--proc")
+
+
+def test_the_first_process_is_the_program_where_that_is_asked_for() -> None:
+    assert "--as-pid-1" in build(first=True)
+    assert "--as-pid-1" not in build()
+
+
 def test_the_network_is_a_grant() -> None:
     assert "--unshare-net" not in build(network=True)
     assert "--unshare-pid" in build(network=True)

@@ -22,8 +22,8 @@ from modelyard.jobs.types import NAME, NAME_IN_WORDS, Event, Gang, GangHandle, J
 from modelyard.storage import Manifest
 
 _LONGEST_TEXT = 8192
-# Log lines and metrics kept of one attempt; what comes after is dropped, and said to be.
-MOST_LINES = 100_000
+# Log lines and metrics kept of one attempt, and bytes of each type of event; what comes after is dropped, of lines it is said.
+MOST_LINES, _MOST_BYTES = 100_000, 64 << 20
 _MOST_FACTS = 256 << 10
 # The fact that says what memory a job expected to need, and what the errors say beside which it is told.
 _ESTIMATE, _NO_MEMORY = "memory_estimate", "ran out of memory"
@@ -83,6 +83,8 @@ class Active:
     began: float = field(default_factory=time.monotonic)
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     _lines: int = 0
+    _bytes: dict[str, int] = field(default_factory=dict)
+    _full: bool = False
     _cpu_us: int = 0
 
     @classmethod
@@ -130,7 +132,8 @@ class Active:
             case "started":
                 self.changes |= {"state": State.running, "pids": [int(pid) for pid in body["pids"]]}
             case "log":
-                self._line("log", {"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT]})
+                level = {"level": "warning"} if body.get("level") == "warning" else {}
+                self._line("log", {"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT], **level})
             case "metric":
                 values = {str(name): _finite(value) for name, value in dict(body["values"]).items()}
                 self._line("metric", {"step": int(body["step"]), "values": values})
@@ -149,22 +152,30 @@ class Active:
 
     def _line(self, kind: str, body: Mapping[str, Any]) -> None:
         self._lines += 1
-        if self._lines < MOST_LINES:
+        if (self._fits(kind, body) and self._lines < MOST_LINES) or body.get("level") == "warning":
             self.said.append((kind, body))
-        elif self._lines == MOST_LINES:
-            self.said.append(("log", {"rank": 0, "text": f"(more than {MOST_LINES} lines; what follows is not kept)"}))
+        elif not self._full:
+            self._full = True
+            limits = f"{MOST_LINES:,} lines or {_MOST_BYTES:,} bytes"
+            self.said.append(("log", {"rank": 0, "text": f"(more than {limits}; what follows is not kept)"}))
+
+    def _fits(self, kind: str, body: Mapping[str, Any]) -> bool:
+        self._bytes[kind] = self._bytes.get(kind, 0) + len(json.dumps(body))
+        return self._bytes[kind] <= _MOST_BYTES
 
     def _progress(self, progress: Mapping[str, Any]) -> None:
         if self.said and self.said[-1][0] == "progress":
             self.said.pop()
-        self.said.append(("progress", progress))
+        if self._fits("progress", progress):
+            self.said.append(("progress", progress))
         self.changes["progress"] = progress
 
     def _report(self, rank: str, facts: Mapping[str, Any]) -> None:
         self._facts.setdefault(rank, {}).update(facts)
         if len(json.dumps(self._facts)) > _MOST_FACTS:
             raise Invalid(f"The job reported more than {_MOST_FACTS} bytes of facts; put large things in an output.")
-        self.said.append(("report", {"rank": int(rank), "facts": facts}))
+        if self._fits("report", facts):
+            self.said.append(("report", {"rank": int(rank), "facts": facts}))
         self.changes["facts"] = {r: dict(f) for r, f in self._facts.items()}
 
     def _use(self, cpu_us: int) -> None:

@@ -155,7 +155,9 @@ class Launcher:
     def _look_at_disk(self, now: float) -> None:
         """End the gang if its work folder is too large; look again after a while."""
         found = excess(self._gang.work, self._gang.disk, self._gang.files)
-        if found is not None:
+        if not self._gang.work.is_dir():
+            self._fail(Invalid("The job was ended: its work folder is gone."), 0)
+        elif found is not None:
             self._fail(Invalid(f"The job was ended: its work folder holds {found}."), 0)
         done = time.monotonic()
         self._look = done + max(_LOOK, _LOOK_SHARE * (done - now))
@@ -166,10 +168,9 @@ class Launcher:
         most = self._gang.memory * self._gang.ranks + _ALLOWANCE
         held = memory.held(pids, self._folders, most)
         if held > most:
-            bound = f"a gang of {self._gang.ranks} may hold {most:,} (the setting job_memory a rank, and {_ALLOWANCE:,})"
-            self._fail(
-                Invalid(f"The job ran out of memory: its {len(pids)} processes held {held:,} bytes together; {bound}."), 0
-            )
+            said = f"its {len(pids)} processes held {held:,} bytes together"
+            bound = f"a gang of {self._gang.ranks} may hold {most:,} ({self._gang.memory:,} a rank, and {_ALLOWANCE:,})"
+            self._fail(Invalid(f"The job ran out of memory: {said}; {bound}."), 0)
         done = time.monotonic()
         self._weigh = done + max(_WEIGH, _WEIGH_SHARE * (done - now))
 
@@ -349,7 +350,7 @@ class Launcher:
         self._flush(everything=True)
         left = strays.end()
         if left:
-            self._say({"type": "log", "rank": 0, "text": f"WARNING: the job {strays.shown(left)}"})
+            self._say({"type": "log", "rank": 0, "text": f"WARNING: the job {strays.shown(left)}", "level": "warning"})
             self._say({"type": "report", "rank": 0, "facts": {"strays": len(left)}})
         if self._stacks:
             self._failures.append((self._hung_at, self._hang(), None))

@@ -59,11 +59,12 @@ def _none_left(patience: float) -> bool:
 def _described(pid: int) -> str | None:
     """A process as it is told of: its number and command line, whatever that is made of; None where it is dead already."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
+        program, *words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         name, _, rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").partition("(")[2].rpartition(")")
     except OSError:
         return None
     if rest.split()[0] == "Z":
         return None
-    line = "".join(c if c.isprintable() else "?" for c in words or f"[{name}]")
+    words = [program.rpartition("/")[2] or f"[{name}]", *words]
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(words).strip())
     return f"{pid} ({line if len(line) <= _LONGEST else line[: _LONGEST - 1] + '…'})"
