@@ -43,16 +43,16 @@ modelyard_unexpected_errors_total{process="control"} 3.0
 # HELP modelyard_unexpected_errors_created Exceptions nobody expected, by process.
 # TYPE modelyard_unexpected_errors_created gauge
 modelyard_unexpected_errors_created{process="control"} 1.7e+09
-# HELP modelyard_jobs_ended_total Attempts of jobs that ended, by how.
-# TYPE modelyard_jobs_ended_total counter
-modelyard_jobs_ended_total{state="failed"} 2.0
+# HELP modelyard_only_control_knows_total Attempts of jobs that ended, by how.
+# TYPE modelyard_only_control_knows_total counter
+modelyard_only_control_knows_total{state="failed"} 2.0
 """
 
 
 def test_what_control_tells_is_added_and_no_family_is_told_twice():
     UNEXPECTED.labels("gateway").inc()
     text = exposition([], CONTROL).decode()
-    assert 'modelyard_jobs_ended_total{state="failed"} 2.0' in text
+    assert 'modelyard_only_control_knows_total{state="failed"} 2.0' in text
     assert 'modelyard_unexpected_errors_total{process="control"} 3.0' in text
     assert 'modelyard_unexpected_errors_total{process="gateway"}' in text
     assert "modelyard_control_up 1.0" in text
