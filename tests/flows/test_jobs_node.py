@@ -1,11 +1,13 @@
 """The supervisor: it starts, limits, stops and reaps, and nothing outlives it."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from jobs_bench import eventually, processes_with, supervisor
 
 from modelyard.errors import Conflict, Invalid, Unavailable
+from modelyard.jobs import sandbox
 from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.supervisor import lock
 from modelyard.settings import Settings
@@ -138,6 +141,39 @@ def test_a_process_that_slipped_away_is_ended_too(client: LocalExecutor) -> None
     start(client, "a", code, mark)
     assert exit_of(client, "a") == 0
     eventually(lambda: not processes_with(mark))
+
+
+def half_started(folder: Path) -> str:
+    """Leave a sandbox for something in `folder` behind, as the kill of a supervisor does that just starts one: bubblewrap's
+    outer process dies before its inner one is tied to it. Returns what finds it."""
+    for number in range(500):
+        mark = f"mark-{os.getpid()}-{folder.name}-{number}"
+        argv = [sys.executable, "-c", "import time; time.sleep(600)", mark]
+        made = sandbox.command(argv, readonly=sandbox.interpreter(), writable=[folder], environment=PLAIN, folder=Path("/"))
+        with subprocess.Popen(made, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as outer:
+            wait_for = time.monotonic() + number % 10 / 2000
+            while time.monotonic() < wait_for:
+                pass
+            outer.kill()
+        time.sleep(0.02)  # what dies with it is dead by then
+        if processes_with(mark):
+            return mark
+    raise AssertionError("no sandbox outlived its outer process in 500 tries")
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_what_an_earlier_supervisor_left_is_ended_and_nothing_else(settings: Settings, tmp_path: Path) -> None:
+    ours, others = settings.run / "replicas" / "ours", tmp_path / "elsewhere" / "run" / "others"
+    ours.mkdir(parents=True)
+    others.mkdir(parents=True)
+    left, kept = half_started(ours), half_started(others)
+    try:
+        with supervisor(settings):
+            eventually(lambda: not processes_with(left))
+            assert processes_with(kept)
+    finally:
+        for pid in processes_with(kept):
+            os.kill(pid, signal.SIGKILL)
 
 
 KEEPER = """

@@ -104,7 +104,7 @@ async def _run(
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    supervisor = Supervisor(settings.run)
+    supervisor = Supervisor(settings.run, settings.jobs)
     await supervisor.start()
     try:
         if listener is not None:

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,21 @@ def orphans(known: set[int]) -> set[int]:
     """Children of this process that are not among `known`: processes whose parent is gone. The dead ones are reaped."""
     found = {pid for pid in _children(os.getpid()) if pid not in known}
     return {pid for pid in found if not _reaped(pid)}
+
+
+def leftovers(folders: Iterable[Path]) -> set[int]:
+    """This user's sandboxes and replicas that were started for something in `folders`, and are nobody's any more: bubblewrap
+    ties its inner process to the outer one only after it was made, so that one killed in between leaves the other behind."""
+    places = re.compile("|".join(rf'[\0"]{re.escape(str(folder))}/' for folder in folders))
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said, own = (process / "cmdline").read_text(errors="replace"), process.stat().st_uid == os.getuid()
+        except OSError:
+            continue
+        if own and ("bwrap" in said.partition("\0")[0] or "\0modelyard.serving.replica\0" in said) and places.search(said):
+            found.add(int(process.name))
+    return found - set(descendants(os.getpid()))
 
 
 def _reaped(pid: int) -> bool:

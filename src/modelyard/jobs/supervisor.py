@@ -24,7 +24,7 @@ from typing import Any
 
 from modelyard.errors import Conflict, Invalid, ModelyardError, Unavailable
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.processes import Child, become_subreaper, orphans
+from modelyard.jobs.processes import Child, become_subreaper, leftovers, orphans
 from modelyard.telemetry import log
 
 _log = log(__name__)
@@ -70,10 +70,13 @@ def private_folder(path: Path) -> Path:
 
 
 class Supervisor:
-    """Owns the children of this node. All of it runs in the main thread: the kernel ties a child to the thread that made it."""
+    """Owns the children of this node. All of it runs in the main thread: the kernel ties a child to the thread that made it.
 
-    def __init__(self, run: Path) -> None:
+    Nobody else may start children for what lies in `run` and the folders `owned`: what an earlier one left there is ended."""
+
+    def __init__(self, run: Path, *owned: Path) -> None:
         self.socket = private_folder(run) / "supervisor.sock"
+        self._owned = (run, *owned)
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,6 +85,7 @@ class Supervisor:
     async def start(self) -> None:
         """Open the socket and begin to answer."""
         become_subreaper()
+        _end(leftovers(self._owned))
         self.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
