@@ -90,7 +90,7 @@ def fill(platform: Yard) -> ModelyardError:
     """Change the database until its disk has no room for more; what the caller is told then."""
     for number in range(2000):
         try:
-            platform.create_key("infer", name=f"{number}-{'k' * 100}")
+            platform.create_key("infer", name=f"{number:04}{'k' * 96}")
         except ModelyardError as error:
             return error
     raise AssertionError("the disk is not full")

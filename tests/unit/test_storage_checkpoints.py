@@ -68,6 +68,19 @@ def test_where_the_newest_is_damaged_the_one_before_is_taken(yard, folder, store
     assert latest(yard, tmp_path) == "one"
 
 
+def test_one_that_is_superseded_while_it_is_read_gives_way_to_the_newer(yard, folder, store, tmp_path, monkeypatch):
+    put(yard, folder, "one")
+    size, turns = store.size, ["two"]
+
+    def superseding(key):
+        if turns and "/checkpoints/" in key and not key.endswith("latest.json"):
+            put(yard, folder, turns.pop(0))
+        return size(key)
+
+    monkeypatch.setattr(store, "size", superseding)
+    assert latest(yard, tmp_path) == "two"
+
+
 def test_what_was_written_of_one_that_failed_is_removed(yard, folder, store, tmp_path, monkeypatch):
     put(yard, folder, "one")
     (folder / "second").write_text("more")

@@ -63,14 +63,19 @@ class Checkpoints:
 
     def fetch(self, target: Path) -> bool:
         """Write the newest checkpoint that is whole into `target`. False: there is none. Raises `Damaged` where none of those
-        that were kept is whole."""
+        that were kept is whole. Its writer may go on meanwhile."""
         kept = self._kept()
-        for one in reversed(kept):
+        newest = kept[-1].seq if kept else 0
+        while kept:
+            one = kept.pop()
             remove(target)
             try:
                 transfer.download(self._store, self._key_of(one.seq), _manifest(one), target)
             except (Damaged, NotFound):
-                if one is kept[0]:
+                now = self._kept()
+                if now and now[-1].seq > newest:  # it may be not damaged but superseded
+                    kept, newest = now, now[-1].seq
+                elif not kept:
                     raise
             else:
                 return True
