@@ -71,7 +71,7 @@ def test_each_row_once_an_epoch_and_the_same_batches_for_every_gang(dataset, pla
     alone = list(feed.batches(seed=3, epoch=1, world=1, rank=0, batch=64))
     assert [batch.step for batch in alone] == list(range(feed.steps(64)))
     assert sorted(np.concatenate([batch.positions for batch in alone])) == list(range(feed.rows))
-    gang = [list(feed.batches(3, 1, 3, rank, 64, first_step=4)) for rank in range(3)]
+    gang = [list(feed.batches(3, 1, 3, rank, 64, first=4)) for rank in range(3)]
     for batch, *shares in zip(alone[4:], *gang, strict=True):
         assert np.concatenate([part.inputs for part in shares]).tobytes() == batch.inputs.tobytes()
         assert np.concatenate([part.target for part in shares]).tolist() == batch.target.tolist()

@@ -123,10 +123,10 @@ class Order:
         return self._drawn[lane][1]
 
 
-def parts(order: Order, world: int, rank: int, batch: int, first: int = 0) -> Iterator[Part]:
-    """The rank's part of every step of an epoch, from step `first` on."""
+def parts(order: Order, world: int, rank: int, batch: int, first: int = 0, stop: int | None = None) -> Iterator[Part]:
+    """The rank's part of every step of an epoch, from step `first` on and up to `stop`."""
     count = steps(order.rows, batch)
-    for step in range(first, count):
+    for step in range(first, count if stop is None else stop):
         start, stop = order.rows * step // count, order.rows * (step + 1) // count
         whole, own = order.take(start, stop), order.cut(start, stop, world, rank)
         yield Part(whole[own.start : own.stop], own.start, len(whole))

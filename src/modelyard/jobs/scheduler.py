@@ -8,6 +8,7 @@ ranks' questions are answered at the `desk`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -32,7 +33,8 @@ from modelyard.jobs.types import Executor, Job, State
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
-from modelyard.storage import Artefacts, removal
+from modelyard.storage import Artefacts
+from modelyard.storage.folders import remove
 from modelyard.telemetry import UNEXPECTED, Counter, log
 
 _log = log(__name__)
@@ -252,7 +254,8 @@ class Scheduler:
     def _clean(self, folder: Path, ended: Job | None) -> None:
         """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
         if ended is None or self._attempt(lambda: self._artefacts.drop_checkpoints(ended.project, ended.id)):
-            removal.remove(folder)
+            with contextlib.suppress(OSError):
+                remove(folder)
 
     def _collect(self) -> None:
         retention.collect(self._db, self._artefacts, self._settings.checkpoint_days)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -138,13 +138,34 @@ def seal(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a tree, a sealed one too; missing is fine. Links are removed, never followed."""
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    elif folder.exists():
-        for _, _, _, fd in os.fwalk(folder):
-            os.fchmod(fd, 0o700)
-        shutil.rmtree(folder)
+    """Remove a tree, a sealed one too, however deep it is; missing is fine. Links are removed, never followed. Raises `OSError`
+    where something cannot go. Nobody may write to it any more.
+
+    `shutil.rmtree` goes down as far as Python's stack and no further. Here folders within folders are first moved up to the
+    top, one level at a time: nothing is ever more than two levels down.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    free = (path for number in count() if not os.path.lexists(path := folder / f"removed-{number}"))
+    while inner := _clear(folder):
+        for one in inner:
+            for deeper in _clear(one):
+                deeper.chmod(0o700)  # a folder is moved only by who may write its link to its parent
+                deeper.rename(next(free))
+            one.rmdir()
+    folder.rmdir()
+
+
+def _clear(folder: Path) -> list[Path]:
+    """Remove all that lies in a folder but its own folders, which are returned."""
+    folder.chmod(0o700)
+    with os.scandir(folder) as entries:
+        inner = [(Path(entry.path), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for path, is_folder in inner:
+        if not is_folder:
+            path.unlink()
+    return [path for path, is_folder in inner if is_folder]
 
 
 def _open_folder(folder: Path, within: Path | None) -> int:

@@ -96,10 +96,12 @@ class Feed:
         """Steps of an epoch."""
         return shards.steps(self.rows, batch)
 
-    def batches(self, seed: int, epoch: int, world: int, rank: int, batch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The rank's part of every step of an epoch, from `first_step` on: those that it would have had, whatever the number of
-        ranks that did the steps before."""
-        parts = enumerate(shards.parts(self.order(seed, epoch), world, rank, batch, first_step), first_step)
+    def batches(
+        self, seed: int, epoch: int, world: int, rank: int, batch: int, first: int = 0, stop: int | None = None
+    ) -> Iterator[Batch]:
+        """The rank's part of every step of an epoch, from step `first` on and up to `stop`: those that it would have had,
+        whatever the number of ranks that did the steps before."""
+        parts = enumerate(shards.parts(self.order(seed, epoch), world, rank, batch, first, stop), first)
         if self.groups is None:
             yield from (_batch(step, part, *self.take(part.positions)) for step, part in parts)
         else:

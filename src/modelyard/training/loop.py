@@ -153,25 +153,17 @@ class Trainer:
         """Steps up to the next checkpoint, at most to the epoch's end, which has then had every training row once. What is
         drawn and how sums are made begins anew with each, so that a run that resumes there does the same."""
         config, gang, first = self.config, self.gang, self.progress.step
-        stop = min(
-            self.steps,
-            (first // config.checkpoint_steps + 1) * config.checkpoint_steps if config.checkpoint_steps else self.steps,
-        )
+        every = config.checkpoint_steps or self.steps
+        stop = min(self.steps, (first // every + 1) * every)
         replicas, place = self.network.mesh.replicas, self.network.place
         # What computes on the same rows draws the same; stages of a pipe draw each their own.
-        seed = [
-            config.seed,
-            epoch,
-            place.replica,
-            *([place.pipe] if self.network.mesh.pipe > 1 else []),
-            *([first] if first else []),
-        ]
+        seed = [config.seed, epoch, place.pipe * replicas + place.replica, first]
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        generator = np.random.default_rng([config.seed, epoch, 1, *([first] if first else [])])
+        generator = np.random.default_rng([config.seed, epoch, 1, first])
         self.network.train(True)
         totals = np.zeros(3)
         self.clock.lap("other")
-        for batch in self.train.batches(config.seed, epoch, replicas, place.replica, config.batch_size, first):
+        for batch in self.train.batches(config.seed, epoch, replicas, place.replica, config.batch_size, first, stop):
             inputs = batch.inputs
             if self.plan.augment:
                 inputs = self.plan.augment(inputs, generator, batch.first, batch.rows)
@@ -186,8 +178,6 @@ class Trainer:
             if gang.rank == 0:
                 self.context.progress(at + 1, config.epochs * self.steps)
             self.clock.lap("other")
-            if batch.step + 1 == stop:
-                break
         before = self.progress.sums or [0.0] * len(totals)
         self.progress.step = stop
         self.progress.sums = [a + b for a, b in zip(before, gang.sum(*totals), strict=True)]
