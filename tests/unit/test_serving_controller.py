@@ -1,14 +1,17 @@
-"""`plan` decides from values: these tests run no process and no database."""
+"""`plan` decides from values: these tests run no process."""
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.errors import Invalid
+from modelyard.db import Database
+from modelyard.errors import Invalid, Unavailable
 from modelyard.serving.controller import (
+    Controller,
     Drain,
     Forget,
     MarkLost,
@@ -22,6 +25,10 @@ from modelyard.serving.controller import (
     plan,
 )
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.settings import Settings
+from modelyard.storage import Artefacts
+from modelyard.telemetry import UNEXPECTED
+from modelyard.testing import InlineExecutor, MemoryStore
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE = timedelta(seconds=60)
@@ -128,3 +135,23 @@ def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, rep
 
 def test_backoff_doubles_up_to_a_minute():
     assert [backoff(n).total_seconds() for n in (0, 1, 2, 3, 20)] == [0.5, 0.5, 1.0, 2.0, 60.0]
+
+
+def test_that_the_supervisor_has_ended_is_a_line_in_the_log_and_no_accident(tmp_path, capsys):
+    stop = threading.Event()
+
+    class Ended(InlineExecutor):
+        def replicas(self):
+            stop.set()
+            raise Unavailable("The supervisor does not answer.")
+
+    settings, unexpected = Settings(data=tmp_path), UNEXPECTED.labels("controller")
+    db, before = Database(settings.database_url), unexpected._value.get()
+    controller = Controller(db, Artefacts(MemoryStore(), settings.cache), Ended(), settings, lambda address: None)
+    controller.wake()
+    controller.run(stop)
+    db.close()
+    told = "".join(capsys.readouterr())
+    assert "The supervisor does not answer." in told
+    assert "Traceback" not in told
+    assert unexpected._value.get() == before

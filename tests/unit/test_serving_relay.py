@@ -237,6 +237,14 @@ def test_control_dies_before_it_answers(tmp_path):
     assert asked.status == 503
 
 
+def test_control_dies_while_it_answers(tmp_path):
+    """Nothing says that the answer is whole: the server cuts the connection. It is no accident of the relay's."""
+    cut = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n"
+    asked, _ = through(tmp_path, said(cut), lambda: Client(b"/api/jobs/1/events"))
+    assert (asked.status, asked.body) == (200, b"one")
+    assert asked.sent[-1]["more_body"]
+
+
 def test_errors_and_statuses_pass(tmp_path):
     answer = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
     asked, _ = through(tmp_path, said(answer), lambda: Client(b"/api"))

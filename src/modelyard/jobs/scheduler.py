@@ -135,6 +135,9 @@ class Scheduler:
         except OperationalError as error:
             _log.warning("the database did not answer; trying again", error=str(error.orig))
             return False
+        except Unavailable as error:  # the store, or a supervisor that was ended and is about to take this process with it
+            _log.warning("what it needs did not answer; trying again", error=error.message)
+            return False
         except Exception:  # noqa: BLE001 — the edge of the process: the loop goes on
             UNEXPECTED.labels("scheduler").inc()
             _log.exception("the scheduler failed")
@@ -302,6 +305,7 @@ class Scheduler:
         assert active.handle is not None
         _log.info("a job is sent back to its checkpoint", job=active.job.id, project=active.job.project, room_for=higher)
         active.sent_back = time.monotonic()
+        active.changes["why"] = "makes room for a job of higher priority"
         active.handle.cancel()
         self._executor.wake()
 

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import select
 
 from modelyard.db import Database, Session, bump, now
-from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, TimedOut
+from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, TimedOut, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
 from modelyard.serving.logs import Logs
 from modelyard.serving.tables import DeploymentRow, ReplicaRow
@@ -168,6 +168,9 @@ class Controller:
         while not stop.is_set():
             try:
                 busy = self.tick()
+            except Unavailable as error:  # the supervisor was ended, and is about to take this process with it
+                _log.warning("the executor did not answer; trying again", error=error.message)
+                busy = False
             except Exception:  # noqa: BLE001 - the edge of the process: one bad tick must not end the loop
                 UNEXPECTED.labels("controller").inc()
                 _log.exception("tick failed")

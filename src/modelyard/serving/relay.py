@@ -121,6 +121,9 @@ class Relay:
             return
         try:
             await _pass_back(scope, response, request, send)
+        except httpx.TransportError as error:
+            # The answer stays without its end, and the server cuts the connection: its client sees that something is missing.
+            _log.warning("control was lost while it answered", error=type(error).__name__)
         finally:
             await response.aclose()
 
