@@ -34,6 +34,13 @@ def test_control_that_ends_costs_no_restart_but_not_for_ever(job: Job, restarts:
     assert starts_again(ended, Crashed(), restarts, abandoned=True) is again
 
 
+def test_attempts_that_made_room_are_no_attempts_lost(job: Job) -> None:
+    often = replace(job, attempt=2 * MOST_ABANDONED, preempted=2 * MOST_ABANDONED - 1)
+    assert starts_again(often, Crashed(), 0, abandoned=True)
+    assert starts_again(often, Crashed(), 1, abandoned=False)
+    assert not starts_again(often, Crashed(), 0, abandoned=False)
+
+
 @pytest.mark.parametrize("error", [Invalid(), TimedOut(), Internal()])
 def test_a_gang_that_was_wrong_is_not_started_again(job: Job, error: ModelyardError) -> None:
     assert not starts_again(replace(job, attempt=1), error, 2, abandoned=False)

@@ -17,7 +17,7 @@ from modelyard.jobs.types import State
 FIELDS = {
     *("id", "kind", "config", "inputs", "target", "ranks", "timeout", "state", "error", "created", "started", "finished"),
     *("max_restarts", "priority", "resources", "position"),
-    *("parent", "attempt", "progress", "outputs", "facts", "pids", "cpu_seconds", "why"),
+    *("parent", "attempt", "preempted", "progress", "outputs", "facts", "pids", "cpu_seconds", "why"),
 }
 
 

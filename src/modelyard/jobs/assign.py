@@ -14,7 +14,7 @@ from typing import TypeAlias
 from modelyard.jobs.backfill import Held, Reservation
 from modelyard.jobs.fairness import Standing, line
 from modelyard.jobs.packing import Room, Spots, slots, slots_on
-from modelyard.jobs.preemption import victims
+from modelyard.jobs.preemption import victims, withheld
 from modelyard.jobs.reasons import amounts, lack, ordinal, too_large
 from modelyard.jobs.types import ONE, Amount, Node
 
@@ -120,6 +120,7 @@ class _Pass:
         self._resume: list[str] = []
         self._start: dict[str, Placement] = {}
         self._preempt: dict[str, str] = {}
+        self._withheld = False
         self._never: dict[str, str] = {}
         for gang in running:
             if not gang.waits:
@@ -160,7 +161,11 @@ class _Pass:
         waits = {}
         for position, job in enumerate(self._waiting, start=1):
             first = position == 1
-            why = tell.why(position, job, making=first and within == 0.0)
+            why = tell.why(position, job)
+            if first and within == 0.0:
+                why += "; room is being made for it"
+            elif first and self._withheld:
+                why += "; what runs below its priority has no checkpoint to go back to yet, or children"
             waits[job.id] = Wait(position, why, within if first else None)
         return Plan(tuple(self._resume), self._start, self._preempt, waits, self._never)
 
@@ -182,6 +187,7 @@ class _Pass:
         for victim in victims(self.room, job.ranks, job.each, job.priority, self._running):
             self._preempt[victim] = job.id
             self._held[victim] = replace(self._held[victim], left=0.0)
+        self._withheld = not self._preempt and withheld(self.room, job.ranks, job.each, job.priority, self._running)
 
     def _take(self, name: str, spots: Spots, each: Amount, left: float | None) -> None:
         self.room.take(spots, each)
@@ -198,11 +204,11 @@ class _Teller:
         self._free, self._there = room.unused, room.capacity
         self._told: dict[tuple[int, Amount], str] = {}
 
-    def why(self, position: int, job: Queued | Running, *, making: bool = False) -> str:
+    def why(self, position: int, job: Queued | Running) -> str:
         text = f"{self._short(job.ranks, job.each)}; {ordinal(position)}"
         if job.project in self._had:
             text += f"; project {job.project} has used {100 * self._had[job.project]:.0f} % of its share"
-        return f"{text}; room is being made for it" if making else text
+        return text
 
     def _short(self, ranks: int, each: Amount) -> str:
         if (ranks, each) not in self._told:

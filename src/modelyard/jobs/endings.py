@@ -32,7 +32,7 @@ def starts_again(job: Job, error: ModelyardError, most: int, *, abandoned: bool)
     be what ends control."""
     if abandoned:
         return job.abandoned < MOST_ABANDONED
-    return isinstance(error, Crashed) and job.attempt - job.abandoned <= most
+    return isinstance(error, Crashed) and job.attempt - job.uncounted <= most
 
 
 def succeed(session: Session, active: Active) -> None:
@@ -61,7 +61,7 @@ def again(
     setbacks = 0 if active.kept else job.setbacks + (not abandoned)
     pause = 0.0 if abandoned else restarts.pause(setbacks)
     line = f"attempt {job.attempt} was lost and is started again{f' in {pause:g} s' if pause else ''}: {error.message}"
-    why = f"{restarts.attempts(job.attempt, job.abandoned + abandoned, most)}: {error.message}"
+    why = f"{restarts.attempts(job.attempt, job.uncounted + abandoned, most)}: {error.message}"
     _use(session, active, errors=1)
     if not rejoins:
         records.cancel_children(session, job.id)
@@ -79,9 +79,9 @@ def back(session: Session, active: Active) -> None:
     why = f"attempt {job.attempt} made room for a job of higher priority; it goes on from its checkpoint"
     _use(session, active)
     records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
-    left = job.timeout and max(1.0, job.timeout - (now() - (job.started or now())).total_seconds())
-    time = {"timeout": left, "started": None, "abandoned": job.abandoned + 1}
-    records.change(session, job.id, job.token, **time, cpu_us=job.cpu_us + active.cpu_us, facts=dict(active.facts))
+    counts = {"preempted": job.preempted + 1, "setbacks": 0 if active.kept else job.setbacks}
+    used = {"spent": job.ran(now()), "started": None, "cpu_us": job.cpu_us + active.cpu_us}
+    records.change(session, job.id, job.token, **counts, **used, facts=dict(active.facts))
     records.requeue(session, job.id, job.token, why)
 
 

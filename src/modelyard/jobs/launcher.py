@@ -325,6 +325,10 @@ class Launcher:
         self._end_at = at if self._end_at is None else min(at, self._end_at)
 
     def _kill(self) -> None:
+        if self._cancelled and not self._ending and not self._failures:
+            deaf = ", ".join(str(rank.number) for rank in self._running())
+            text = f"asked to stop, rank {deaf} did not within {_CANCEL_GRACE:g} s and was ended"
+            self._say({"type": "log", "rank": 0, "text": text})
         self._ending = True
         for rank in self._running():
             os.kill(rank.pid, signal.SIGKILL)

@@ -39,11 +39,8 @@ def victims(room: Room, ranks: int, each: Amount, priority: int, running: Sequen
 
     Those that leave already are counted on: what they make room for needs nobody else's.
     """
-    growing = _Growing(room, ranks, each)
-    for gang in running:
-        if gang.leaves and not gang.waits:
-            growing.add(gang)
-    below = [gang for gang in running if gang.yields and gang.priority < priority and not gang.waits and not gang.leaves]
+    growing = _leaving(room, ranks, each, running)
+    below = [gang for gang in _below(running, priority) if gang.yields]
     below.sort(key=lambda gang: (gang.priority, gang.age, gang.id))
     chosen: list[Victim] = []
     for gang in below:
@@ -61,6 +58,30 @@ def victims(room: Room, ranks: int, each: Amount, priority: int, running: Sequen
             growing.add(gang)
             needed.append(gang.id)
     return tuple(reversed(needed))
+
+
+def withheld(room: Room, ranks: int, each: Amount, priority: int, running: Sequence[Victim]) -> bool:
+    """Whether gangs of lower priority are in the way of `ranks` × `each` that cannot be sent back, or not yet: they have no
+    checkpoint, or children."""
+    growing = _leaving(room, ranks, each, running)
+    if growing.enough():
+        return False
+    for gang in _below(running, priority):
+        growing.add(gang)
+    return growing.enough()
+
+
+def _leaving(room: Room, ranks: int, each: Amount, running: Sequence[Victim]) -> _Growing:
+    """The room there is when those are gone that were sent back already."""
+    growing = _Growing(room, ranks, each)
+    for gang in running:
+        if gang.leaves and not gang.waits:
+            growing.add(gang)
+    return growing
+
+
+def _below(running: Sequence[Victim], priority: int) -> list[Victim]:
+    return [gang for gang in running if gang.priority < priority and not gang.waits and not gang.leaves]
 
 
 class _Growing:

@@ -24,7 +24,6 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         for one in job.resolved
     }
     resume = artefacts.latest_checkpoint(job.project, job.id, active.folder / "resume") if job.attempt > 1 else None
-    spent = (now() - job.started).total_seconds() if job.started else 0.0
     return Gang(
         token=active.token,
         job=job.id,
@@ -40,6 +39,6 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         memory=min(settings.job_memory, job.resources.memory or settings.job_memory),
         disk=settings.job_disk,
         files=settings.job_files,
-        timeout=max(1.0, (job.timeout or settings.job_timeout) - spent),
+        timeout=max(1.0, (job.timeout or settings.job_timeout) - job.ran(now())),
         heartbeat=settings.job_heartbeat,
     )

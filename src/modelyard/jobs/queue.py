@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
@@ -29,11 +28,18 @@ _TOLD = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A job that waits, and what it was told."""
+    """A job that waits, what it was told, and how often it made room for others."""
 
     job: Queued
     position: int | None
     why: str | None
+    preempted: int = 0
+
+    def note(self, why: str) -> str:
+        """Why it waits, and why it waits again."""
+        times = "a job" if self.preempted == 1 else f"{self.preempted} jobs"
+        made = f"; it made room for {times} of higher priority and goes on from its checkpoint"
+        return why + made if self.preempted else why
 
 
 def waiting(session: Session) -> dict[str, Waiting]:
@@ -44,11 +50,12 @@ def waiting(session: Session) -> dict[str, Waiting]:
     queued = (JobRow.state == State.queued.value, JobRow.cancelling.is_(False), *records.may_start())
     found = select(*columns, number).where(*queued).subquery()
     rows = session.execute(select(found).where(found.c.number <= _MOST)).all()
-    return {row.id: Waiting(_queued(row), row.position, row.why) for row in rows}
+    return {row.id: Waiting(_queued(row), row.position, row.why, row.preempted) for row in rows}
 
 
 # What a `Queued` is made of, and what the job was told.
-_COLUMNS = ("id", "project", "ranks", "resources", "place", "priority", "timeout", "started", "position", "why")
+_LIMITS = ("timeout", "spent", "started")
+_COLUMNS = ("id", "project", "ranks", "resources", "place", "priority", *_LIMITS, "position", "why", "preempted")
 
 
 def gang(active: Active) -> Running:
@@ -62,7 +69,7 @@ def gang(active: Active) -> Running:
         priority=job.priority,
         project=job.project,
         each=job.resources,
-        left=_left(job.timeout, job.started),
+        left=_left(job.timeout, job.ran(now())),
         age=time.monotonic() - active.began,
         yields=active.yields,
         leaves=active.sent_back is not None,
@@ -83,7 +90,10 @@ class Notices:
         new: list[dict[str, object]] = []
         for name, position, why in said:
             before = known.get(name)
-            if before is not None and (before.position, before.why) != (position, why) and (all_ or before.position is None):
+            if before is None or not (all_ or before.position is None):
+                continue
+            why = before.note(why)
+            if (before.position, before.why) != (position, why):
                 new.append({"job": name, "position": position, "why": why})
         if all_ and new:
             self._told = time.monotonic()
@@ -98,10 +108,11 @@ def tell(session: Session, notices: Iterable[Mapping[str, object]]) -> None:
 
 
 def _queued(row: Any) -> Queued:
-    each, limit = Amount(**row.resources), _left(row.timeout, row.started)
+    ran = row.spent + ((now() - row.started).total_seconds() if row.started else 0.0)
+    each, limit = Amount(**row.resources), _left(row.timeout, ran)
     return Queued(row.id, row.ranks, row.place.timestamp(), row.priority, row.project, each, limit)
 
 
-def _left(timeout: float | None, started: datetime | None) -> float | None:
+def _left(timeout: float | None, ran: float) -> float | None:
     """Seconds that a job may still run where somebody said so; the platform's own guard of a day promises nothing."""
-    return timeout and max(0.0, timeout - (now() - started).total_seconds() if started else timeout)
+    return timeout and max(0.0, timeout - ran)

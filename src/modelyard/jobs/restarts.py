@@ -18,9 +18,10 @@ def pause(setbacks: int) -> float:
     return min(_MOST, _FIRST * 2.0 ** min(setbacks - 1, 30)) if setbacks > 0 else 0.0
 
 
-def attempts(attempt: int, abandoned: int, restarts: int) -> str:
-    """The next attempt among those the job may have: 'attempt 3 of 5'. Those that ended with control are not counted."""
-    return f"attempt {attempt - abandoned + 1} of {restarts + 1}"
+def attempts(attempt: int, uncounted: int, restarts: int) -> str:
+    """The next attempt among those the job may have: 'attempt 3 of 5'. Those that ended with control, or made room, are not
+    counted."""
+    return f"attempt {attempt - uncounted + 1} of {restarts + 1}"
 
 
 def countdown(until: datetime | None, moment: datetime) -> str:

@@ -14,7 +14,8 @@ from modelyard.db import Base, now
 class JobRow(Base):
     """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
     in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
-    `abandoned` how many of its attempts ended because control did; `setbacks` how many in a row were lost without a checkpoint;
+    `abandoned` how many of its attempts ended because control did, `preempted` how many made room for a job of higher priority;
+    `setbacks` how many in a row were lost without a checkpoint; `spent` the seconds it ran before it made room the last time;
     `not_before` when it may be started again. `resources` are a rank's; `position` and `why` what it was last told of the
     queue."""
 
@@ -31,6 +32,7 @@ class JobRow(Base):
     ranks: Mapped[int]
     resources: Mapped[dict[str, Any]]
     timeout: Mapped[float | None]
+    spent: Mapped[float] = mapped_column(default=0.0)
     max_restarts: Mapped[int | None]
     parent: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     priority: Mapped[int] = mapped_column(default=0)
@@ -39,6 +41,7 @@ class JobRow(Base):
     cancelling: Mapped[bool] = mapped_column(default=False)
     attempt: Mapped[int] = mapped_column(default=0)
     abandoned: Mapped[int] = mapped_column(default=0)
+    preempted: Mapped[int] = mapped_column(default=0)
     setbacks: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[datetime | None]
     token: Mapped[str | None]

@@ -133,6 +133,7 @@ class Job:
     ranks: int
     resources: Amount
     timeout: float | None
+    spent: float
     max_restarts: int | None
     parent: str | None
     priority: int
@@ -141,6 +142,7 @@ class Job:
     cancelling: bool
     attempt: int
     abandoned: int
+    preempted: int
     setbacks: int
     not_before: datetime | None
     token: str | None
@@ -156,10 +158,19 @@ class Job:
     why: str | None
     events: int
 
+    @property
+    def uncounted(self) -> int:
+        """Attempts that ended for no fault of the job's: they cost it no restart."""
+        return self.abandoned + self.preempted
+
+    def ran(self, moment: datetime) -> float:
+        """Seconds of the time that it may take: what it waited after it made room is none of it."""
+        return self.spent + ((moment - self.started).total_seconds() if self.started else 0.0)
+
     def to_json(self) -> dict[str, Any]:
         """As the management API shows it; `inputs` as pinned."""
         limits = ("ranks", "timeout", "max_restarts", "priority", "position")
-        shown = ("id", "kind", *limits, "parent", "attempt", "error", "progress")
+        shown = ("id", "kind", *limits, "parent", "attempt", "preempted", "error", "progress")
         times = {name: getattr(self, name) for name in ("created", "started", "finished")}
         return {
             **{name: getattr(self, name) for name in shown},
