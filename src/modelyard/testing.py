@@ -100,6 +100,9 @@ class MemoryStore:
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
+    def sweep(self, before: float) -> int:
+        return 0
+
 
 class FakeEngine:
     """A `BatchEngine` without a model: every element of an output's row is the sum of that row over all inputs (of BYTES: of

@@ -135,6 +135,12 @@ def test_list_goes_by_whole_segments(store):
     assert list(store.list("none")) == []
 
 
+def test_no_object_is_swept(store):
+    store.put("a/b", b"1")
+    assert store.sweep(time.time() + 3600) == 0
+    assert store.get("a/b") == b"1"
+
+
 @pytest.mark.parametrize("key", ["../up", "a/../../up", "a/./b", "a//b", "/a", "", "a#1"])
 def test_keys_that_are_not_plain_are_refused(store, key):
     with pytest.raises(Invalid):

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,62 @@ def test_what_a_killed_put_left_is_not_seen_and_not_in_the_way(tmp_path: Path, m
     assert (list(store.list("a")), store.size("a/b")) == ([], None)
     assert store.put("a/b", b"whole", create=True)
     assert (list(store.list("a")), store.get("a/b")) == (["a/b"], b"whole")
+
+
+def leave(root: Path, *names: str, age: float) -> None:
+    """Files, and folders where the name ends with '/', of that age, with the folders above them."""
+    for name in names:
+        path = root / name
+        path.mkdir(parents=True) if name.endswith("/") else (path.parent.mkdir(exist_ok=True), path.write_bytes(b"half"))
+    for name in names:
+        for path in (root / name, *(root / name).relative_to(root).parents):
+            os.utime(root / path, (time.time() - age,) * 2)
+
+
+def test_what_killed_writers_left_is_swept_once_it_is_old(tmp_path: Path):
+    store = FolderStore(tmp_path)
+    store.put("kept/b", b"whole")
+    leave(tmp_path, "staged#12", "kept/b#34", "checkpoints/job/3/", age=100)
+    os.utime(tmp_path / "kept/b", (0, 0))  # an object stays, however old it is
+    assert store.sweep(time.time() - 200) == 0
+    assert store.sweep(time.time() - 50) == 3
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "checkpoints",
+        "checkpoints/job",  # what was in it has just gone: it goes in its time
+        "kept",
+        "kept/b",
+    ]
+    assert store.get("kept/b") == b"whole"
+
+
+def test_an_upload_that_is_under_way_is_not_swept(tmp_path: Path):
+    store = FolderStore(tmp_path)
+    with store.stage() as staged:
+        staged.write(b"one")
+        leave(tmp_path, "staged#1", age=100)
+        assert store.sweep(time.time() - 50) == 1
+        store.adopt(staged, "a/b")
+    assert store.get("a/b") == b"one"
+
+
+@pytest.mark.parametrize("verb", ["put", "adopt"])
+def test_a_folder_that_is_swept_just_before_it_is_written_to_is_made_again(verb: str, tmp_path: Path, monkeypatch):
+    store, make, taken = FolderStore(tmp_path), FolderStore._make_folder, []
+
+    def then_swept(self, folder):
+        make(self, folder)
+        if folder == tmp_path / "a" and not taken:
+            folder.rmdir()
+            taken.append(folder)
+
+    monkeypatch.setattr(FolderStore, "_make_folder", then_swept)
+    if verb == "put":
+        store.put("a/b", b"1")
+    else:
+        with store.stage() as staged:
+            staged.write(b"1")
+            store.adopt(staged, "a/b")
+    assert (store.get("a/b"), len(taken)) == (b"1", 1)
 
 
 def test_folders_that_vanish_are_made_again(tmp_path: Path):

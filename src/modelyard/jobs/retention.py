@@ -1,4 +1,4 @@
-"""Checkpoints that nobody will resume from: which jobs' go, and letting go of them.
+"""Checkpoints that nobody will resume from, and what killed writers left in the store: what goes, and letting go of it.
 
 The scheduler has it done once in a while. It looks at what the store has, so that whatever a killed control left goes too, and
 doing it twice, or only half, does no harm.
@@ -17,9 +17,14 @@ from modelyard.jobs.types import State
 from modelyard.storage import Artefacts
 from modelyard.tenancy import service as tenancy
 
+# An upload that is under way writes at least so often: a chunk has at most 64 MiB.
+_LEFT = timedelta(days=1)
+
 
 def collect(db: Database, artefacts: Artefacts, days: float) -> int:
-    """Drop the checkpoints of jobs that are over, those of failed ones `days` after; returns of how many jobs."""
+    """Drop the checkpoints of jobs that are over, those of failed ones `days` after; returns of how many jobs. Sweep the store
+    of what was left half written, a day after."""
+    artefacts.sweep((now() - _LEFT).timestamp())
     before, dropped = now() - timedelta(days=days), 0
     with db.read() as session:
         projects = [str(project["name"]) for project in tenancy.projects(session)]

@@ -149,6 +149,10 @@ class Artefacts:
         prefix = f"{_project_key(project)}/checkpoints"
         return {key.removeprefix(f"{prefix}/").partition("/")[0] for key in self._store.list(prefix)}
 
+    def sweep(self, before: float) -> int:
+        """Remove what killed writers left in the store and nobody has touched since `before`; returns how much."""
+        return self._store.sweep(before)
+
     def _checkpoints(self, project: str, job: str) -> Checkpoints:
         return Checkpoints(self._store, f"{_project_key(project)}/checkpoints/{_word(job, 'job')}")
 

@@ -12,10 +12,10 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -26,6 +26,7 @@ from modelyard.errors import Invalid, NotFound, Unavailable
 from modelyard.storage.folders import sync_folder
 
 Buffer = bytes | bytearray | memoryview
+T = TypeVar("T")
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -83,6 +84,11 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is fine."""
+        ...
+
+    def sweep(self, before: float) -> int:
+        """Remove what killed writers left that nobody has touched since `before` (seconds since the epoch), and say how much.
+        No object is among it. Whoever is still writing must have written since."""
         ...
 
 
@@ -151,6 +157,10 @@ class BucketStore:
             with suppress(NotFound), _translated(key):
                 obstore.delete(self._bucket, key)
 
+    def sweep(self, before: float) -> int:
+        """Nothing: what is not whole has no name here, and goes by the rules of the bucket."""
+        return 0
+
 
 class FolderStore(BucketStore):
     """A folder on this machine. An object gets its name only when its bytes are on disk, and the name is on disk when `put`
@@ -167,9 +177,9 @@ class FolderStore(BucketStore):
         path = self._root / key
         staged = path.with_name(f"{path.name}#{secrets.randbits(63)}")
         with _translated(key):
-            self._make_folder(path.parent)
+            fd = self._in_folder(path.parent, lambda: os.open(staged, _NEW, 0o600))
             try:
-                _write(staged, data)
+                _write(fd, data)
                 created = _name(staged, path, create)
             finally:
                 staged.unlink(missing_ok=True)
@@ -193,8 +203,7 @@ class FolderStore(BucketStore):
         with _translated(key):
             staged.file.flush()
             os.fsync(staged.file.fileno())
-            self._make_folder(path.parent)
-            staged.path.replace(path)
+            self._in_folder(path.parent, lambda: staged.path.replace(path))
             sync_folder(path.parent)
 
     def size(self, key: str) -> int | None:
@@ -203,6 +212,27 @@ class FolderStore(BucketStore):
             found = (self._root / key).stat()
             return found.st_size if stat.S_ISREG(found.st_mode) else None
         return None
+
+    def sweep(self, before: float) -> int:
+        """Files without a name of their own, and empty folders."""
+        swept = 0
+        for folder, _, names in os.walk(self._root, topdown=False):
+            left = [Path(folder, name) for name in names if "#" in name]
+            for path in [*left, Path(folder)]:
+                with suppress(OSError):  # gone meanwhile, or a folder that is not empty
+                    if path == self._root or path.stat().st_mtime >= before:
+                        continue
+                    path.unlink() if path in left else path.rmdir()
+                    swept += 1
+        return swept
+
+    def _in_folder(self, folder: Path, step: Callable[[], T]) -> T:
+        """`step` with `folder` there; once more where `sweep` took it, empty, in between."""
+        with suppress(FileNotFoundError):
+            self._make_folder(folder)
+            return step()
+        self._make_folder(folder)
+        return step()
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and those above it, durably."""
@@ -223,9 +253,8 @@ def open_store(url: str) -> ObjectStore:
     return FolderStore(Path(path))
 
 
-def _write(path: Path, data: Buffer) -> None:
-    """A new file, private and on disk when this returns."""
-    fd = os.open(path, _NEW, 0o600)
+def _write(fd: int, data: Buffer) -> None:
+    """Fill a new file, which is on disk when this returns, and close it."""
     try:
         view = memoryview(data)
         while view:
