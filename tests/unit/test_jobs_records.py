@@ -1,8 +1,5 @@
 """Who may change a job: whoever holds its lease, until it has ended; and what every change of state leaves behind."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from jobs_office import Office
 from sqlalchemy import update
@@ -11,13 +8,6 @@ from modelyard.jobs import records
 from modelyard.jobs.records import Lost
 from modelyard.jobs.tables import JobRow
 from modelyard.jobs.types import State
-
-
-@pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    office = Office(tmp_path)
-    yield office
-    office.close()
 
 
 def held(office: Office, lease: str = "lease1", **asked: object) -> str:

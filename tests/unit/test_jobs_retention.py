@@ -2,23 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from jobs_office import GATE, Office
+from jobs_office import Office
 
 from modelyard.jobs.retention import collect
 from modelyard.jobs.types import State
 from modelyard.storage import Artefacts, FolderStore
-
-
-@pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    GATE.clear()
-    office = Office(tmp_path)
-    yield office
-    office.close()
 
 
 def keep(office: Office, folder: Path, *jobs: str) -> None:

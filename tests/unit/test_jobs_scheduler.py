@@ -1,6 +1,5 @@
 """The scheduler's turns over an executor without processes: what is written, what is tried again, what is never done twice."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ from modelyard.tenancy.types import Principal, Scope
 from modelyard.testing import InlineExecutor
 
 ADMIN, OTHER = Principal("default", "key0", Scope.admin), Principal("other", "key2", Scope.write)
-
-
-@pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    GATE.clear()
-    office = Office(tmp_path)
-    yield office
-    office.close()
 
 
 def usage(office: Office) -> list[tuple[int, int, int]]:
