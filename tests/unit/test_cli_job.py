@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 from modelyard.cli.job import page
@@ -15,6 +16,10 @@ RANK = {
 }
 
 
+def unstyled(text: str) -> str:
+    return re.sub(r"\x1b\[\d*m", "", text)
+
+
 def job(**changes: Any) -> dict[str, Any]:
     whole = {
         "id": "j1",
@@ -23,6 +28,12 @@ def job(**changes: Any) -> dict[str, Any]:
         "error": None,
         "why": None,
         "attempt": 2,
+        "preempted": 1,
+        "priority": 5,
+        "created": "2026-01-01T10:00:00.123456+00:00",
+        "started": "2026-01-01T10:00:05+00:00",
+        "finished": None,
+        "config": {"epochs": 3, "clip": None, "module": {"name": "Line"}},
         "progress": None,
         "outputs": [{"reference": "cnn@3", "hash": "ff"}],
         "ranks": 2,
@@ -43,6 +54,9 @@ def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
         "torch 2.9",
         "parameters 2.0 KiB",
         "1.25 s",
+        "1×, for a higher priority",
+        "2026-01-01 10:00:05 UTC",
+        "epochs 3, module.name Line",
     ):
         assert part in text, part
     lines = text.splitlines()
@@ -52,6 +66,13 @@ def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
     assert [rank[0] for rank in ranks] == ["0", "1"]
     assert ranks[0][2:] == ["300.0", "MiB", "0.1", "2.5", "4", "0.3", "0.7"]
     assert any(line.startswith("loss") and "0.5" in line for line in lines)
+
+
+def test_a_traceback_is_shown_as_it_was() -> None:
+    error = {"code": "invalid_request", "message": "rank 1: KeyError: 'x'\nTraceback:\n  File"}
+    text = unstyled(page(job(state="failed", error=error), {}))
+    assert any(line.split(maxsplit=1) == ["note", "rank 1: KeyError: 'x'"] for line in text.splitlines())
+    assert text.endswith("ERROR\nrank 1: KeyError: 'x'\nTraceback:\n  File")
 
 
 def test_a_job_that_has_said_nothing_yet_has_a_page() -> None:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from modelyard.cli.jobs import job_row, scored, silent, unshown
+from modelyard.cli.jobs import job_row, jobs_table, scored, silent, unshown
+
+
+def unstyled(text: str) -> str:
+    return re.sub(r"\x1b\[\d*m", "", text)
 
 
 def job(**changes: Any) -> dict[str, Any]:
@@ -15,29 +20,33 @@ def job(**changes: Any) -> dict[str, Any]:
         "progress": None,
         "outputs": [],
         "why": None,
+        "position": None,
+        "priority": 0,
     }
     return whole | changes
 
 
 def test_a_waiting_job_says_why() -> None:
-    assert job_row(job(why="2 ranks wait for 1 free processor")) == (
-        "j1",
-        "train",
-        "cnn",
-        "queued",
-        None,
-        "2 ranks wait for 1 free processor",
-    )
+    assert job_row(job(why="2 ranks wait for 1 free processor"))["note"] == "2 ranks wait for 1 free processor"
+
+
+def test_place_and_priority_are_shown_where_there_are_any() -> None:
+    header, row = unstyled(jobs_table([job(position=3, priority=-5, why="waits")])).splitlines()
+    assert header.split() == ["JOB", "KIND", "TARGET", "STATE", "PLACE", "PRIORITY", "PROGRESS", "NOTE"]
+    assert row.split() == ["j1", "train", "cnn", "queued", "3", "-5", "waits"]
+    assert unstyled(jobs_table([job()])).split()[:6] == ["JOB", "KIND", "TARGET", "STATE", "PROGRESS", "NOTE"]
+    assert jobs_table([]) == "No jobs on their way."
 
 
 def test_a_failed_job_says_its_error() -> None:
-    assert job_row(job(state="failed", error={"code": "invalid_request", "message": "no column"}))[-1] == "no column"
+    error = {"code": "invalid_request", "message": "no column\nTraceback:\n  …"}
+    assert job_row(job(state="failed", error=error))["note"] == "no column"
 
 
 def test_a_running_job_says_how_far_it_is_and_an_ended_one_what_it_made() -> None:
-    assert job_row(job(progress={"done": 1, "total": 4, "unit": "epochs"}))[4] == "1/4 epochs"
-    assert job_row(job(outputs=[{"reference": "cnn@3"}]))[2] == "cnn@3"
-    assert job_row(job(target=None))[2] is None
+    assert job_row(job(progress={"done": 1, "total": 4, "unit": "epochs"}))["progress"] == "1/4 epochs"
+    assert job_row(job(outputs=[{"reference": "cnn@3"}]))["target"] == "cnn@3"
+    assert job_row(job(target=None))["target"] is None
 
 
 def test_training_says_how_good_the_version_is_on_the_select_split() -> None:

@@ -39,17 +39,28 @@ def page(body: Mapping[str, Any], curves: Mapping[str, list[float]]) -> str:
             ("metric", "last", "curve"), [(name, f"{v[-1]:.4g}", sparkline(v, _CURVE)) for name, v in curves.items() if v], ""
         ),
     ]
+    if "\n" in (error := _error(body)):
+        blocks.append(f"{typer.style('ERROR', bold=True)}\n{error}")
     return "\n\n".join(block for block in blocks if block)
+
+
+def _error(body: Mapping[str, Any]) -> str:
+    return str(body["error"]["message"]) if body["error"] else ""
 
 
 def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "job", f"{body['id']} · {body['kind']}"
     yield "state", body["state"]
-    yield "note", body["error"]["message"] if body["error"] else body["why"]
+    yield "note", _error(body).partition("\n")[0] or body["why"]
     yield "attempt", body["attempt"]
+    yield "made room", f"{body['preempted']}×, for a higher priority" if body["preempted"] else None
+    yield "priority", body["priority"] or None
+    for name, moment in (("submitted", "created"), ("started", "started"), ("ended", "finished")):
+        yield name, body[moment] and f"{body[moment][:19].replace('T', ' ')} UTC"
     yield "progress", progress_text(body["progress"]) if body["progress"] else None
     yield "made", ", ".join(str(output["reference"] or output["hash"]) for output in body["outputs"])
     yield "ranks", body["ranks"]
+    yield "config", _pairs(_settings(body["config"]))
     yield "mesh", first.get("mesh")
     yield "seed", first.get("seed")
     for role, reference in body["inputs"].items():
@@ -60,6 +71,15 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
     yield "checkpoints", _seconds(first.get("checkpoint_seconds"))
     yield "evaluation", _seconds(first.get("evaluation_seconds"))
     yield "processor time", _seconds(body["cpu_seconds"])
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a config says, by dotted names; what is None says nothing."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
 
 
 def _phases(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:

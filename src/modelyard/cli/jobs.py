@@ -180,8 +180,7 @@ def ps(
         jobs = [*underway["jobs"], *(yard.jobs() if everything else ())]
     shown = list({job["id"]: job for job in jobs}.values())
     served = [(d["name"], d["model"], d["state"], d["engine"], len(d["replicas"]), d["error"]) for d in deployments]
-    header = ("job", "kind", "target", "state", "progress", "note")
-    text = table(header, [job_row(job) for job in shown], "No jobs on their way.", spare=("kind",))
+    text = jobs_table(shown)
     text += unshown(shown, underway["counts"])
     text += "\n\n" + table(("deployment", "model", "state", "engine", "replicas", "note"), served, "Nothing is deployed.")
     say(as_json, {"jobs": shown, "counts": underway["counts"], "deployments": [numbered(d) for d in deployments]}, text)
@@ -193,20 +192,40 @@ def unshown(shown: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> st
     return f"\n… and {rest:,} more in the queue; `modelyard ps --all` shows them" if rest > 0 else ""
 
 
-def job_row(job: dict[str, Any]) -> tuple[Any, ...]:
-    """A job as `ps` shows it: its target, how far it is, and why it waits or failed."""
-    target = job["outputs"][0]["reference"] if job["outputs"] else (job["target"] or {}).get("name")
-    told = job["error"]["message"] if job["error"] else job["why"]
-    progress = progress_text(job["progress"]) if job["progress"] else None
-    return job["id"], job["kind"], target, job["state"], progress, told
+def jobs_table(shown: Sequence[dict[str, Any]]) -> str:
+    """Jobs as `ps` shows them: place in the queue and priority where any has one."""
+    rows = [job_row(job) for job in shown]
+    names = list(rows[0]) if rows else []
+    known = [name for name in names if name not in ("place", "priority") or any(row[name] for row in rows)]
+    spare = tuple(name for name in ("kind", "priority") if name in known)
+    return table(known, [[row[name] for name in known] for row in rows], "No jobs on their way.", spare=spare)
+
+
+def job_row(job: dict[str, Any]) -> dict[str, Any]:
+    """A job as `ps` shows it: its target, how far it is, and why it waits or the first line of why it failed."""
+    told = job["error"]["message"].partition("\n")[0] if job["error"] else job["why"]
+    return {
+        "job": job["id"],
+        "kind": job["kind"],
+        "target": job["outputs"][0]["reference"] if job["outputs"] else (job["target"] or {}).get("name"),
+        "state": job["state"],
+        "place": job["position"],
+        "priority": job["priority"],
+        "progress": progress_text(job["progress"]) if job["progress"] else None,
+        "note": told,
+    }
 
 
 def logs(job: Job, follow: Follow = False, data: Data = None, as_json: AsJson = False) -> None:
-    """Print what a job's ranks wrote."""
+    """Print what a job's ranks wrote, and which rank where there are several."""
     kept: list[str] = []
     with open_yard(data) as yard, _found(job):
+        several = yard.job(job)["ranks"] > 1
         try:
-            for line in yard.logs(job, follow=follow):
+            for event in yard.follow(job) if follow else yard.events(job):
+                if event["type"] != "log":
+                    continue
+                line = f"rank {event['rank']} │ {event['text']}" if several else str(event["text"])
                 kept.append(line)
                 if not as_json:
                     say(False, None, line)
