@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs_bench import eventually
 from typer.testing import CliRunner
 
 from modelyard.cli.edge import assemble
@@ -17,15 +16,6 @@ from modelyard.errors import Invalid
 from modelyard.testing import yard
 
 SPACE = {"lr": [0.01, 1e-6, 0.003, 2e-6], "width": [4, 8]}
-
-
-def until(condition: Callable[[], Any], patience: float = 120.0) -> Any:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {patience} s")
 
 
 def control_of(data: Path) -> int:
@@ -51,7 +41,7 @@ def test_a_sweep_finds_the_best_also_where_control_is_killed(tmp_path: Path, mon
         with pytest.raises(Invalid, match="'widht' is not an option of 'train'; did you mean 'width'"):
             platform.train("cnn", "digits", sweep={"widht": [1, 2]})
         job = platform.train("cnn", "digits", epochs=30, batch_size=256, sweep=SPACE, trials=4, wait=False)["id"]
-        ended = until(lambda: [one for one in children(platform, job) if one["state"] == "succeeded"])
+        ended = eventually(lambda: [one for one in children(platform, job) if one["state"] == "succeeded"], 120)
         os.kill(control_of(data), signal.SIGKILL)
         version = platform.result(job)
         trials, sweep = children(platform, job), platform.job(job)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_ranks import serve
 from safetensors.torch import load_file
 
 from modelyard.data.config import ImportDatasetConfig
@@ -80,30 +81,6 @@ def rank_main(job: dict, rank: int) -> int:
         os._exit(4)  # as a killed rank: the others get no goodbye
     print(json.dumps({**context.facts, "metrics": context.metrics}))
     return 0
-
-
-def fork_rank(job: dict, rank: int) -> int:
-    """As a launcher does: torch is imported, nothing has run yet. Its output goes to a file; an accident ends it with 1."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with (Path(job["folder"]) / f"rank-{rank}.txt").open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            code = rank_main(job, rank)
-            sys.stdout.flush()
-    finally:
-        os._exit(code)
-
-
-def launcher() -> None:
-    """A gang for each line on stdin; answers with the ranks' exit codes."""
-    for line in sys.stdin:
-        job = json.loads(line)
-        ranks = [fork_rank(job, rank) for rank in range(job["ranks"])]
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]), flush=True)
 
 
 @pytest.fixture(scope="module")
@@ -281,4 +258,4 @@ def test_a_gang_larger_than_its_batches_is_refused_by_all(launch, numbers, tmp_p
 
 
 if __name__ == "__main__":
-    launcher()
+    serve(rank_main)
