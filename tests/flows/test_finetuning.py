@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
+from hub_server import COMMIT, serving
 from safetensors.torch import load_file
 
 from modelyard.client import Yard
@@ -32,12 +34,17 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
         yield client
 
 
-def test_a_base_becomes_an_adapter_and_a_merged_model(platform: Yard, tmp_path: Path) -> None:
+def test_a_base_becomes_an_adapter_and_a_merged_model(platform: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_language.llama(tmp_path / "llama")
     (tmp_path / "llama" / "modeling_own.py").write_text("raise SystemExit")
     (tmp_path / "animals.txt").write_text("\n".join(tiny_language.TEXTS))
-    base = platform.import_model("llama", tmp_path / "llama")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "llama").iterdir()}
+    with serving({"tiny/llama": files}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        base = platform.import_model("llama", "hf:tiny/llama")
     assert (base["task"], base["metadata"]["architecture"]) == ("text-generation", "LlamaForCausalLM")
+    assert base["metadata"]["source"] == f"hf:tiny/llama@{COMMIT}"
     platform.import_dataset("animals", tmp_path / "animals.txt", rows="line")
     job = platform.train("animal-llama", "animals@1", "causal-lm", base="llama@1", ranks=2, wait=False, **LORA)
     outputs = {output["name"]: output["reference"] for output in platform.wait(job["id"])["outputs"]}

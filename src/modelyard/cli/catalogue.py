@@ -53,7 +53,12 @@ def import_dataset(
 @model.command("import")
 def import_model(
     name: Name,
-    path: Annotated[Path, typer.Argument(help=".onnx, .pth or .safetensors file, or a folder.", show_default=False)],
+    path: Annotated[
+        Path | None, typer.Argument(help=".onnx, .pth or .safetensors file, or a folder.", show_default=False)
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="The same, or a model of a hub, as hf:org/name.", show_default=False)
+    ] = None,
     module: Annotated[
         str | None, typer.Option(help="The class the weights belong to, as model.py:SimpleModel.", show_default=False)
     ] = None,
@@ -66,9 +71,14 @@ def import_model(
     as_json: AsJson = False,
 ) -> None:
     """Import a model that was made elsewhere."""
+    given = [str(one) for one in (path, source) if one]
+    if len(given) != 1:
+        raise Invalid("Say once what to import: a file or folder, or --from hf:org/name.")
     with open_yard(data) as yard:
         with Live("upload") as live:
-            job = yard.import_model(name, path, module=module, inputs=inputs or (), task=task, wait=False, on_event=live.see)
+            job = yard.import_model(
+                name, given[0], module=module, inputs=inputs or (), task=task, wait=False, on_event=live.see
+            )
         if no_wait:
             return started(as_json, job)
         version = finish(yard, job, Live("import"))

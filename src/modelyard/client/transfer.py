@@ -65,6 +65,16 @@ def files_of(source: str | Path) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
+def model_files(source: str | Path, module: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """A model's files, with the one that `module` ('model.py:SimpleModel') is in; and what an import's config says of it."""
+    if not module:
+        return files_of(source), {}
+    file, _, cls = module.rpartition(":")
+    if not file:
+        raise Invalid(f"'{module}' names no module; expected file.py:Class, for example model.py:SimpleModel.")
+    return files_of(source) | files_of(file), {"module": f"{Path(file).name}:{cls}"}
+
+
 def _left_behind(name: str) -> bool:
     return name.startswith(".") or name == "__pycache__"
 

@@ -8,8 +8,8 @@ event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -86,17 +86,16 @@ class Yard:
     ) -> Json:
         """A dataset from files of a kind that docs/data.md names, 'sklearn:digits', or 'hf:org/name' (fetched here, then
         uploaded); `target` is the column to predict. Returns the new version, or the job if not `wait`."""
-        inputs = {}
+        inputs, upload = {}, partial(self.upload, on_event=on_event)
         if "://" in str(source):
             raise Invalid(f"'{source}' is a URL, which is not supported: download it first. {_SOURCES}")
         if str(source).startswith("sklearn:"):
             config["source"] = str(source)
         elif str(source).startswith("hf:"):
-            with TemporaryDirectory(prefix="modelyard-") as folder:
-                files, config["source"] = load("modelyard.client.hub:fetch_dataset")(str(source), Path(folder))
-                inputs["files"] = f"artefact:{self.upload(files, on_event)}"
+            artefact, config["source"] = load("modelyard.client.hub:fetched")(str(source), "dataset", upload)
+            inputs["files"] = f"artefact:{artefact}"
         else:
-            inputs["files"] = f"artefact:{self.upload(source, on_event)}"
+            inputs["files"] = f"artefact:{upload(source)}"
         config |= {key: value for key, value in {"target": target, "task": task}.items() if value is not None}
         job = self.submit("import-dataset", config, inputs, target={"kind": "dataset", "name": name})
         return self.result(job["id"], on_event) if wait else job
@@ -113,18 +112,18 @@ class Yard:
         on_event: OnEvent | None = None,
         **config: Any,
     ) -> Json:
-        """A model from an .onnx file, or weights with `module` ('model.py:SimpleModel': the file and the class they belong to);
-        `inputs` state forward's tensors, as 'x:FP32[-1,10]'. Returns the new version, or the job if not `wait`."""
-        files = _transfer("files_of")(path)
-        if module:
-            file, _, cls = module.rpartition(":")
-            if not file:
-                raise Invalid(f"'{module}' names no module; expected file.py:Class, for example model.py:SimpleModel.")
-            files |= _transfer("files_of")(file)
-            config["module"] = f"{Path(file).name}:{cls}"
+        """A model from an .onnx file, weights with `module` ('model.py:SimpleModel': the file and the class they belong to), a
+        Hugging Face folder, or 'hf:org/name' (fetched here, then uploaded); `inputs` state forward's tensors, as
+        'x:FP32[-1,10]'. Returns the new version, or the job if not `wait`."""
         config |= {"inputs": list(inputs)} if inputs else {}
         config |= {"task": task} if task else {}
-        uploaded = {"files": f"artefact:{self.upload(files, on_event)}"}
+        upload = partial(self.upload, on_event=on_event)
+        if str(path).startswith("hf:") and not module:
+            artefact, config["source"] = load("modelyard.client.hub:fetched")(str(path), "model", upload)
+        else:
+            files, more = _transfer("model_files")(path, module)
+            artefact, config = upload(files), {**config, **more}
+        uploaded = {"files": f"artefact:{artefact}"}
         job = self.submit("import-model", config, uploaded, target={"kind": "model", "name": name})
         return self.result(job["id"], on_event) if wait else job
 

@@ -19,6 +19,7 @@ from modelyard.tensors import DATATYPES
 
 _TENSOR = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_.\-/:]{0,127}):(?P<datatype>[A-Z0-9]+)\[(?P<shape>[0-9, \-]*)\]")
 _MODULE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
+_SOURCE = r"^hf:[A-Za-z0-9][A-Za-z0-9._/@-]{0,300}$"
 _MOST_DIMS = 16
 # Those the platform knows a transform for or infers, and Hugging Face's names of what tensors in and tensors out may be for.
 TASKS = (
@@ -70,7 +71,8 @@ def parse_module(text: str) -> tuple[str, str]:
 class ImportModelConfig(Config):
     """`file`: the model file among those uploaded (None: the only one of a known ending). `module` ('model.py:SimpleModel')
     and its constructor's `arguments`: the class whose weights a .pth, .pt or .safetensors file holds. `inputs`: what forward
-    takes, as 'x:FP32[-1,10]'. `labels`, `transform`: of the task, as in `model.json`. `task`: None infers it."""
+    takes, as 'x:FP32[-1,10]'. `labels`, `transform`: of the task, as in `model.json`. `task`: None infers it. `source`: where
+    the files were fetched from, as 'hf:org/name@commit'; it goes into the version's metadata."""
 
     file: str | None = None
     module: str | None = None
@@ -79,6 +81,7 @@ class ImportModelConfig(Config):
     inputs: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
     transform: dict[str, Any] | None = None
+    source: str | None = Field(default=None, pattern=_SOURCE)
 
     @field_validator("inputs")
     @classmethod

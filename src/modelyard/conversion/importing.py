@@ -63,8 +63,9 @@ def run(config: ImportModelConfig, inputs: Mapping[str, Input], outputs: Outputs
         context.log(note)
     card.save(out)
     title = str(facts.get("architecture", path.stem))
-    write_readme(out, card, title, " ".join([f"Imported from `{path.name}`.", *notes]))
-    outputs.publish("model", out, task=card.task, metadata={"source": path.name, **describe_metadata(card), **facts})
+    source = config.source or path.name
+    write_readme(out, card, title, " ".join([f"Imported from `{source}`.", *notes]))
+    outputs.publish("model", out, task=card.task, metadata={"source": source, **describe_metadata(card), **facts})
     context.progress(2, 2)
 
 
