@@ -33,11 +33,11 @@ def job(**changes: Any) -> dict[str, Any]:
         "created": "2026-01-01T10:00:00.123456+00:00",
         "started": "2026-01-01T10:00:05+00:00",
         "finished": None,
-        "config": {"epochs": 3, "clip": None, "module": {"name": "Line"}},
+        "config": {"recipe": "module", "epochs": 3, "clip": None, "module": {"name": "Line"}, "tabular": {"width": 9}},
         "progress": None,
         "outputs": [{"reference": "cnn@3", "hash": "ff"}],
         "ranks": 2,
-        "inputs": {"dataset": "dataset:digits@1"},
+        "inputs": {"dataset": "dataset:digits@1", "code": f"artefact:{'ab' * 32}"},
         "facts": {"1": RANK, "0": RANK},
         "cpu_seconds": 7.0,
     }
@@ -54,9 +54,10 @@ def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
         "torch 2.9",
         "parameters 2.0 KiB",
         "1.25 s",
+        "artefact abababababab\n",
         "1×, for a higher priority",
         "2026-01-01 10:00:05 UTC",
-        "epochs 3, module.name Line",
+        "recipe module, epochs 3, module.name Line\n",
     ):
         assert part in text, part
     lines = text.splitlines()

@@ -16,6 +16,7 @@ JOB = {
     "inputs": {"dataset": "dataset:digits@1"},
     "target": {"kind": "model", "name": "cnn"},
     "ranks": 2,
+    "resources": {"cpus": 1, "gpus": 1, "memory": 0},
     "timeout": None,
     "max_restarts": 4,
     "outputs": [{"name": "other", "reference": "cnn@2"}, {"name": "model", "reference": "cnn@3"}],
@@ -58,7 +59,7 @@ def test_the_recorded_job_is_run_again_under_a_name_of_its_own() -> None:
     ((given, named),) = platform.submitted
     assert given == ("train", {"seed": 3}, {"dataset": "dataset:digits@1"})
     assert named["target"] == {"kind": "model", "name": "cnn-reproduced"}
-    assert (named["ranks"], named["max_restarts"]) == (2, 4)
+    assert (named["ranks"], named["max_restarts"], named["resources"]["gpus"]) == (2, 4, 1)
     assert (found["reference"], found["reproduced"], found["job"]) == ("cnn@3", "cnn-reproduced@1", "j2")
     assert (found["identical"], found["differences"]) == (True, [])
 

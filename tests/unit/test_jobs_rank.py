@@ -175,6 +175,13 @@ def test_whose_fault_an_end_is(
     assert ("Traceback" in capsys.readouterr().err) is not isinstance(error, SystemExit | Conflict)
 
 
+@pytest.mark.parametrize(("memory", "code"), [(64 << 20, "invalid_request"), (1 << 50, "internal")])
+def test_a_thread_that_finds_no_room_says_so_where_there_is_none(tmp_path: Path, memory: int, code: str) -> None:
+    ending = perform(gang(tmp_path, memory=memory), raising(RuntimeError("can't start new thread")), Plan(), 1, Port())
+    assert ending["error"]["code"] == code
+    assert ("ran out of memory" in ending["error"]["message"]) is (code == "invalid_request")
+
+
 @pytest.mark.parametrize("source", ["def f():\n    return 1 / 0\n", "def f(:\n"])
 def test_an_error_in_the_callers_file_is_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
     path = tmp_path / "code" / "model.py"

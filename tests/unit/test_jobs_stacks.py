@@ -37,6 +37,10 @@ def test_the_rank_that_does_not_wait_is_the_one_that_hung() -> None:
     )
 
 
+def test_a_file_in_an_artefact_is_told_briefly() -> None:
+    assert Frame(f"/cache/{'ab' * 32}/model.py", 3, "forward").shown == "forward (abababababab…/model.py:3)"
+
+
 def test_a_rank_that_does_not_answer_hung() -> None:
     assert told({0: WAITS, 1: []}).startswith("Hung: rank 1 did not answer")
 

@@ -64,7 +64,9 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
     yield "mesh", first.get("mesh")
     yield "seed", first.get("seed")
     for role, reference in body["inputs"].items():
-        yield role, f"{reference} · {first.get('hashes', {}).get(role, '')[:12]}".rstrip(" ·")
+        kind, _, name = reference.partition(":")
+        known = f"{reference} · {first.get('hashes', {}).get(role, '')[:12]}".rstrip(" ·")
+        yield role, f"artefact {name[:12]}" if kind == "artefact" else known
     yield "environment", _pairs(first.get("environment", {}).items())
     estimate = first.get("memory_estimate", {})
     yield "memory estimated", _pairs((name, size(value)) for name, value in estimate.items() if value and name != "rows")
@@ -74,10 +76,11 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What a config says, by dotted names; what is None says nothing."""
+    """What a config says, by dotted names; what is None says nothing, and what is another recipe's means nothing."""
+    recipe = str(config.get("recipe", "")).replace("-", "_")
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
+            yield from _settings(value, f"{prefix}{name}.") if not recipe or name in (recipe, "lora") else ()
         elif value is not None:
             yield f"{prefix}{name}", value
 

@@ -45,6 +45,7 @@ def resubmit(yard: Yard, version: Mapping[str, Any], job: Mapping[str, Any]) -> 
         job["inputs"],
         target={"kind": "model", "name": name},
         ranks=job["ranks"],
+        resources=job["resources"],
         timeout=job["timeout"],
         max_restarts=job["max_restarts"],
     )

@@ -33,6 +33,8 @@ _BEAT = 0.2
 _TAIL = 2000
 # Bytes; with less to spare a disk is full.
 _FULL = 1 << 20
+# Bytes that a new thread asks for at the most.
+_STACK = 64 << 20
 
 
 class Port(Protocol):
@@ -247,11 +249,25 @@ def _blame(error: BaseException, gang: Gang, rank: int) -> ModelyardError:
     message = f"rank {rank}: {type(error).__name__}: {error}\n{tail}"
     if _disk_full(error, gang.work):
         return Unavailable(f"The disk of the job is full: free some space, and run it again.\n{message}")
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+    if _no_memory(error, gang.memory):
         return Invalid(f"The job ran out of memory: a rank may take {gang.memory} bytes.\n{message}")
     if _passed(error, [gang.work, *(i.folder for i in gang.inputs.values())]):
         return Invalid(message)
     return Internal(message)
+
+
+def _no_memory(error: BaseException, bound: int) -> bool:
+    """Whether an exception means that the rank may take no more memory. A thread that has no room for its stack says less."""
+    said = str(error)
+    if "can't start new thread" in said:
+        return _held() + _STACK > bound
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
+
+
+def _held() -> int:
+    """Bytes of private memory that this process has asked for, which is what is bounded."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:")), 0)
 
 
 def _disk_full(error: BaseException, work: Path) -> bool:

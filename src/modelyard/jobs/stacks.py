@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)')
+# The folder of an artefact, in which a user's code may lie.
+_HASH = re.compile(r"^([0-9a-f]{12})[0-9a-f]{52}$")
 _CURRENT = "Current thread"
 # Where a rank waits for others: in a collective, or in a backward pass whose gradients are exchanged.
 _WAITING = ("/torch/distributed/", "/torch/autograd/graph.py")
@@ -26,7 +28,9 @@ class Frame(NamedTuple):
 
     @property
     def shown(self) -> str:
-        return f"{self.name} ({'/'.join(self.file.split('/')[-2:])}:{self.line})"
+        folder, _, name = self.file.rpartition("/")
+        folder = _HASH.sub(r"\1…", folder.rpartition("/")[2])
+        return f"{self.name} ({folder}/{name}:{self.line})"
 
 
 def frames(lines: Sequence[str]) -> list[Frame]:
