@@ -68,7 +68,8 @@ def check_calls(data: Path, callers: list[Caller]) -> None:
         answered, lost = answered + caller.answered, lost + caller.lost
     with contextlib.suppress(AssertionError):
         until(lambda: all(served(data, key)[name] >= answered[name] for name in DEPLOYMENTS), 60, "all is settled")
-    time.sleep(1.5)  # and what would come too much has come
+    # What would come too much comes with a later settlement, of which there are two a second: only time tells that none does.
+    time.sleep(1.5)
     booked = served(data, key)
     for name in DEPLOYMENTS:
         assert answered[name] > 0

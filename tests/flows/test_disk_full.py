@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from attack_tools import eventually, matmul
@@ -24,6 +26,8 @@ from modelyard.storage import Artefacts, open_store
 from modelyard.testing import yard
 
 SIZE = 160 << 20
+# Seconds in which a gateway settles twice: there is no condition to wait for where nothing may come.
+SETTLED = 1.0
 X = {"x": np.ones((1, 3), np.float32)}
 CODE = """
 import time
@@ -176,6 +180,14 @@ def latest(disk: Path, job: str, folder: Path) -> int:
     return int(record["progress"]["epochs"])
 
 
+def unsettled(platform: Yard) -> float:
+    """How often the gateway tried to settle in vain."""
+    profile = platform.profile
+    told = httpx.get(f"{profile.url}/metrics", headers={"Authorization": f"Bearer {profile.key}"}).raise_for_status().text
+    found = re.search(r'^modelyard_unexpected_errors_total\{process="meter"\} (.+)$', told, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 def test_what_is_served_meanwhile_is_booked_exactly(platform: Yard, disk: Path) -> None:
     def booked() -> int:
         return sum(row["calls"] for row in platform.usage() if (row["kind"], row["subject"]) == ("serving", "there"))
@@ -183,19 +195,19 @@ def test_what_is_served_meanwhile_is_booked_exactly(platform: Yard, disk: Path) 
     for _ in range(3):
         platform.predict("there", inputs=X)
     eventually(lambda: booked() >= 3, 5)
-    time.sleep(1.0)
-    before = booked()
+    time.sleep(SETTLED)
+    before, in_vain = booked(), unsettled(platform)
     with full(disk):
         refused = fill(platform)
         assert isinstance(refused, Unavailable)
         assert "The disk of the database is full" in refused.message
         for _ in range(50):
             assert platform.predict("there", inputs=X)["y"].tolist() == [[6.0, 9.0]]
-        time.sleep(1.5)  # the meter tries to settle
+        eventually(lambda: unsettled(platform) > in_vain, 10)
         assert platform.predict("there", inputs=X)["y"].tolist() == [[6.0, 9.0]]
     eventually(lambda: booked() == before + 51, 10)
     platform.predict("there", inputs=X)
     eventually(lambda: booked() == before + 52, 5)
-    time.sleep(1.0)
+    time.sleep(SETTLED)
     assert booked() == before + 52
     assert platform.create_key("infer")["key"]
