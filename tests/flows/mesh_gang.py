@@ -18,7 +18,7 @@ from torch import optim
 from modelyard.data import shards
 from modelyard.errors import ModelyardError
 from modelyard.kinds import FolderContext
-from modelyard.training import checkpoint
+from modelyard.training import checkpoint, staging
 from modelyard.training.gang import join, repeatable
 from modelyard.training.mesh import Mesh, parse
 from modelyard.training.parallel import Options, spread, verify, whole
@@ -87,11 +87,11 @@ def together(job, folder, gang):
             assert count == len(target)
             losses.append(loss / count)
     if job.get("save"):
-        checkpoint.save(Path(job["save"]), it, optimiser, checkpoint.Progress(1, 2, [{"epoch": 1, "loss": 0.1}]))
+        staging.save(Path(job["save"]), it, optimiser, checkpoint.Progress(1, 2, [{"epoch": 1, "loss": 0.1}]))
     if job.get("stage"):  # as the loop keeps one: what goes wrong is rank 0's to tell, and training goes on
         if job.get("full") == gang.rank:  # as if the disk were, here alone
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["size"], resource.RLIM_INFINITY))
-        write = checkpoint.stage(Path(job["stage"]), it, optimiser, checkpoint.Progress(1, 2))
+        write = staging.Stage(it, optimiser).take(Path(job["stage"]), checkpoint.Progress(1, 2))
         try:
             write(Path(job["stage"]))
         except (OSError, RuntimeError) as error:

@@ -3,11 +3,12 @@ import torch
 from torch import nn, optim
 
 from modelyard.errors import Damaged, Invalid
-from modelyard.training.checkpoint import FILE, RECORD, Progress, load, save, stage
+from modelyard.training.checkpoint import FILE, RECORD, Progress, load
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
 from modelyard.training.parallel import Options, spread
 from modelyard.training.split import Split
+from modelyard.training.staging import save
 
 GANG = Gang(0, 1, torch.device("cpu"))
 PROGRESS = Progress(2, 120, step=3, sums=[0.5, 1.0, 2.0], curve=[{"epoch": 1, "loss": 0.5}])
@@ -43,18 +44,6 @@ def test_what_is_kept_comes_back(tmp_path):
     assert same(it, other)
     for kept, came in zip(optimiser.state.values(), fresh.state.values(), strict=True):
         assert all(torch.equal(kept[name], came[name]) for name in kept)
-
-
-def test_what_is_staged_is_of_that_moment(tmp_path):
-    it, optimiser = made()
-    before = {name: tensor.clone() for name, tensor in it.state().items()}
-    write = stage(tmp_path / "c", it, optimiser, PROGRESS)
-    with torch.no_grad():
-        it.parameters()["0.weight"].zero_()
-    write(tmp_path / "c")
-    other, fresh = made()
-    load(tmp_path / "c", other, fresh)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state().items())
 
 
 def test_what_does_not_learn_may_stay_out(tmp_path):

@@ -1,36 +1,33 @@
 """A training run between two epochs, as a folder: tensors by their original names in safetensors, the rest in JSON. Loading
 runs no code.
 
-A rank that holds a part writes that part (torch's distributed checkpoint does it), and a run resumes from it on any mesh. Where
-every rank holds everything, rank 0 writes one plain file. `progress.json` comes last and says what must be there, so that a
-folder is whole or refused. Random numbers need no place here: the loop seeds them anew at each epoch (`loop.py`).
+`staging` writes it: a rank that holds a part writes that part, and a run resumes from it on any mesh (torch's distributed
+checkpoint reads it). Where every rank holds everything, rank 0 writes one plain file. `progress.json` comes last and says what
+must be there, so that a folder is whole or refused. Random numbers need no place here: the loop seeds them anew at each epoch
+(`loop.py`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import optim
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_parts
-from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from modelyard.errors import Damaged, Invalid
 from modelyard.training.parallel import Spread
 
 FILE, RECORD = "state.safetensors", "progress.json"
-_OFFSETS = "DCP_SHARDING_INFO"  # where torch's writer keeps each part's place, in the file's header
+OFFSETS = "DCP_SHARDING_INFO"  # where torch's reader finds each part's place, in the file's header
 
 
 @dataclass(slots=True)
@@ -43,79 +40,6 @@ class Progress:
     step: int = 0
     sums: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
-
-
-def save(folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Progress, *, learned: bool = False) -> None:
-    """Write a checkpoint into the new `folder`, which is the same for all ranks; of parameters those alone that learn where
-    `learned`. Collective; whole when rank 0 returns. Raises where it could not be written, and then rank 0 does."""
-    if spread.mesh.whole:
-        if spread.gang.rank == 0:
-            _fresh(folder)
-            _write(tensors(spread, optimiser, learned), folder / FILE)
-            _record(folder, spread, progress)
-        return
-    _first(spread, lambda: _fresh(folder))
-    try:
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        save_parts(tensors(spread, optimiser, learned), storage_writer=writer)
-    except CheckpointException as error:  # which is no Exception: of one rank or more, told to all
-        raise RuntimeError(_reasons(error)) from error
-    if spread.gang.rank == 0:
-        _record(folder, spread, progress)
-
-
-def _reasons(error: CheckpointException) -> str:
-    return "; ".join(sorted({str(wrapped[0]) for wrapped in error.failures.values()}))
-
-
-def _first(spread: Spread, act: Callable[[], None]) -> None:
-    """Have rank 0 `act` before the others go on; where it fails, all do."""
-    failed: OSError | None = None
-    if spread.gang.rank == 0:
-        try:
-            act()
-        except OSError as error:
-            failed = error
-    (count,) = spread.gang.sum(1 if failed else 0)
-    if failed:
-        raise failed
-    if count:
-        raise RuntimeError("rank 0 could not begin a checkpoint")
-
-
-def stage(
-    folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Progress, *, learned: bool = False
-) -> Callable[[Path], None]:
-    """What writes a checkpoint of this moment into `folder`, whatever training changes meanwhile: from a copy in main memory
-    where every rank holds everything; else the parts are written now, and what is left is to say how that went. Collective."""
-    if not spread.mesh.whole:
-        try:
-            save(folder, spread, optimiser, progress, learned=learned)
-        except (OSError, RuntimeError) as error:
-            return partial(_fail, error)
-        return lambda folder: None
-    if spread.gang.rank:
-        return lambda folder: None
-    held = {name: tensor.to("cpu", copy=True) for name, tensor in tensors(spread, optimiser, learned).items()}
-    moment = deepcopy(progress)
-
-    def write(folder: Path) -> None:
-        _fresh(folder)
-        _write(held, folder / FILE)
-        _record(folder, spread, moment)
-
-    return write
-
-
-def _write(held: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file(held, path)
-    except SafetensorError as error:  # a full disk, too
-        raise RuntimeError(str(error)) from error
-
-
-def _fail(error: Exception, folder: Path) -> None:
-    raise error
 
 
 def load(folder: Path, spread: Spread, optimiser: optim.Optimizer, *, learned: bool = False) -> Progress:
@@ -193,7 +117,7 @@ def _contents(files: list[Path]) -> dict[str, torch.Size]:
     found: dict[str, list[int]] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            places = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+            places = json.loads((file.metadata() or {}).get(OFFSETS, "{}"))
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
                 start = places[name]["saved_offsets"] if places else [0] * len(shape)
@@ -202,17 +126,8 @@ def _contents(files: list[Path]) -> dict[str, torch.Size]:
     return {name: torch.Size(shape) for name, shape in found.items()}
 
 
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed in the middle of it
-    folder.mkdir(parents=True)
-
-
-def _record(folder: Path, spread: Spread, progress: Progress) -> None:
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    text = json.dumps({"progress": asdict(progress), "mesh": str(spread.mesh), "files": files}, indent=1)
-    (folder / RECORD).write_text(text)
+def _reasons(error: CheckpointException) -> str:
+    return "; ".join(sorted({str(wrapped[0]) for wrapped in error.failures.values()}))
 
 
 def _read(folder: Path) -> Progress:

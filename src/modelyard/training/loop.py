@@ -35,6 +35,7 @@ from modelyard.training.parallel import Spread, Sums
 from modelyard.training.prepare import DTYPES, choose_mesh, find_shapes, foresee, make_optimiser, spread_network, tensors
 from modelyard.training.publish import Trained, load_weights, publish
 from modelyard.training.recipes import RECIPES, Plan
+from modelyard.training.staging import Stage
 
 _COUNT = 2.0  # seconds between two counts of samples within an epoch
 
@@ -92,6 +93,7 @@ class Trainer:
     network: Spread
     optimiser: optim.Optimizer
     progress: checkpoint.Progress
+    stage: Stage
     keeper: Keeper
     samples: int = 0
     clock: Clock = field(default_factory=Clock)
@@ -110,8 +112,8 @@ class Trainer:
         if latest:
             within = f", step {progress.step} of the next" if progress.step else ""
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
-        keeper = Keeper(context, config.checkpoint_keep)
-        return cls(config, plan, gang, context, train, select, network, optimiser, progress, keeper)
+        stage, keeper = Stage(network, optimiser, learned=plan.fixed), Keeper(context, config.checkpoint_keep)
+        return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper)
 
     @property
     def steps(self) -> int:
@@ -267,9 +269,7 @@ class Trainer:
         self.clock.lap("other")
         progress = self.progress
         folder = self.context.work / f"checkpoint-{progress.epochs}-{progress.step}"
-        if self.gang.rank == 0:
-            self.keeper.wait()
-        write = checkpoint.stage(folder, self.network, self.optimiser, progress, learned=self.plan.fixed)
-        if self.gang.rank == 0:
-            self.keeper.keep(progress.epochs * self.steps + progress.step, folder, write, score)
+        self.keeper.wait()
+        write = self.stage.take(folder, progress)
+        self.keeper.keep(progress.epochs * self.steps + progress.step, folder, write, score)
         self.clock.lap("checkpoint")

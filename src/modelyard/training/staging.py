@@ -1,0 +1,193 @@
+"""A checkpoint of this moment: each rank copies what it holds, and a thread writes the copy while training goes on.
+
+`loop` takes it, `keeping` has it written, `checkpoint` reads it again. The copying is all that training waits for. A rank's
+file gets its name once it is whole, or one beside it says what went wrong: so rank 0, which records the whole, hears of the
+others without a word over the network that training uses. Nothing is a checkpoint before `progress.json` is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import optim
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from modelyard.training.checkpoint import FILE, OFFSETS, RECORD, Progress, tensors
+from modelyard.training.mesh import Mesh, Place
+from modelyard.training.parallel import Spread
+from modelyard.training.parallel.clip import local
+
+# Rank 0 waits so many seconds for the others' parts, or so many times as long as its own took: a bound, not a plan.
+PATIENCE, _TIMES = 120.0, 20
+_LOOK = 0.02
+
+Write = Callable[[Path], None]
+
+
+class Stage:
+    """This rank's part of checkpoints, one at a time: what `take` returned must have written before it is called again.
+
+    The copies lie in the same memory every time: fresh memory takes eight times as long as the copying. Of parameters those
+    alone are kept that learn where `learned`."""
+
+    def __init__(self, spread: Spread, optimiser: optim.Optimizer, *, learned: bool = False) -> None:
+        self._spread = spread
+        self._optimiser = optimiser
+        self._learned = learned
+        self._held: dict[str, torch.Tensor] = {}
+        self._starts: dict[str, list[int]] = {}
+
+    def take(self, folder: Path, progress: Progress) -> Write:
+        """What writes a checkpoint of this moment into `folder`, the same for all ranks, whatever training changes meanwhile.
+        Collective, what it returns is not; that raises on rank 0 where any rank's part could not be written."""
+        spread = self._spread
+        if spread.mesh.whole and spread.gang.rank:
+            return _nothing
+        if error := _begin(folder, spread):
+            return _nothing if spread.gang.rank else partial(_fail, error)
+        copied = self._copy()
+        if spread.gang.rank:
+            return lambda folder: _tell(folder, spread.gang.rank, copied or self._write(folder))
+        return partial(self._whole, deepcopy(progress), copied)
+
+    def _copy(self) -> Exception | None:
+        """Into the memory of the last time where that fits; what went wrong, such as too little of it."""
+        try:
+            for name, part, start in _own(self._spread, self._optimiser, self._learned):
+                there = self._held.get(name)
+                if there is None or (there.shape, there.dtype) != (part.shape, part.dtype):
+                    there = self._held[name] = torch.empty(part.shape, dtype=part.dtype)
+                there.copy_(part)
+                self._starts[name] = start
+        except (RuntimeError, MemoryError) as error:
+            self._held.clear()
+            return error
+        return None
+
+    def _write(self, folder: Path) -> Exception | None:
+        """This rank's file; what went wrong, which leaves nothing of it."""
+        path = folder / (FILE if self._spread.mesh.whole else _part(self._spread.gang.rank))
+        unfinished = path.with_suffix(".part")
+        places = {name: {"saved_offsets": start} for name, start in self._starts.items()}
+        try:
+            save_file(self._held, unfinished, None if self._spread.mesh.whole else {OFFSETS: json.dumps(places)})
+            unfinished.chmod(0o644)  # safetensors writes for the owner alone
+            unfinished.rename(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)  # on a full disk it is in the way of saying so
+            return error
+        return None
+
+    def _whole(self, progress: Progress, copied: Exception | None, folder: Path) -> None:
+        """Rank 0's file, the others', and the record of all."""
+        spread, began = self._spread, time.monotonic()
+        error = copied or self._write(folder)
+        others = range(1, 1 if spread.mesh.whole else spread.mesh.ranks)
+        failed = await_parts(folder, others, max(PATIENCE, _TIMES * (time.monotonic() - began)))
+        if error or failed:
+            raise RuntimeError("; ".join([*([f"rank 0: {error}"] if error else []), *failed])) from error
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        text = json.dumps({"progress": asdict(progress), "mesh": str(spread.mesh), "files": files}, indent=1)
+        (folder / RECORD).write_text(text)
+
+
+def save(folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Progress, *, learned: bool = False) -> None:
+    """Stage and write in one go. Collective; whole when rank 0 returns."""
+    Stage(spread, optimiser, learned=learned).take(folder, progress)(folder)
+
+
+def mine(at: int, tensor: torch.Tensor, mesh: Mesh, place: Place) -> bool:
+    """Whether of all ranks that hold this part of `tensor` this one writes it. They take turns, by `at`, its number among
+    those that they hold; what is not known to be the same everywhere, such as batch statistics, is the first one's."""
+    split: set[str] = set()
+    if isinstance(tensor, DTensor):
+        names = tensor.device_mesh.mesh_dim_names or ()
+        split = {name for name, kind in zip(names, tensor.placements, strict=True) if not kind.is_replicate()}
+    number, copies = 0, 1
+    for axis in ("data", "shard", "tensor"):
+        if axis not in split:
+            number = number * getattr(mesh, axis) + getattr(place, axis)
+            copies *= getattr(mesh, axis)
+    return number == (at % copies if isinstance(tensor, DTensor) else 0)
+
+
+def await_parts(folder: Path, ranks: range, patience: float) -> list[str]:
+    """Return when the part of each of `ranks` is whole, or has failed: what went wrong, by rank."""
+    failed, until = [], time.monotonic() + patience
+    for rank in ranks:
+        while not (folder / _part(rank)).exists():
+            if (said := folder / _failure(rank)).exists():
+                failed.append(f"rank {rank}: {said.read_text() or 'it could not write its part'}")
+                break
+            if time.monotonic() > until:
+                failed.append(f"rank {rank}: its part did not come within {patience:.0f} s")
+                break
+            time.sleep(_LOOK)
+    return failed
+
+
+def _own(spread: Spread, optimiser: optim.Optimizer, learned: bool) -> Iterator[tuple[str, torch.Tensor, list[int]]]:
+    """What this rank writes: name, the part it holds, and where in the whole tensor that begins."""
+    for at, (name, tensor) in enumerate(tensors(spread, optimiser, learned).items()):
+        part = local(tensor)
+        if mine(at, tensor, spread.mesh, spread.place) and (part.numel() or not tensor.numel()):
+            yield name, part, _start(tensor)
+
+
+def _start(tensor: torch.Tensor) -> list[int]:
+    if not isinstance(tensor, DTensor):
+        return [0] * tensor.dim()
+    return list(compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1])
+
+
+def _begin(folder: Path, spread: Spread) -> Exception | None:
+    """Have rank 0 make `folder` before the others go on; where it cannot, all know."""
+    error: OSError | None = None
+    if spread.gang.rank == 0:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed in the middle of it
+            folder.mkdir(parents=True)
+        except OSError as found:
+            error = found
+    (count,) = (0.0,) if spread.mesh.whole else spread.gang.sum(1 if error else 0)
+    return error or (RuntimeError("rank 0 could not begin it") if count else None)
+
+
+def _tell(folder: Path, rank: int, error: Exception | None) -> None:
+    """Leave word of what went wrong, if only by a name: on a full disk a text may find no room."""
+    if error is None or not folder.exists():  # rank 0 waits no longer
+        return
+    unfinished = folder / f"{_failure(rank)}.part"
+    with unfinished.open("w") as file, suppress(OSError):
+        file.write(str(error)[:500])
+        file.flush()
+    unfinished.rename(folder / _failure(rank))
+
+
+def _part(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
+
+
+def _failure(rank: int) -> str:
+    return f"rank-{rank}.failed"
+
+
+def _nothing(folder: Path) -> None:
+    """Another rank writes everything, or tells why it cannot."""
+
+
+def _fail(error: Exception, folder: Path) -> None:
+    raise error
