@@ -60,6 +60,17 @@ CASES = {
         {"age": np.array([30, 50, 40], np.float32), "rooms": np.array([1, 2, 3]), "town": TOWNS},
         {"logits": np.array([[1, 2], [3, -1], [0, 1]], np.float32)},
     ),
+    "columns that may miss values": (
+        {
+            "name": "columns",
+            "columns": [{**NUMBERS[0], "indicator": True}, {**NUMBERS[2], "others": True}],
+            "mean": 9,
+            "std": 2,
+        },
+        ENGINE,
+        {"age": np.array([30, 50, np.nan], np.float32), "town": objects([b"Zug", b"", "Rom"])},
+        {"output": np.array([[1], [2], [3]], np.float32)},
+    ),
     "tensor": (
         {"name": "tensor"},
         ENGINE,

@@ -26,6 +26,10 @@ def test_the_dataset_of_a_model_is_the_nearest() -> None:
         outcome.dataset_of(node("cnn@1"))
 
 
+def test_a_model_may_have_the_name_of_its_dataset() -> None:
+    assert outcome.dataset_of(node("homes@1", "model", node("homes@1", "dataset"))) == "homes@1"
+
+
 def test_a_dataset_that_was_deleted_is_told_from_one_that_never_was() -> None:
     with pytest.raises(Invalid, match=r"trained on digits@1, which was deleted.*--dataset"):
         outcome.dataset_of(node("cnn@1", "model", DATASET | {"deleted": "2026-01-31T12:00:00+00:00"}))

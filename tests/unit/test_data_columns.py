@@ -23,6 +23,24 @@ def test_a_missing_number_counts_as_the_mean():
     assert columns(AGE).before({"age": np.array([np.nan])})["x"].tolist() == [[0.0]]
 
 
+def test_a_missing_number_is_told_where_that_may_say_something():
+    told = columns({**AGE, "indicator": True}, TOWN).before(
+        {"age": np.array([np.nan, 50]), "town": np.array(["Zug"] * 2, object)}
+    )
+    assert told["x"].tolist() == [[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]
+
+
+def test_a_category_that_training_has_not_seen_is_none_of_those_it_has():
+    towns = {"town": np.array(["Rom", b"Zug"], object)}
+    assert columns({**TOWN, "others": True}).before(towns)["x"].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_number_model_that_learned_in_deviations_predicts_numbers():
+    far = columns(AGE, mean=1e9, std=2.0).after({"output": np.array([[0.0], [-32.0]], np.float32)})["prediction"]
+    assert far.tolist() == [1e9, 1e9 - 64]
+    assert far.dtype == np.float32
+
+
 def test_large_integers_lose_nothing_before_their_mean_is_taken_off():
     year = {"name": "at", "datatype": "INT64", "mean": 2.0**53 - 1, "std": 1.0}
     assert columns(year).before({"at": np.array([2**53 - 3, 2**53])})["x"].tolist() == [[-2.0], [1.0]]
@@ -53,7 +71,16 @@ def test_rows_that_cannot_be_used_are_named(rows, said):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"std": 0.0}, {"mean": float("nan")}, {"datatype": "BYTES"}, {"categories": ["a"]}, {"datatype": "FP16"}]
+    "wrong",
+    [
+        {"std": 0.0},
+        {"mean": float("nan")},
+        {"datatype": "BYTES"},
+        {"categories": ["a"]},
+        {"datatype": "FP16"},
+        {"others": True},
+        {"datatype": "BYTES", "categories": ["a"], "indicator": True},
+    ],
 )
 def test_options_are_checked(wrong):
     with pytest.raises(Invalid, match="options of transform 'columns' are wrong"):

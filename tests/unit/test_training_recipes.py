@@ -14,7 +14,7 @@ from modelyard.errors import Invalid, NotFound
 from modelyard.training.checks import check_answer, check_data
 from modelyard.training.config import TrainConfig
 from modelyard.training.recipes import RECIPES
-from modelyard.training.recipes.image_classifier import shifted
+from modelyard.training.recipes.image_classifier import moved
 
 draw = np.random.default_rng(0)
 
@@ -124,14 +124,24 @@ def test_the_recipes_network_stands_alone(photos):
     assert torch.equal(made.network(pixels), alone(pixels))
 
 
-def test_a_shift_is_the_same_however_many_ranks_share_a_batch():
+@pytest.mark.parametrize(("most", "flip"), [(2, False), (0, True), (2, True)])
+def test_moves_are_the_same_however_many_ranks_share_a_batch(most, flip):
     pixels = draw.normal(size=(10, 1, 8, 8)).astype(np.float32)
-    augment = shifted(2)
+    augment = moved(most, flip=flip)
     whole = augment(pixels, np.random.default_rng(3), 0, 10)
     parts = [augment(pixels[a:b], np.random.default_rng(3), a, 10) for a, b in ((0, 4), (4, 10))]
     assert np.array_equal(np.concatenate(parts), whole)
     assert not np.array_equal(whole, pixels)
     assert set(whole.ravel()) <= set(pixels.ravel())
+
+
+def test_a_flip_mirrors_some_images_and_leaves_the_others():
+    pixels = draw.normal(size=(40, 3, 4, 5)).astype(np.float32)
+    found = moved(0, flip=True)(pixels, np.random.default_rng(3), 0, 40)
+    mirrored = [np.array_equal(after, before[:, :, ::-1]) for after, before in zip(found, pixels, strict=True)]
+    left = [np.array_equal(after, before) for after, before in zip(found, pixels, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, left, strict=True))
+    assert 10 < sum(mirrored) < 30
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     while level:
         below: list[Mapping[str, Any]] = []
         for node in level:
-            if node["reference"] not in seen:
-                seen.add(node["reference"])
+            known = (node["kind"], node["reference"])  # a model may have the name of its dataset
+            if known not in seen:
+                seen.add(known)
                 yield node
             below += node.get("parents", [])
         level = below

@@ -19,13 +19,16 @@ from modelyard.tensors import Array, Signature, TensorSpec
 
 
 class Column(Config):
-    """One column. Numbers become (x - mean) / std, NaN counts as the mean; BYTES become one 0/1 column per category."""
+    """One column. Numbers become (x - mean) / std, NaN counts as the mean and, with `indicator`, is 1 in a column of its own;
+    BYTES become one 0/1 column per category, and any other text, if `others` may come, zeros in all of them."""
 
     name: str
     datatype: Literal["FP32", "FP64", "INT64", "BYTES"] = "FP32"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    indicator: bool = False
     categories: tuple[str, ...] = ()
+    others: bool = False
 
     @model_validator(mode="after")
     def _finite(self) -> Column:
@@ -33,18 +36,23 @@ class Column(Config):
             raise ValueError("mean and std must be finite")
         if (self.datatype == "BYTES") != bool(self.categories):
             raise ValueError("a BYTES column has categories, no other column has")
+        if self.indicator if self.categories else self.others:
+            raise ValueError("an indicator is for numbers, others are for categories")
         return self
 
     @property
     def width(self) -> int:
-        return len(self.categories) or 1
+        return len(self.categories) or 1 + self.indicator
 
 
 class ColumnsOptions(Config):
-    """`labels`: the model classifies, otherwise it predicts numbers. `input`/`output` are the engine's tensor names."""
+    """`labels`: the model classifies, otherwise it predicts numbers: what the engine answers, times `std`, and `mean`.
+    `input`/`output` are the engine's tensor names."""
 
     columns: tuple[Column, ...] = Field(min_length=1)
     labels: tuple[str, ...] | None = None
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
     input: str = "x"
     output: str = "output"
 
@@ -84,27 +92,30 @@ class ColumnsTransform:
         if self._options.labels:
             return classify(values, self._options.labels)
         flat = values.reshape(-1) if values.ndim == 2 and values.shape[1] == 1 else values
-        return {"prediction": flat.astype(np.float32)}
+        return {"prediction": (flat * np.float64(self._options.std) + self._options.mean).astype(np.float32)}
 
 
 def _scale(column: Column, values: Array) -> Array:
-    """Normalised in float64, so that large integers lose nothing before their mean is taken off; FP32 [n, 1]."""
+    """Normalised in float64, so that large integers lose nothing before their mean is taken off; FP32 [n, 1], or [n, 2] with
+    the indicator."""
     numbers = values.astype(np.float64)
     if np.isinf(numbers).any():
         raise Invalid(f"Row {int(np.isinf(numbers).argmax())} of '{column.name}' is infinite; a finite number was expected.")
-    scaled = (np.where(np.isnan(numbers), column.mean, numbers) - column.mean) / column.std
-    return scaled.astype(np.float32)[:, None]
+    missing = np.isnan(numbers)
+    scaled = (np.where(missing, column.mean, numbers) - column.mean) / column.std
+    return np.stack([scaled, missing] if column.indicator else [scaled], axis=1).astype(np.float32)
 
 
 def _one_hot(column: Column, values: Array) -> Array:
-    """FP32 [n, categories]. Raises `Invalid` for a category the model was not trained with."""
+    """FP32 [n, categories]. Raises `Invalid` for a category the model was not trained with, unless it takes others."""
     position = {name.encode(): index for index, name in enumerate(column.categories)}
     matrix = np.zeros((len(values), len(position)), np.float32)
     for row, value in enumerate(values):
         raw = value.encode() if isinstance(value, str) else bytes(value)
-        if raw not in position:
+        if raw in position:
+            matrix[row, position[raw]] = 1
+        elif not column.others:
             raise Invalid(
                 f"Row {row} of '{column.name}' is {raw[:60]!r}; the model knows {', '.join(map(repr, column.categories[:20]))}."
             )
-        matrix[row, position[raw]] = 1
     return matrix

@@ -35,7 +35,7 @@ class Source:
     """The examples of one model version and dataset. Raises `Invalid` where the two do not go together."""
 
     def __init__(self, folder: Path, card: ModelCard, dataset: Dataset) -> None:
-        trained = _module_config(folder)
+        trained = _trained_on(folder)
         target = trained.get("target") or dataset.target
         if target is None:
             raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
@@ -102,11 +102,14 @@ class Source:
         return np.array([known.get(v.decode() if isinstance(v, bytes) else str(v), -1) for v in labels], np.int64)
 
 
-def _module_config(folder: Path) -> dict[str, Any]:
-    """The part 'module' of the config a version was trained with; empty where it was not trained so."""
+def _trained_on(folder: Path) -> dict[str, Any]:
+    """The columns that the config of a version's training names; none where it was not trained on columns of its choice."""
     path = folder / _TRAINING
     config = json.loads(path.read_bytes()).get("config", {}) if path.is_file() else {}
-    return dict(config.get("module") or {}) if config.get("recipe") == "module" else {}
+    recipe = str(config.get("recipe"))
+    named = {"module": ("inputs", "target"), "tabular": ("target",)}.get(recipe, ())
+    given = config.get(recipe) or {}
+    return {name: given.get(name) for name in named}
 
 
 def _refuse(what: str, dataset: Dataset) -> list[str]:

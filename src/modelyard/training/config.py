@@ -17,6 +17,7 @@ RECIPES: Registry[Any] = Registry(
     {
         "image-classifier": "modelyard.training.recipes.image_classifier:image_classifier",
         "module": "modelyard.training.recipes.module:module",
+        "tabular": "modelyard.training.recipes.tabular:tabular",
         "causal-lm": "modelyard.training.recipes.causal_lm:causal_lm",
         "transformers": "modelyard.training.recipes.transformers:transformers",
     },
@@ -25,11 +26,12 @@ RECIPES: Registry[Any] = Registry(
 
 class ImageClassifier(Config):
     """Recipe `image-classifier`: `width` channels in the first block, doubled in each further of `blocks`; training images are
-    shifted by up to `shift` pixels."""
+    shifted by up to `shift` pixels and, with `flip`, mirrored left to right half of the time."""
 
     width: int = Field(default=32, ge=1, le=1024)
     blocks: int = Field(default=2, ge=1, le=8)
     shift: int = Field(default=1, ge=0, le=64)
+    flip: bool = False
 
 
 class Module(Config):
@@ -51,6 +53,18 @@ class Module(Config):
         pattern=_FILE + r"\.(pth|safetensors)$",
         description="a file name, .pth or .safetensors",
     )
+
+
+class Tabular(Config):
+    """Recipe `tabular`: predicts `target` (None: the dataset's) from `inputs` (None: all other columns) but `leave_out`.
+    `blocks` of `width` with a shortcut around each, of whose answers `dropout` are left out in training."""
+
+    inputs: tuple[str, ...] | None = Field(default=None, min_length=1)
+    leave_out: tuple[str, ...] = ()
+    target: str | None = None
+    width: int = Field(default=128, ge=1, le=8192)
+    blocks: int = Field(default=2, ge=1, le=64)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class CausalLm(Config):
@@ -118,6 +132,7 @@ class TrainConfig(Config):
     verify: bool = True
     image_classifier: ImageClassifier = ImageClassifier()
     module: Module | None = None
+    tabular: Tabular = Tabular()
     causal_lm: CausalLm = CausalLm()
     transformers: Transformers = Transformers()
     lora: Lora | None = None

@@ -19,6 +19,7 @@ from modelyard.training.recipes.networks import residual
 from modelyard.training.split import Split
 
 LARGEST_SIDE = 224  # larger images are made smaller
+_MIRRORED = 0.5  # of the images, with `flip`
 
 
 def image_classifier(config: TrainConfig, dataset: Dataset, code: Path | None) -> Plan:
@@ -49,7 +50,7 @@ def image_classifier(config: TrainConfig, dataset: Dataset, code: Path | None) -
         target=dataset.target,
         labels=labels,
         loss=cross_entropy,
-        augment=shifted(options.shift) if options.shift else None,
+        augment=moved(options.shift, flip=options.flip) if options.shift or options.flip else None,
         split=Split(blocks="features.*"),
     )
 
@@ -85,14 +86,18 @@ def image_input(transform: Transform, feature: str) -> Callable[[Mapping[str, Ar
     return before
 
 
-def shifted(most: int) -> Augment:
-    """Each image moved by up to `most` pixels either way, its border repeated. The draw is the whole batch's, so that it does
-    not depend on how many ranks share it."""
+def moved(most: int, *, flip: bool) -> Augment:
+    """Each image moved by up to `most` pixels either way, its border repeated, and with `flip` mirrored by chance. The draw is
+    the whole batch's, so that it does not depend on how many ranks share it."""
 
     def augment(pixels: Array, generator: np.random.Generator, first: int, rows: int) -> Array:
         height, width = pixels.shape[2:]
         moves = generator.integers(0, 2 * most + 1, size=(rows, 2))[first : first + len(pixels)]
         padded = np.pad(pixels, ((0, 0), (0, 0), (most, most), (most, most)), mode="edge")
-        return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, moves, strict=True)])
+        found = np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, moves, strict=True)])
+        if flip:
+            mirrored = generator.random(rows)[first : first + len(pixels)] < _MIRRORED
+            found[mirrored] = found[mirrored, :, :, ::-1]
+        return found
 
     return augment
