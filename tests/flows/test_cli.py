@@ -127,6 +127,28 @@ def test_a_version_is_reproduced_bit_for_bit(served: dict[str, Any], cli: Cli) -
     assert first != again == found["job"]
 
 
+def test_a_gang_is_arranged_and_takes_what_it_is_given(served: dict[str, Any], platform: Yard, cli: Cli) -> None:
+    asked = "train meshed --dataset digits@1 --ranks 2 --cpus 1 --memory 3GiB --epochs 1000"
+    refused = cli(f"{asked} --mesh data=2,shard=2", fails=6)["message"]
+    assert "'data=2,shard=2'" in refused
+    assert "4 ranks" in refused
+    assert "2" in refused
+    assert "memory" in cli("train meshed --dataset digits@1 --memory 900TiB", fails=6)["message"]
+    job = platform.job(cli(f"{asked} --mesh data=1,shard=2")["job"])
+    assert (job["config"]["mesh"], job["ranks"]) == ("data=1,shard=2", 2)
+    assert job["resources"] == {"cpus": 1, "gpus": 0, "memory": 3 << 30}
+    cli(f"stop {job['id']}")
+
+
+def test_how_a_sweep_chooses_can_be_said(served: dict[str, Any], platform: Yard, cli: Cli) -> None:
+    choice = "--metric select_loss --direction minimise --grace 2"
+    said = cli(f"train cnn --dataset digits@1 {choice}", fails=6)["message"]
+    assert "'metric' says how a sweep chooses" in said
+    job = platform.job(cli(f"train cnn --dataset digits@1 --sweep lr=1e-4..1e-2:log --trials 1 --epochs 1000 {choice}")["job"])
+    assert [job["config"][name] for name in ("metric", "direction", "grace")] == ["select_loss", "minimise", 2]
+    cli(f"stop {job['id']}")
+
+
 def test_a_fetched_version_is_the_artefact(served: dict[str, Any], cli: Cli, tmp_path: Path) -> None:
     fetched = cli("model fetch digits-cnn@1", tmp_path / "here")
     assert Manifest.of_folder(tmp_path / "here").hash == fetched["hash"]

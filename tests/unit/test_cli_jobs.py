@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from modelyard.cli.jobs import job_row, jobs_table, scored, silent, unshown
+from modelyard.cli.jobs import job_row, jobs_table, silent, unshown
 
 
 def unstyled(text: str) -> str:
@@ -47,13 +47,6 @@ def test_a_running_job_says_how_far_it_is_and_an_ended_one_what_it_made() -> Non
     assert job_row(job(progress={"done": 1, "total": 4, "unit": "epochs"}))["progress"] == "1/4 epochs"
     assert job_row(job(outputs=[{"reference": "cnn@3"}]))["target"] == "cnn@3"
     assert job_row(job(target=None))["target"] is None
-
-
-def test_training_says_how_good_the_version_is_on_the_select_split() -> None:
-    metrics = {"train": {"loss": 0.1}, "select": {"loss": 0.2, "accuracy": 0.98148}}
-    assert scored({"metadata": {"metrics": metrics}}) == " · select accuracy 0.9815"
-    assert scored({"metadata": {"metrics": {"select": {"loss": 0.25}}}}) == " · select loss 0.2500"
-    assert scored({"metadata": {}}) == ""
 
 
 def test_a_job_that_wrote_nothing_says_its_state() -> None:

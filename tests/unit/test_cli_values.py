@@ -24,6 +24,19 @@ def test_settings_that_make_no_sense_are_refused(pairs: list[str]) -> None:
         values.nested(pairs)
 
 
+@pytest.mark.parametrize(
+    ("text", "amount"), [("8GiB", 8 << 30), ("512Mi", 512 << 20), ("1.5 GB", 1_500_000_000), ("2k", 2000), ("4096", 4096)]
+)
+def test_memory_is_said_in_its_units(text: str, amount: int) -> None:
+    assert values.amount_of_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "much", "8 GiB each", "-1", "1e9", "8XB"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="is no amount of memory; expected something like 8GiB"):
+        values.amount_of_bytes(text)
+
+
 def test_tensors_are_json_or_files(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[[1, 2]]")
     np.save(tmp_path / "y.npy", np.ones((1, 2), np.float32))

@@ -23,6 +23,15 @@ def test_with_one_the_ranks_are_each_trials() -> None:
     assert asked({}, 1, "lr=1..2", 5, None)[1]["space"] == "lr=1..2"
 
 
+def test_how_to_choose_is_the_sweeps_and_no_trainings() -> None:
+    said = {"epochs": 3, "metric": "select_f2", "direction": "maximise", "grace": 2}
+    config = asked(said, 1, "lr=1..2", 5, None)[1]
+    assert config["train"] == {"epochs": 3}
+    assert {name: config[name] for name in ("metric", "direction", "grace")} == {k: said[k] for k in list(said)[1:]}
+    with pytest.raises(Invalid, match="'metric' says how a sweep chooses between trials; give `sweep` what to search"):
+        asked(said, 1, None, 20, None)
+
+
 def test_trials_come_in_order() -> None:
     facts = {"0": {"trial 010": {"number": 10}, "metric": "a", "trial 002": {"number": 2}}}
     assert [row["number"] for row in table({**JOB, "facts": facts})] == [2, 10]

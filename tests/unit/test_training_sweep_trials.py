@@ -57,6 +57,14 @@ def test_of_accuracy_more_is_better_of_loss_less() -> None:
     assert choose_metric(["loss"]) is None
 
 
+def test_what_is_better_may_be_said() -> None:
+    assert loss("select_f2", 0.9, "maximise") < loss("select_f2", 0.8, "maximise")
+    assert loss("accuracy", 0.1, "minimise") < loss("accuracy", 0.2, "minimise")
+    trials = [trial(n, metric(1, select_f2=n / 2), state("succeeded")) for n in range(2)]
+    assert best(trials, "select_f2") is trials[0]
+    assert best(trials, "select_f2", "maximise") is trials[1]
+
+
 @pytest.mark.parametrize(
     ("states", "parallel", "there_is"),
     [

@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "control": (RUN, "processes:control"),
     "node": (RUN, "processes:node"),
     "migrate": (RUN, "processes:migrate"),
-    "train": (BUILD, "jobs:train"),
+    "train": (BUILD, "train:train"),
     "optimize": (BUILD, "jobs:optimize"),
     "reproduce": (BUILD, "reproduce:reproduce"),
     "deploy": (SERVE, "serving:deploy"),

@@ -1,12 +1,10 @@
-"""Work on the platform: `train`, `optimize`, and looking at it: `ps`, `logs`, `stop`."""
+"""Work on the platform: `optimize`, and looking at it: `ps`, `logs`, `stop`. What its commands share, `train` has from here."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,11 +12,10 @@ import typer
 from modelyard.cli.live import Live, progress_text
 from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say
 from modelyard.cli.serving import numbered
-from modelyard.cli.sweep import Trials, swept_text
 from modelyard.cli.table import table
 from modelyard.cli.values import nested
 from modelyard.cli.variants import findings
-from modelyard.errors import Invalid, NotFound, TimedOut, Unavailable
+from modelyard.errors import NotFound, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from modelyard.client import Yard
@@ -70,70 +67,6 @@ def detached(job: str) -> Left:
 def started(as_json: bool, job: dict[str, Any]) -> None:
     """Say that a job was submitted, and how to see more of it."""
     say(as_json, {"job": job["id"]}, f"job {job['id']} {job['state']}; `modelyard logs {job['id']} --follow` shows it")
-
-
-def train(
-    name: Annotated[str, typer.Argument(help="Name of the model; the result is its newest version.", show_default=False)],
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="The dataset, as digits or digits@1.", show_default=False)],
-    recipe: Annotated[
-        str, typer.Option(help="How to train: image-classifier, causal-lm, or module for your own nn.Module.")
-    ] = "image-classifier",
-    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
-    mesh: Annotated[
-        str | None,
-        typer.Option(help="How the ranks share a model: auto, or by axis data=2,shard=2,tensor=2,pipe=2.", show_default=False),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.", show_default=False)] = None,
-    settings: Set = None,
-    config: Annotated[
-        Path | None, typer.Option(help="JSON file with the configuration; --set overrides it.", metavar="FILE")
-    ] = None,
-    code: Annotated[
-        Path | None, typer.Option(help="Your model.py, or a folder with it, for recipe module.", metavar="PATH")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A model version to continue.", metavar="REF")] = None,
-    base: Annotated[str | None, typer.Option(help="A Hugging Face model's version to fine-tune.", metavar="REF")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
-    max_restarts: Annotated[
-        int | None, typer.Option(min=0, max=1000, help="Times a gang that died is started again.", show_default=False)
-    ] = None,
-    priority: Annotated[
-        int | None, typer.Option(min=-100, max=100, help="Above 0 goes before all others.", show_default=False)
-    ] = None,
-    sweep: Annotated[
-        str | None,
-        typer.Option(help="Search: lr=1e-4..1e-2:log,width=[16,32,64],epochs=3..10; the best is NAME@best.", metavar="SPACE"),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, max=500, help="Trainings of a sweep; hopeless ones are stopped early.")] = 20,
-    parallel: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once; as many as fit where not said.", show_default=False)
-    ] = None,
-    follow: Follow = False,
-    data: Data = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train a model on a dataset, or with --sweep many, and keep the best."""
-    full = (_read(config) if config else {}) | nested(settings or [])
-    full |= {"epochs": epochs} if epochs else {}
-    full |= {"mesh": mesh} if mesh else {}
-    with open_yard(data) as yard:
-        limits: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority}
-        limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
-        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, base=base, wait=False, **limits, **full)
-        if not follow:
-            return started(as_json, job)
-        note(f"job {job['id']}")
-        version = finish(yard, job, Trials() if sweep else Live("train", logs=True))
-        text = swept_text(yard.job(job["id"]), version) if sweep else f"trained {describe(version)}{scored(version)}"
-    say(as_json, version, text)
-    return None
-
-
-def scored(version: Mapping[str, Any]) -> str:
-    """What training says of a version's quality: ' · select accuracy 0.9815', or the loss where that is no figure."""
-    select = version["metadata"].get("metrics", {}).get("select", {})
-    metric = next((name for name in ("accuracy", "loss") if name in select), None)
-    return f" · select {metric} {select[metric]:.4f}" if metric else ""
 
 
 def optimize(
@@ -267,13 +200,3 @@ def stop(
             time.sleep(_LOOK)
             shown = yard.job(job)
     say(as_json, shown, f"job {job} {shown['state']}")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Invalid(f"The configuration '{file}' cannot be read as JSON: {error}.") from error
-    if not isinstance(body, dict):
-        raise Invalid(f"The configuration '{file}' must be a JSON object.")
-    return body

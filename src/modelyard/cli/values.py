@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def seconds(text: str | None) -> float | None:
     if not 0 < count < float("inf"):
         raise Invalid(f"'{text}' is no time from now; expected something like 15m, 12h or 30d.")
     return count
+
+
+def amount_of_bytes(text: str | None) -> int | None:
+    """'8GiB', '512MiB', '500MB' or '2000000' as bytes."""
+    if text is None:
+        return None
+    written = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B?)?", text.strip(), re.IGNORECASE)
+    if written is None:
+        raise Invalid(f"'{text}' is no amount of memory; expected something like 8GiB, 512MiB or 500MB.")
+    number, unit, binary = written.groups()
+    power = " KMGT".index(unit.upper()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _split(pair: str) -> tuple[str, str]:

@@ -15,15 +15,22 @@ from modelyard.plugins import load
 if TYPE_CHECKING:
     from modelyard.client.yard import Yard
 
+CHOOSING = ("metric", "direction", "grace", "factor")  # options of `SweepConfig` that no training has
+
 
 def asked(
     config: Mapping[str, Any], ranks: int, sweep: Mapping[str, Any] | str | None, trials: int, parallel: int | None
 ) -> tuple[str, dict[str, Any], int]:
-    """Kind, config and ranks of the job that trains once, or searches where there is a `sweep`: its gangs then have `ranks`."""
+    """Kind, config and ranks of the job that trains once, or searches where there is a `sweep`: its gangs then have `ranks`,
+    and what of `config` says how to choose is the sweep's. Raises `Invalid` where there is such without a sweep."""
+    own = {name: config[name] for name in CHOOSING if name in config}
     if sweep is None:
+        if own:
+            raise Invalid(f"'{next(iter(own))}' says how a sweep chooses between trials; give `sweep` what to search.")
         return "train", dict(config), ranks
+    whole = {name: value for name, value in config.items() if name not in own}
     space = sweep if isinstance(sweep, str) else dict(sweep)
-    return "sweep", {"train": dict(config), "space": space, "trials": trials, "parallel": parallel, "ranks": ranks}, 1
+    return "sweep", {"train": whole, "space": space, "trials": trials, "parallel": parallel, "ranks": ranks, **own}, 1
 
 
 def table(job: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -186,7 +186,8 @@ class Yard:
     ) -> Json:
         """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
         version to continue, `base` one to fine-tune; `config` the recipe's (epochs=…, lr=…). Returns the version, or the job.
-        With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them."""
+        With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them: by `metric`,
+        `direction`, `grace` and `factor`, which go with `config`. `resources`: a rank's {'cpus', 'gpus', 'memory' in bytes}."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"base": f"model:{base}"} if base else {}

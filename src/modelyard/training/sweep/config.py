@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -20,8 +20,9 @@ from modelyard.training.sweep.space import Choice, Parameter, Range, parameter, 
 class SweepConfig(Config):
     """`trials` jobs of kind `train` by gangs of `ranks`, at most `parallel` at once (None: as many as fit). `space`: what of
     `train` is searched, by name; of the recipe's own part the bare name will do. `metric` decides (None: select_accuracy, or
-    select_loss where there is none). After `grace` epochs (None: a ninth of them), and at each `factor` times as many, a trial
-    goes on only where it is in the best `factor`-th of those that came so far."""
+    select_loss where there is none), and `direction` says what is better of it (None: its name does). After `grace` epochs
+    (None: a ninth of them), and at each `factor` times as many, a trial goes on only where it is in the best `factor`-th of
+    those that came so far."""
 
     train: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Range | Choice]
@@ -29,6 +30,7 @@ class SweepConfig(Config):
     parallel: int | None = Field(default=None, ge=1, le=256)
     ranks: int = Field(default=1, ge=1, le=1024)
     metric: str | None = None
+    direction: Literal["maximise", "minimise"] | None = None
     grace: int | None = Field(default=None, ge=1)
     factor: int = Field(default=3, ge=2, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)

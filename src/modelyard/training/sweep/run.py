@@ -115,7 +115,7 @@ class Sweep:
         """Tell the search what a trial came to, and stop it where that is hopeless."""
         for epoch in sorted(epoch for epoch in trial.curve if epoch > trial.told):
             trial.told = epoch
-            hopeless = self.search.report(trial.number, epoch, loss(self.decides(trial), self.score(trial, epoch)))
+            hopeless = self.search.report(trial.number, epoch, self.loss(trial, self.score(trial, epoch)))
             last = epoch >= self.config.trial(trial.parameters).epochs
             if hopeless and not (trial.ended or trial.stopped or last):
                 trial.stopped = True
@@ -125,7 +125,7 @@ class Sweep:
 
     def end(self, trial: Trial) -> None:
         score = self.score(trial, trial.epoch) if trial.curve and trial.state in ("succeeded", "stopped") else None
-        value = None if score is None else loss(self.decides(trial), score)
+        value = None if score is None else self.loss(trial, score)
         self.search.end(trial.number, value, stopped=trial.state == "stopped")
         self.context.log(f"trial {trial.number}: {trial.state}{f': {trial.error}' if trial.error else ''}")
 
@@ -144,7 +144,11 @@ class Sweep:
         metric, names = self.decides(trial), trial.curve[epoch]
         if metric not in names and trial.number == 0 and epoch == min(trial.curve):
             raise Invalid(f"The trials tell no metric '{metric}'; they tell {', '.join(names)}.")
-        return names.get(metric, loss(metric, 1.0) * 1e300)
+        return names.get(metric, self.loss(trial, 1.0) * 1e300)
+
+    def loss(self, trial: Trial, score: float) -> float:
+        """A score of the metric that decides, as something of which less is better."""
+        return loss(self.decides(trial), score, self.config.direction)
 
     def keep(self) -> None:
         """Checkpoint what could not be told again."""
@@ -159,7 +163,7 @@ class Sweep:
 
     def finish(self, outputs: Outputs) -> None:
         """Make the best trial's model this job's, and leave the report."""
-        chosen = best(self.trials, self.metric)
+        chosen = best(self.trials, self.metric, self.config.direction)
         if chosen is None or self.metric is None or chosen.job is None:
             why = next((trial.error for trial in self.trials if trial.error), "all were cancelled")
             raise Invalid(f"None of {len(self.trials)} trials came to its end. The first that failed: {why}")

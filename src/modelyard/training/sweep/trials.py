@@ -80,9 +80,10 @@ class Trial:
         return {**shown, "epoch": self.epoch, "score": score, "seconds": self.seconds, "error": self.error}
 
 
-def loss(metric: str, score: float) -> float:
-    """The score as something of which less is better."""
-    return -score if metric.endswith(_MORE) else score
+def loss(metric: str, score: float, direction: str | None = None) -> float:
+    """The score as something of which less is better; by the metric's name, where no direction was said."""
+    more = metric.endswith(_MORE) if direction is None else direction == "maximise"
+    return -score if more else score
 
 
 def choose_metric(names: Sequence[str]) -> str | None:
@@ -96,11 +97,10 @@ def room(trials: Sequence[Trial], parallel: int | None) -> bool:
     return all(trial.state != "queued" for trial in underway) and (parallel is None or len(underway) < parallel)
 
 
-def best(trials: Sequence[Trial], metric: str | None) -> Trial | None:
+def best(trials: Sequence[Trial], metric: str | None, direction: str | None = None) -> Trial | None:
     """The trial with the best score of those that came to their end; of equal ones the first."""
-    scored = [
-        (loss(metric, score), t) for t in trials if metric and t.state == "succeeded" and (score := t.score(metric)) is not None
-    ]
+    ended = [t for t in trials if metric and t.state == "succeeded"]
+    scored = [(loss(metric, score, direction), t) for t in ended if metric and (score := t.score(metric)) is not None]
     return min(scored, key=lambda pair: (pair[0], pair[1].number))[1] if scored else None
 
 
