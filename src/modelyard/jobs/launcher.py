@@ -326,8 +326,8 @@ class Launcher:
 
     def _kill(self) -> None:
         if self._cancelled and not self._ending and not self._failures:
-            deaf = ", ".join(str(rank.number) for rank in self._running())
-            text = f"asked to stop, rank {deaf} did not within {_CANCEL_GRACE:g} s and was ended"
+            deaf = ", ".join(f"rank {rank.number}" for rank in self._running())
+            text = f"not stopped within {_CANCEL_GRACE:g} s of being asked, and killed: {deaf}"
             self._say({"type": "log", "rank": 0, "text": text})
         self._ending = True
         for rank in self._running():
