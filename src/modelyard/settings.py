@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     )
     database: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder.")
     store: str = Field(default="", description="URL of the object store; empty: a folder in the data folder.")
+    cluster: str = Field(
+        default="", description="Ray cluster that runs jobs and replicas: HOST:PORT, ray://HOST:PORT, or 'ray'; empty: none."
+    )
     sandbox: Literal["auto", "require", "off"] = Field(
         default="auto", description="bubblewrap around users' code: 'auto' uses it where it works and warns where not."
     )

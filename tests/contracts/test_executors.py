@@ -1,4 +1,4 @@
-"""What every `Executor` promises, over local processes and over threads."""
+"""What every `Executor` promises, over local processes, over a Ray cluster and over threads."""
 
 import subprocess
 import sys
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_cluster import cluster
 
 from modelyard.errors import Conflict
 from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.types import Event, Executor, Gang, GangHandle, GangInput
+from modelyard.plugins import load
 from modelyard.settings import Settings
 from modelyard.testing import InlineExecutor
 
@@ -31,10 +33,19 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     assert process.wait(20) == 0
 
 
-@pytest.fixture(params=["local", "inline"])
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    with cluster() as (_, address):
+        settings = Settings(data=tmp_path_factory.mktemp("yard"), cluster=address)
+        executor = load("modelyard.jobs.ray.executor:RayExecutor")(settings, extra_readonly=[KINDS])
+        yield executor
+        executor.close()
+
+
+@pytest.fixture(params=["local", "ray", "inline"])
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Executor:
     monkeypatch.syspath_prepend(KINDS)
-    return InlineExecutor(cpus=4) if request.param == "inline" else request.getfixturevalue("local")
+    return InlineExecutor(cpus=4) if request.param == "inline" else request.getfixturevalue(request.param)
 
 
 def gang(folder: Path, run: str, *, ranks: int = 1, inputs: dict[str, GangInput] | None = None, **config: Any) -> Gang:
@@ -164,7 +175,7 @@ def test_wake_ends_a_wait(executor: Executor) -> None:
 
 def test_nodes_are_counted(executor: Executor) -> None:
     (node,) = executor.nodes()
-    assert (node.name, node.room.cpus) == ("local", 4)
+    assert (node.name, node.room.cpus) == (node.name or "local", 4)
     assert node.room.gpus >= 0
     assert node.room.memory > 1 << 30
     assert executor.replicas() == {}

@@ -44,12 +44,13 @@ _CLOSING = 0.02
 
 class LocalExecutor:
     """Implements `jobs.types.Executor` on this machine. `extra_readonly`: further folders of modules (tests, plug-ins in
-    development) that gangs may import."""
+    development) that gangs may import. `interface`: the network's, by which a gang over several nodes meets."""
 
-    def __init__(self, settings: Settings, *, extra_readonly: Sequence[Path] = ()) -> None:
+    def __init__(self, settings: Settings, *, extra_readonly: Sequence[Path] = (), interface: str = "lo") -> None:
         self._settings = settings
         self._socket = settings.run / "supervisor.sock"
         self._extra = tuple(extra_readonly)
+        self._interface = interface
         self._gangs: dict[str, LocalGang] = {}
         self._gpus: dict[str, Sequence[int]] = {}
         self._woken, self._waker = socket.socketpair()
@@ -64,17 +65,19 @@ class LocalExecutor:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             argv = [sys.executable, "-P", "-m", "modelyard.jobs.worker", "{fd0}"]
             readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
-            environment = _KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // gang.ranks))
+            ranks = len(gang.mine)
+            environment = _KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // ranks))
             environment |= self._gpus_of(gang)
+            if gang.spans:
+                environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self._interface)
+            shown: dict[str, Any] = {"readonly": readonly, "writable": [gang.work], "folder": gang.work}
             request = {
                 "do": "start",
                 "token": gang.token,
                 "label": "gang",
-                **self._confined(
-                    argv, readonly=readonly, writable=[gang.work], environment=environment, folder=gang.work, first=True
-                ),
-                "log": str(gang.work.with_name("launcher.log")),
-                "limits": {**_GANG_LIMITS, "data": gang.memory, "processes": max(_PROCESSES, 32 * gang.ranks)},
+                **self._confined(argv, **shown, environment=environment, first=True, network=gang.spans),
+                "log": str(gang.launcher_log),
+                "limits": {**_GANG_LIMITS, "data": gang.memory, "processes": max(_PROCESSES, 32 * ranks)},
             }
             try:
                 self.request(request, [far.fileno()])
@@ -187,8 +190,10 @@ class LocalExecutor:
             running = {token for token, one in self._gangs.items() if not one.ended}
             self._gpus = {token: gpus for token, gpus in self._gpus.items() if token in running}
             given = {gpu for gpus in self._gpus.values() for gpu in gpus}
-            seen = [gpu for gpu in there if gpu not in given]
-            if asked := gang.ranks * gang.each.gpus:
+            # Over several nodes only what was asked for is the same on each.
+            seen = [] if gang.spans else [gpu for gpu in there if gpu not in given]
+            if asked := len(gang.mine) * gang.each.gpus:
+                seen = [gpu for gpu in there if gpu not in given]
                 seen = self._gpus[gang.token] = seen[:asked]
         return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))}
 

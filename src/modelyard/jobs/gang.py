@@ -129,7 +129,7 @@ class LocalGang:
             return Event(kind, message)
         # The kernel, not the rank, says who sent this, and in our own numbering.
         self._pids[int(message["rank"])] = pid
-        if len(self._pids) < self._gang.ranks:
+        if len(self._pids) < len(self._gang.mine):
             return None
         return Event("started", {"pids": [self._pids[number] for number in sorted(self._pids)]})
 
@@ -166,7 +166,7 @@ class LocalGang:
         if process is not None and process["reason"] is not None:
             return _wrong(process["reason"])
         code = None if process is None else process["exit"]
-        return Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.work.with_name('launcher.log'))}")
+        return Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.launcher_log)}")
 
     def _finish(self) -> None:
         self.ended = True

@@ -97,7 +97,7 @@ class Launcher:
     def _fork(self, function: Run, config: Any) -> None:
         gc.freeze()
         launcher = os.getpid()
-        for number in range(self._gang.ranks):
+        for number in self._gang.mine:
             near, far = socket.socketpair()
             read, write = os.pipe()
             with warnings.catch_warnings():
@@ -165,11 +165,12 @@ class Launcher:
     def _look_at_memory(self, now: float) -> None:
         """End the gang if its processes hold more together than its ranks may; look again after a while."""
         pids = [os.getpid(), *descendants(os.getpid())]
-        most = self._gang.memory * self._gang.ranks + _ALLOWANCE
+        ranks = len(self._gang.mine)
+        most = self._gang.memory * ranks + _ALLOWANCE
         held = memory.held(pids, self._folders, most)
         if held > most:
             said = f"its {len(pids)} processes held {held:,} bytes together"
-            bound = f"a gang of {self._gang.ranks} may hold {most:,} ({self._gang.memory:,} a rank, and {_ALLOWANCE:,})"
+            bound = f"a gang of {ranks} may hold {most:,} ({self._gang.memory:,} a rank, and {_ALLOWANCE:,})"
             self._fail(Invalid(f"The job ran out of memory: {said}; {bound}."), 0)
         done = time.monotonic()
         self._weigh = done + max(_WEIGH, _WEIGH_SHARE * (done - now))
@@ -301,7 +302,7 @@ class Launcher:
 
     def _answer(self, message: dict[str, Any]) -> None:
         ask, number = divmod(int(message["answer"]), self._gang.ranks)
-        rank = self._ranks[number]
+        rank = self._ranks[number - self._gang.mine.start]
         rank.asking.discard(ask)
         self._alive = time.monotonic()
         self._tell(rank, {**message, "answer": ask})
@@ -361,6 +362,7 @@ class Launcher:
         cause = min(self._failures, key=lambda failure: failure[0], default=None)
         cancelled = self._cancelled and not all(rank.done for rank in self._ranks)
         error = None if cause is None or cancelled else cause[1]
+        ago = time.monotonic() - cause[0] if cause is not None and cause[0] else 0.0
         self._say(
             {
                 "type": "ended",
@@ -368,6 +370,7 @@ class Launcher:
                 "cancelled": cancelled,
                 "error": None if error is None else {"code": error.code, "message": _told(error, left)},
                 "signal": None if cause is None else cause[2],
+                "at": time.time() - ago,
                 "cpu_seconds": _cpu_seconds(),
             }
         )

@@ -288,7 +288,7 @@ def main(gang: Gang, run: Run, config: Any, rank: int, connection: socket.socket
     """Be this rank until its work is over; never returns into the launcher's code."""
     status = 1
     try:
-        _settle(rank, gang.ranks, output)
+        _settle(gang, rank, output)
         port = SocketPort(connection)
         port.send({"type": "beat"})
         ending = perform(gang, run, config, rank, port)
@@ -302,7 +302,7 @@ def main(gang: Gang, run: Run, config: Any, rank: int, connection: socket.socket
         os._exit(status)
 
 
-def _settle(rank: int, ranks: int, output: int) -> None:
+def _settle(gang: Gang, rank: int, output: int) -> None:
     """Make the forked process a rank: its output goes to the launcher, a signal has it tell where it is."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -313,7 +313,8 @@ def _settle(rank: int, ranks: int, output: int) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)})
+    here = {"LOCAL_RANK": str(rank - gang.mine.start), "LOCAL_WORLD_SIZE": str(len(gang.mine))}
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(gang.ranks), **here})
 
 
 def _flush() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from modelyard.errors import Conflict, Invalid, ModelyardError, Unavailable
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.processes import Child, become_subreaper, leftovers, orphans
+from modelyard.jobs.processes import Child, become_subreaper, die_with_parent, leftovers, orphans
 from modelyard.telemetry import log
 
 _log = log(__name__)
@@ -276,5 +276,14 @@ async def run(folder: Path) -> None:
     await supervisor.stop()
 
 
+def main(folder: str, parent: str = "") -> None:
+    """Run on `folder`; where a `parent` is named, no longer than that process."""
+    if parent:
+        die_with_parent()
+        if os.getppid() != int(parent):
+            sys.exit("the parent is gone")
+    asyncio.run(run(Path(folder)))
+
+
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1])))
+    main(*sys.argv[1:])

@@ -201,8 +201,9 @@ class GangInput:
 @dataclass(frozen=True, slots=True)
 class Gang:
     """Everything needed to run one attempt of a job. `token` fences: a later attempt has another. `nodes`: how many ranks on
-    which, rank 0 on the first; `each`: what a rank may take of them. `run` and `config_path` are import paths: of the function
-    and of its `Config`; the config itself travels as JSON."""
+    which, rank 0 on the first; `here`: the one whose part of the gang this is, where it has several; `each`: what a rank may
+    take of them. `run` and `config_path` are import paths: of the function and of its `Config`; the config itself travels as
+    JSON."""
 
     token: str
     job: str
@@ -213,6 +214,7 @@ class Gang:
     ranks: int
     work: Path
     nodes: tuple[tuple[str, int], ...] = ()
+    here: str = ""
     each: Amount = ONE
     resume: Path | None = None
     memory: int = 16 << 30
@@ -220,6 +222,25 @@ class Gang:
     files: int = 200_000
     timeout: float = 24 * 3600.0
     heartbeat: float = 120.0
+
+    @property
+    def mine(self) -> range:
+        """The ranks that run here."""
+        if not self.here:
+            return range(self.ranks)
+        names = [name for name, _ in self.nodes]
+        first = sum(ranks for _, ranks in self.nodes[: names.index(self.here)])
+        return range(first, first + dict(self.nodes)[self.here])
+
+    @property
+    def spans(self) -> bool:
+        """Whether its ranks are on several nodes, which takes the network."""
+        return len(self.nodes) > 1
+
+    @property
+    def launcher_log(self) -> Path:
+        """What the launcher itself prints, beside the work folder: ranks cannot write to it."""
+        return self.work.with_name(f"launcher-{self.here}.log" if self.here else "launcher.log")
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON values; `Gang.from_wire` reads it back."""
@@ -241,7 +262,7 @@ class Event:
     started (pids, by rank, as the node sees them) · log (rank, text) · progress (done, total, unit) · metric (step, values) ·
     report (rank, facts) · output (name, folder, task, metadata, alias, ask) · checkpoint (step, folder, ask) ·
     submit (submission, ask) · wait (job, ask) · beat (cpu_seconds so far) ·
-    ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled).
+    ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled, at: when it went wrong by the node's clock).
     An event with `ask` waits for `GangHandle.answer`. Gangs run users' code: nothing they say is to be trusted.
     """
 

@@ -52,14 +52,16 @@ def join(context: JobContext) -> Iterator[Gang]:
 
     A rank that fails takes no leave: its connections close with its process, after it has said why. So none of the others,
     which fail for want of it, can be taken for the cause."""
-    own_gpu = torch.cuda.device_count() >= context.world_size
-    device = torch.device("cuda", context.rank) if own_gpu else torch.device("cpu")
+    # Of those on this node; a gang may span several.
+    ranks, rank = int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size)), int(os.environ.get("LOCAL_RANK", context.rank))
+    own_gpu = torch.cuda.device_count() >= ranks
+    device = torch.device("cuda", rank) if own_gpu else torch.device("cpu")
     gang = Gang(context.rank, context.world_size, device)
     if context.world_size == 1:
         yield gang
         return
     if context.rendezvous.startswith("file:"):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # one machine: a sandbox has loopback and no name of its own
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: a sandbox has loopback and no name of its own
     distributed.init_process_group(
         "nccl" if own_gpu else "gloo",
         init_method=context.rendezvous,
