@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
 import socket
@@ -160,6 +161,29 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     outputs.publish("count", folder)
 
 
+def climbs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Take `number` steps, each of which depends on the one before; a checkpoint every five of them; leave where they led."""
+    before = context.latest()
+    first, state = (before / "state.txt").read_text().split() if before else ("0", "")
+    for step in range(int(first) + 1, config.number + 1):
+        context.check()
+        until = time.process_time() + 0.02
+        while time.process_time() < until:
+            pass
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+        context.report(samples=step - int(first))
+        if step % 5 == 0:
+            folder = context.work / f"checkpoint-{step}-{context.rank}"
+            folder.mkdir()
+            (folder / "state.txt").write_text(f"{step} {state}")
+            context.checkpoint(step, folder)
+    if context.rank == 0:
+        folder = context.work / "out"
+        folder.mkdir()
+        (folder / "state.txt").write_text(state)
+        outputs.publish("state", folder)
+
+
 def parent(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Run `number` children (of kind `text`) and collect how they ended."""
     children = [context.submit(config.text or "copy", {"text": f"child {n}"}, {}) for n in range(config.number)]
@@ -309,6 +333,7 @@ NAMES = [
     "prints",
     "floods",
     "counts",
+    "climbs",
     "parent",
     "asks",
     "badly_aliased",

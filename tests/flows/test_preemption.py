@@ -1,5 +1,5 @@
 """A training that makes room for one of higher priority, on a real platform: it is sent back to its checkpoint, waits, goes on
-and ends with the weights of a run that nobody disturbed, bit for bit. What `modelyard ps` says meanwhile is what a person reads.
+and ends with the weights of a run that nobody disturbed, bit for bit. What `modelyard ps` says meanwhile is looked at.
 """
 
 import os
