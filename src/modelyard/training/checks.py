@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelyard.data import shards
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
 from modelyard.tensors import Array
+from modelyard.training.parallel.recompute import unseen
 from modelyard.training.recipes import Plan
 
 
@@ -36,6 +39,30 @@ def _check_classes(plan: Plan, dataset: Dataset, split: str) -> None:
         raise Invalid(
             f"The {split} split has no sample of class {', '.join(map(repr, absent[:10]))} (of {len(counts or ())} classes); "
             "import more samples of it, or leave the class out."
+        )
+
+
+def check_learns(network: nn.Module) -> None:
+    """Raises `Invalid` where there is nothing to train."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise Invalid(f"No parameter of {type(network).__name__} learns: each one has requires_grad=False, or there is none.")
+
+
+def check_norms(network: nn.Module, row: torch.Tensor, least: int) -> None:
+    """Raises `Invalid` where batch norm would take its statistics of nothing: of micro-batches of `least` rows."""
+    if least > 1 or not any(isinstance(part, _BatchNorm) for part in network.modules()):
+        return
+    was, why = network.training, "no row"
+    try:
+        with torch.no_grad(), unseen(network):
+            network.train()(row)
+    except ValueError as error:
+        why = f"one row: {error}"
+    finally:
+        network.train(was)
+    if why != "no row" or not least:
+        raise Invalid(
+            f"Batch norm cannot learn from micro-batches of {why}. Use a larger batch_size or fewer micro_batches or ranks."
         )
 
 

@@ -17,7 +17,7 @@ from modelyard.kinds import JobContext
 from modelyard.tensors import Array
 from modelyard.training import estimate as memory
 from modelyard.training import mesh as meshes
-from modelyard.training.checks import check_answer
+from modelyard.training.checks import check_answer, check_learns, check_norms
 from modelyard.training.config import TrainConfig
 from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang
@@ -111,6 +111,7 @@ def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, trai
     steps, asked = shards.steps(rows, config.batch_size), options(config)
     least, most = rows // steps, -(-rows // steps)
     pieces = asked.count(mesh)
+    check_learns(plan.network)
     if mesh.pipe == 1 and least < mesh.replicas * pieces:
         raise Invalid(
             f"Batches of {least} rows leave some of {mesh.replicas} × {pieces} micro-batches without a row: use a larger "
@@ -119,6 +120,7 @@ def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, trai
     some = train.take(np.arange(min(least, mesh.replicas * pieces + 1)))
     inputs, target = tensors(*some, gang, config.dtype)
     plan.network.to(gang.device, DTYPES[config.dtype])
+    check_norms(plan.network, inputs[:1], least // mesh.replicas // pieces)
     check = config.verify and not mesh.whole
     before = whole(plan.network, plan.measure, gang, inputs, target) if check else None
     network = spread(plan.network, plan.split, mesh, gang, asked, plan.measure, example=inputs[:2], most=most)

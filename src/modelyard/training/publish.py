@@ -85,6 +85,11 @@ def _source(given: Input) -> dict[str, str]:
 def save_weights(network: Mapping[str, torch.Tensor], path: Path) -> None:
     """A plain state_dict, by the file's ending as safetensors or as torch.save writes it."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    held: set[int] = set()
+    for name, tensor in state.items() if path.suffix == ".safetensors" else ():
+        if tensor.untyped_storage().data_ptr() in held:  # one parameter of two names, which that format takes twice
+            state[name] = tensor.clone()
+        held.add(tensor.untyped_storage().data_ptr())
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(state, path)
         path.chmod(0o644)  # safetensors writes for the owner alone

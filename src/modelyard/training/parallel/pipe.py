@@ -1,7 +1,7 @@
 """Last: the ranks along `pipe` hold stages of the sequence, and the pieces of a step pass through them one behind another.
 
-Pieces must be of equal size, and a step's rows need not divide: the last row is repeated to fill them, and what is repeated
-counts nothing in the loss.
+Pieces must be of equal size, and a step's rows need not divide: they are dealt out evenly, in each piece its last row is
+repeated to fill it, and what is repeated counts nothing in the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-from modelyard.training.parallel.steps import NOTHING, Measure, Sums, weight
+from modelyard.training.parallel.steps import NOTHING, Measure, Sums, pieces, weight
 
 VIRTUAL = {"1f1b": 1, "gpipe": 1, "interleaved": 2}  # stages that a rank holds, by schedule
 
@@ -40,7 +40,7 @@ class Pipe:
         self._measure = measure
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}  # by a piece's first row
         self._replicas = replicas
-        self._rows, self._total, self._target = 0, 1, torch.empty(0)
+        self._rows, self._given, self._total, self._target = 0, 0, 1, torch.empty(0)
         self._pieces, self._each = pieces, -(-most // pieces)
         self._train, self._score = (
             self._schedule(schedule, self._stages(stages, borders, group, learns=learns)) for learns in (True, False)
@@ -60,6 +60,7 @@ class Pipe:
 
     def _run(self, turn: Any, inputs: torch.Tensor, target: torch.Tensor, rows: int, total: int) -> Sums:
         self._rows, self._total, self._target, self._found = rows, total, target, {}
+        self._given = len(inputs)
         given = [inputs[self._filled(len(inputs))]] if self._first else []
         if self._last:
             turn(*given, target=torch.arange(self.capacity, device=inputs.device), return_outputs=False)
@@ -71,15 +72,18 @@ class Pipe:
         return Sums(float(torch.stack(losses).sum()), float(torch.stack(right).sum()), sum(count))
 
     def _filled(self, rows: int) -> torch.Tensor:
-        return torch.arange(self.capacity).clamp(max=rows - 1)
+        """Which of `rows` pass through, piece after piece."""
+        own = [range(rows)[piece] for piece in pieces(rows, self._pieces)]
+        return torch.cat([(part.start + torch.arange(self._each)).clamp(max=max(part.start, part.stop - 1)) for part in own])
 
     def _loss(self, answer: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What a piece adds to the loss: its real rows. `positions`: of the piece's rows among all that pass."""
         first = int(positions[0])
-        rows = min(max(self._rows - first, 0), len(positions))
+        piece = range(self._rows)[list(pieces(self._given, self._pieces))[first // self._each]]
+        rows = len(piece)
         if not rows:
             return answer.sum() * 0.0
-        mean, right = self._measure(answer[:rows], self._target[first : first + rows])
+        mean, right = self._measure(answer[:rows], self._target[piece.start : piece.stop])
         self._found[first] = (mean.detach().double() * rows, right.double(), rows)
         return mean * weight(rows, self._total, self._replicas)
 

@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from modelyard.errors import Invalid
+
 _NORM = (torch.float32, torch.float32, torch.bfloat16)  # of parameters, of sums of gradients, of the answer
 # Nobody writes into an answer here: the loss reads it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -20,6 +22,12 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
     """In place: each block is a unit, the rest another. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means
     over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 0:
+            raise Invalid(
+                f"The parameter '{name}' is a number without a dim, which the axis shard cannot hold in parts, nor data beside "
+                "another axis, nor bf16: give it the shape [1]."
+            )
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
     for norm in _batch_norms(network) if bf16 else ():

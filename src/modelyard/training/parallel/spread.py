@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from modelyard.training.mesh import AXES, Mesh, Place
 from modelyard.training.parallel import clip
 from modelyard.training.parallel.compile import compile_blocks
 from modelyard.training.parallel.cut import borders, cut, held
-from modelyard.training.parallel.data import replicated
+from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
 from modelyard.training.parallel.pipe import VIRTUAL, Pipe
 from modelyard.training.parallel.recompute import recompute
 from modelyard.training.parallel.shard import shard
@@ -61,6 +61,12 @@ class Spread:
     runner: Runner
     owners: Mapping[str, int]
     stage: distributed.ProcessGroup | None
+    partly: bool = False  # forward does not use every parameter
+    reads: bool = field(init=False)  # what a forward learns of its rows decides what the next one answers
+
+    def __post_init__(self) -> None:
+        apart = not self.mesh.whole and self.mesh.replicas > 1  # otherwise DDP sees to it
+        self.reads = apart and any(reads_buffers(part) for part in self.parts)
 
     @property
     def least(self) -> int:
@@ -96,12 +102,14 @@ class Spread:
         if not (self.mesh.whole and isinstance(self.runner, Steps)):
             yield
             return
-        with replicated(self.parts[0], self.gang) as self.runner.model:
+        with replicated(self.parts[0], self.gang, partly=self.partly) as self.runner.model:
             yield
         self.runner.model = self.parts[0]
 
     def step(self, inputs: torch.Tensor, target: torch.Tensor, rows: int) -> Sums:
         """Forward and backward over this replica's part of a step of `rows`. Returns what is counted here."""
+        if self.reads and self.parts[0].training:
+            self.share_buffers()
         sums = self.runner.step(inputs, target, rows)
         if self.mesh.tensor > 1:
             settle(self.parameters().values())
@@ -165,14 +173,17 @@ def spread(
     count = options.count(mesh)
     if mesh.pipe > 1 and options.schedule == "interleaved" and count % mesh.pipe:
         raise Invalid(f"The schedule 'interleaved' takes a multiple of pipe={mesh.pipe} micro-batches; there are {count}.")
+    if mesh.pipe > 1 and options.schedule == "1f1b" and count < mesh.pipe:
+        raise Invalid(f"The schedule '1f1b' takes at least pipe={mesh.pipe} micro-batches; there are {count}.")
     plan = layout(split, network, mesh, stages=stages, recompute=options.recompute)
     place = mesh.place(gang.rank)
     owners = {name: _holder(name, plan, mesh) for name in network.state_dict()}
     autocast = gang.device.type if options.precision == "bf16" and mesh.whole else None
     if mesh.whole:
+        partly = mesh.ranks > 1 and not uses_all(network, example)
         _apply(network, plan, options)
         steps = Steps(network, measure, replicas=mesh.replicas, count=count, autocast=autocast)
-        return Spread(gang, mesh, place, (network,), steps, owners, None)
+        return Spread(gang, mesh, place, (network,), steps, owners, None, partly=partly)
     for tensor in network.state_dict().values():  # what a class draws at random without torch differs between ranks
         distributed.broadcast(tensor, src=0)
     devices = init_device_mesh(gang.device.type, mesh.shape, mesh_dim_names=AXES)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from modelyard.training.parallel.data import exchanged
+
 # Answers and targets of some rows → the mean loss over them, and how many are answered right.
 Measure = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -70,6 +72,8 @@ class Steps:
                 mean, correct = self._answer(inputs[piece], target[piece])
                 own = len(target[piece])
                 (mean * weight(own, rows, self._replicas)).backward()
+                if at == self.count - 1 and isinstance(self.model, DistributedDataParallel):
+                    exchanged(self.model)
             loss += mean.detach().double() * own
             right += correct
         found = torch.stack([loss, right]).tolist()  # the one place of a step that waits for the device
