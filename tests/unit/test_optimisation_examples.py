@@ -76,6 +76,15 @@ def test_what_training_noted_decides_columns_and_target(numbers, tmp_path: Path)
     np.testing.assert_array_equal(found.wanted, numbers.column("report", "c0"))
 
 
+def test_a_tables_target_is_the_one_it_was_trained_on_and_its_columns_are_the_transforms(numbers, tmp_path: Path) -> None:
+    config = {"recipe": "tabular", "tabular": {"inputs": ["c3", "c1"], "leave_out": ["c1"], "target": "c0"}}
+    (tmp_path / "training.json").write_text(json.dumps({"config": config}))
+    transform = {"name": "columns", "columns": [{"name": "c3"}]}
+    found = Source(tmp_path, card(1, 1, transform), numbers).examples("report")
+    np.testing.assert_array_equal(found.inputs["x"][:, 0], numbers.column("report", "c3").astype(np.float32))
+    np.testing.assert_array_equal(found.wanted, numbers.column("report", "c0"))
+
+
 def test_labels_are_compared_by_name_where_the_model_orders_them_otherwise(tmp_path: Path) -> None:
     data = table(tmp_path / "data", Feature(type="label", names=("no", "yes")), lambda x: (x[:, 0] > 0).astype(int).tolist())
     engine = Answers(lambda x: np.stack([x[:, 0], -x[:, 0]], axis=1))  # position 0 where c0 > 0

@@ -125,7 +125,7 @@ def column(name: str, feature: Feature) -> dict[str, Any]:
     if categories is None:
         raise Invalid(
             f"'{name}' is text with more than 50 different values, or one longer than 200 characters: no category. "
-            f"If it is meant to be numbers, import it as such (types: float); otherwise {_leave_out(name)}."
+            f'If it is meant to be numbers, import it as such (types={{"{name}": "float"}}); otherwise {_leave_out(name)}.'
         )
     if not categories:
         raise Invalid(f"'{name}' has no value in the train split: {_leave_out(name)}.")
