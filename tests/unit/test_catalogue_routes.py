@@ -118,6 +118,24 @@ def test_many_small_blobs_come_in_one_request_and_may_come_again(desk):
     assert desk("PUT", "blobs", content=b"").json() == {"blobs": 0}
 
 
+def test_many_small_blobs_are_had_in_one_answer(desk):
+    for name, data in ((digest(data), data) for data in (b"", b"one", b"two")):
+        desk("PUT", f"blobs/sha256/{name}", content=data)
+    asked = ",".join(map(digest, (b"two", b"", b"one")))
+    answer = desk("GET", f"blobs?hashes={asked}")
+    assert {name: bytes(data) for name, data in batches.unpacked(answer.content)} == {
+        digest(data): data for data in (b"two", b"", b"one")
+    }
+    assert desk("GET", f"blobs?hashes={asked}", "q-write").status_code == 404
+    assert desk("GET", f"blobs?hashes={asked}", "p-infer").status_code == 403
+    assert desk("GET", "blobs?hashes=nonsense").status_code == 400
+    (key,) = (key for key in desk.store.objects if key.endswith(digest(b"two")))
+    desk.store.objects[key] = b"bad"
+    assert desk("GET", f"blobs?hashes={asked}").json()["error"]["code"] == "damaged"
+    desk.store.objects[key] = bytes(batches.MOST + 1)
+    assert desk("GET", f"blobs?hashes={asked}").status_code == 413
+
+
 def test_a_batch_that_is_wrong_anywhere_stores_nothing(desk):
     names = [digest(b"good"), digest(b"bad")]
     for body, said in (
@@ -256,6 +274,7 @@ def test_bad_alias_requests_are_refused(desk, artefact, body):
 def requests(artefact):
     """Every route of the catalogue: (method, path, what it needs to be asked rightly)."""
     yield "HEAD", f"blobs/sha256/{digest(b'')}", {}
+    yield "GET", f"blobs?hashes={digest(b'')}", {}
     yield "GET", f"artefacts/{artefact}", {}
     yield "GET", f"artefacts/{artefact}/files/empty", {}
     for kind in ("datasets", "models"):

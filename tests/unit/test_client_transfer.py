@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -12,7 +13,7 @@ from modelyard.client import transfer
 from modelyard.client.wire import Response
 from modelyard.errors import Conflict, Damaged, Invalid, Unavailable
 from modelyard.storage import Manifest
-from modelyard.storage.batches import unpacked
+from modelyard.storage.batches import packed, unpacked
 
 
 @pytest.fixture
@@ -135,7 +136,19 @@ class Platform:
         self.asked: list[str] = []
 
     def send(self, method: str, path: str) -> Response:
-        return Response(200, {}, self.manifest.to_bytes())
+        if not path.startswith("/api/blobs?"):
+            return Response(200, {}, self.manifest.to_bytes())
+        self.asked.append("together")
+        if self.lie == b"":
+            raise Damaged("one of the blobs is damaged")
+        held = {
+            hashlib.sha256(data).hexdigest(): data
+            for file in self.folder.rglob("*")
+            if file.is_file()
+            for data in [file.read_bytes()]
+        }
+        wanted = unquote(path.partition("=")[2]).split(",")
+        return Response(200, {}, b"".join(packed(name, held[name] if self.lie is None else self.lie) for name in wanted))
 
     def download(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
         self.asked.append(path)
@@ -154,17 +167,36 @@ def test_a_fetched_artefact_is_whole_and_the_same(folder: Path, tmp_path: Path) 
     assert told[-1] == (5, 5)
 
 
+def test_many_small_files_come_together(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(250):
+        (source / f"{number}").write_bytes(b"%d" % (number % 200))
+    (source / "large").write_bytes(bytes(1 << 20))
+    platform = Platform(source)
+    target = transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
+    assert Manifest.of_folder(target) == platform.manifest
+    assert [asked.rpartition("/")[2] for asked in sorted(platform.asked)] == ["large", "together", "together", "together"]
+
+
 def test_a_broken_connection_is_taken_up_again(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).write_bytes(bytes(1 << 17))
     platform = Platform(folder, breaks=3)
     target = transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
     assert Manifest.of_folder(target) == platform.manifest
-    assert len(platform.asked) == 5
+    assert len(platform.asked) == 6
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize(("lie", "said"), [(b"x", "match"), (b"", "match"), (b"longer than it should be", "longer")])
 def test_bytes_that_are_not_the_artefact_s_are_refused_and_nothing_is_left(
-    folder: Path, tmp_path: Path, lie: bytes, said: str
+    folder: Path, tmp_path: Path, lie: bytes, said: str, *, several: bool
 ) -> None:
+    if several:
+        said = "match"
+    else:
+        (folder / "seven" / "a.png").unlink()
     platform = Platform(folder, lie=lie)
     with pytest.raises(Damaged, match=said):
         transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]

@@ -95,6 +95,13 @@ def put_blobs(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
     return {"blobs": request.app.state.artefacts.put_blobs(caller.project, batches.unpacked(data))}
 
 
+@routes.get("/blobs", scope=Scope.write, response_class=Response)
+def get_blobs(request: Request, caller: Caller, hashes: str) -> Response:
+    """Many small chunks in one answer (at most 8 MiB), as `PUT` takes them: those of `hashes`, SHA-256s with commas between."""
+    found = request.app.state.artefacts.blobs(caller.project, hashes.split(","), batches.MOST)
+    return Response(b"".join(batches.packed(digest, data) for digest, data in found), media_type="application/octet-stream")
+
+
 @routes.post("/artefacts", scope=Scope.write, status_code=201, largest=LARGEST_MANIFEST, openapi_extra=_bytes("json"))
 def create_artefact(request: Request, caller: Caller, data: Body) -> dict[str, Any]:
     """Make an artefact of uploaded blobs. The body is its manifest."""

@@ -58,6 +58,21 @@ class Artefacts:
         in_parallel(lambda blob: transfer.store_blob(self._store, *blob), keyed, transfer.WRITERS)
         return len(keyed)
 
+    def blobs(self, project: str, digests: Iterable[str], most: int) -> Iterator[tuple[str, bytes]]:
+        """Chunks, verified. Raises `NotFound`, `Damaged`, or `TooLarge` where they have more than `most` bytes together."""
+        for digest in digests:
+            key = _blob_key(project, digest)
+            size = self._store.size(key)
+            if size is None:
+                raise NotFound(f"There is no blob {digest} in this project.")
+            most -= size
+            if most < 0:
+                raise TooLarge("These blobs are too large to be sent together; ask for fewer, or for the file they are of.")
+            data = self._store.get(key)
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise Damaged(f"The blob {digest} is damaged; it was refused.")
+            yield digest, data
+
     def stage(self) -> AbstractContextManager[Staged]:
         """A place for a chunk while it comes; `adopt_blob` keeps it."""
         return self._store.stage()
