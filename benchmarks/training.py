@@ -1,4 +1,5 @@
-"""Steps a second through the platform, against a plain hand-written PyTorch loop (1 rank) and a plain DDP script (2 ranks).
+"""Steps a second through the platform, against a plain hand-written PyTorch loop (1 rank), a plain DDP script and a plain FSDP2
+script (2 ranks each).
 
 Both sides train the same network (peers/network.py, a million parameters) on rows alike in batches of the same sizes, with
 the same optimiser, one thread a rank, no logging; the network itself takes the time, from the start of step 51 on. Pairs
@@ -22,6 +23,7 @@ from modelyard.client import Yard
 from modelyard.testing import yard
 
 BATCH = {1: 10, 2: 20}  # of all ranks together
+CASES = {"1 rank": (1, "data"), "2 ranks": (2, "data"), "2 ranks, FSDP2": (2, "shard=2")}
 LR = 0.001
 PATIENCE = 300.0  # seconds a side may take: one that does not end is an error, not a longer wait
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -49,8 +51,8 @@ def main() -> None:
                 table = work / f"rows{ranks}.csv"
                 dataset = platform.import_dataset(f"rows{ranks}", table, target="y", task="tabular-classification")
                 cut(work / f"plain{ranks}", dataset["metadata"]["splits"]["train"])
-            for ranks in BATCH:
-                compare(record, platform, work / f"plain{ranks}", ranks, pairs)
+            for what in CASES:
+                compare(record, platform, work, what, pairs)
 
 
 def write_rows(plain: Path, table: Path, rows: int) -> None:
@@ -74,14 +76,17 @@ def cut(plain: Path, rows: int) -> None:
         np.save(plain / f"{name}.npy", np.load(plain / f"{name}.npy")[:rows])
 
 
-def compare(record: Record, platform: Yard, plain: Path, ranks: int, pairs: int) -> None:
+def compare(record: Record, platform: Yard, work: Path, what: str, pairs: int) -> None:
+    ranks, mesh = CASES[what]
     ours: list[Step] = []
     theirs: list[Step] = []
     for pair in range(pairs):
-        sides = [(ours, lambda: through_platform(platform, ranks, record)), (theirs, lambda: by_hand(plain, ranks, record))]
+        sides = [
+            (ours, lambda: through_platform(platform, ranks, mesh, record)),
+            (theirs, lambda: by_hand(work / f"plain{ranks}", ranks, mesh, record)),
+        ]
         for kept, side in sides if pair % 2 == 0 else reversed(sides):
             kept.append(side())
-    what = "1 rank" if ranks == 1 else f"{ranks} ranks"
     wall, plain_wall = (median(step[0] for step in side) for side in (ours, theirs))
     record.figure(f"{what}: a step by hand", 1e3 * plain_wall, "ms", least=20, each=theirs)
     record.figure(f"{what}: steps a second through the platform", 1 / wall, "1/s", by_hand=1 / plain_wall, each=ours)
@@ -90,7 +95,7 @@ def compare(record: Record, platform: Yard, plain: Path, ranks: int, pairs: int)
         record.figure(f"{what}: {clock}", median(ratios), "×", least=0.97 if at == 0 else None, each=ratios)
 
 
-def through_platform(platform: Yard, ranks: int, record: Record) -> Step:
+def through_platform(platform: Yard, ranks: int, mesh: str, record: Record) -> Step:
     """A `train` job."""
     steps = {name: record.parameters[name] for name in ("warm", "steps")}
     module = {
@@ -101,16 +106,17 @@ def through_platform(platform: Yard, ranks: int, record: Record) -> Step:
         "loss": "cross-entropy",
     }
     job = platform.train(
-        "network", f"rows{ranks}", "module", ranks=ranks, code=HERE / "peers" / "network.py", wait=False, timeout=PATIENCE,
-        module=module, epochs=1, batch_size=BATCH[ranks], lr=LR, schedule="constant", warmup=0.0,
+        "network", f"rows{ranks}", "module", ranks=ranks, mesh=mesh, code=HERE / "peers" / "network.py", wait=False,
+        timeout=PATIENCE, module=module, epochs=1, batch_size=BATCH[ranks], lr=LR, schedule="constant", warmup=0.0,
     )  # fmt: skip
     platform.wait(job["id"])
     return slowest("\n".join(platform.logs(job["id"])))
 
 
-def by_hand(plain: Path, ranks: int, record: Record) -> Step:
-    steps = [str(record.parameters[name]) for name in ("warm", "steps")]
-    command = [sys.executable, str(HERE / "peers" / "plain.py"), str(plain), str(ranks), str(BATCH[ranks]), str(LR), *steps]
+def by_hand(plain: Path, ranks: int, mesh: str, record: Record) -> Step:
+    how, steps = "ddp" if mesh == "data" else "fsdp", [record.parameters[name] for name in ("warm", "steps")]
+    given = map(str, [plain, ranks, how, BATCH[ranks], LR, *steps])
+    command = [sys.executable, str(HERE / "peers" / "plain.py"), *given]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD, timeout=PATIENCE)
     return slowest(ended.stdout)
 

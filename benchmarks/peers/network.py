@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+PARALLEL = {"blocks": "features.*"}
+
 
 class Network(nn.Module):
     def __init__(self, width: int = 96, layers: int = 12, warm: int = 50, measured: int = 100) -> None:

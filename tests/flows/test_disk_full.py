@@ -145,12 +145,23 @@ def _ended(platform: Yard, job: str) -> dict[str, Any]:
     return platform.job(job)
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_and_training_goes_on(platform: Yard, disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "mesh"), [(1, "data"), (2, "shard=2")], ids=["whole", "in parts"])
+def test_a_checkpoint_that_does_not_fit_is_told_and_training_goes_on(
+    platform: Yard, disk: Path, tmp_path: Path, ranks: int, mesh: str
+) -> None:
     (tmp_path / "model.py").write_text(CODE)
     (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{n},{n}\n" for n in range(100)))
-    dataset = platform.import_dataset("line", tmp_path / "t.csv", target="y")["reference"]
+    dataset = platform.import_dataset(f"line-{ranks}", tmp_path / "t.csv", target="y")["reference"]
     module = {"name": "Line", "inputs": ["x"], "target": "y"}
-    wanted = {"code": tmp_path / "model.py", "module": module, "epochs": 100_000, "schedule": "constant", "lr": 1e-6}
+    wanted = {
+        "ranks": ranks,
+        "mesh": mesh,
+        "code": tmp_path / "model.py",
+        "module": module,
+        "epochs": 100_000,
+        "schedule": "constant",
+        "lr": 1e-6,
+    }
     job = platform.train("line", dataset, "module", wait=False, **wanted)["id"]
     store = disk / "yard" / "store" / "projects" / "default" / "checkpoints" / job
     eventually((store / "latest.json").exists, 60)
@@ -176,7 +187,8 @@ def latest(disk: Path, job: str, folder: Path) -> int:
     found = artefacts.latest_checkpoint("default", job, folder / "found")
     assert found is not None
     record = json.loads((found / "progress.json").read_text())
-    assert (found / "state.safetensors").stat().st_size == record["files"]["state.safetensors"]
+    sizes = {path.name: path.stat().st_size for path in found.glob("*.safetensors")}
+    assert sizes == record["files"]
     return int(record["progress"]["epochs"])
 
 

@@ -131,8 +131,9 @@ def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int, soon:
 
 
 def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
-    ended, killer = disturbed(yard, dataset, 3, seed=1, epochs=10)
-    check(yard, ended, killer, undisturbed(yard, dataset, epochs=10), 3, LATER)
+    config = {"epochs": 10, "checkpoint_steps": 20}  # within an epoch, too
+    ended, killer = disturbed(yard, dataset, 3, seed=1, **config)
+    check(yard, ended, killer, undisturbed(yard, dataset, **config), 3, LATER)
     print("recovered in", [round(seconds, 2) for seconds in killer.recoveries])
 
 

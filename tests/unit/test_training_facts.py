@@ -1,5 +1,7 @@
 """The clock of a rank: every moment in one phase, forward told from backward."""
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ from torch import nn
 
 from modelyard.kinds import FolderView, Input
 from modelyard.training import facts
-from modelyard.training.facts import Clock, grounds
+from modelyard.training.facts import Clock, Still, grounds
 
 
 class Hands:
@@ -80,6 +82,44 @@ def test_what_the_exchange_did_not_hide_is_told_apart(hands: Hands) -> None:
     data = {"avg_backward_comm_time": 2_000_000_000, "avg_backward_compute_comm_overlap_time": 500_000_000}
     clock.listen(SimpleNamespace(_get_ddp_logging_data=lambda: data))
     assert clock.facts(1)["step_ms"] == {"data": 1000, "forward": 0, "backward": 3500, "optimiser": 500, "communication": 1500}
+
+
+def test_what_the_thread_waited_in_forward_and_backward_is_told_apart_on_every_mesh(hands: Hands) -> None:
+    waited = 0.0
+
+    class Waiting(Slow):
+        """Of its two seconds it waits half a second."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            nonlocal waited
+            waited += 0.5
+            return super().forward(inputs)
+
+    clock, part = Clock(lambda: waited), Waiting(hands)
+    clock.watch([part])
+    waited += 4  # before the first step
+    clock.lap("other")
+    for _ in range(2):
+        hands.now += 1.0
+        clock.lap("data")
+        part(torch.ones(1))
+        hands.now, waited = hands.now + 3.0, waited + 1.0
+        clock.computed()
+        waited += 0.25
+        clock.lap("optimiser")
+    assert clock.facts(1)["step_ms"] == {"data": 1000, "forward": 1500, "backward": 2000, "optimiser": 0, "communication": 1500}
+
+
+def test_a_thread_that_waits_stands_still_and_one_that_computes_does_not() -> None:
+    still = Still()
+    before = still()
+    computed = time.thread_time() + 0.05
+    while time.thread_time() < computed:
+        pass
+    assert still() - before < 0.04
+    before = still()
+    threading.Event().wait(0.05)
+    assert still() - before > 0.03
 
 
 def test_a_network_without_an_exchange_tells_of_none(hands: Hands) -> None:

@@ -8,10 +8,11 @@ them over, and the rest of a step shows up in whatever waits for it first.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,15 +26,39 @@ STEP, BETWEEN = ("data", "forward", "backward", "optimiser"), ("evaluation", "ch
 _LIBRARIES = ("torch", "numpy", "safetensors")
 
 
-class Clock:
-    """Seconds by phase since it was made. A lap ends where the next begins, so that every moment is in one phase."""
+class Still:
+    """Called in the thread that made it: for how many seconds of its life it has stood still, neither computing nor waiting for
+    a processor. In forward and backward on processors nothing but the other ranks lets it stand."""
 
     def __init__(self) -> None:
+        self._began = time.perf_counter() - time.thread_time()
+        try:
+            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # elsewhere than on Linux, waiting for a processor counts as standing still
+            self._file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __call__(self) -> float:
+        fields = os.pread(self._file, 64, 0).split()
+        queued = int(fields[1]) / 1e9 if len(fields) > 1 else 0.0
+        return time.perf_counter() - self._began - time.thread_time() - queued
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+
+class Clock:
+    """Seconds by phase since it was made. A lap ends where the next begins, so that every moment is in one phase. `still` tells
+    for how long this thread has waited for other ranks, where there are any and that can be told (`Still`)."""
+
+    def __init__(self, still: Callable[[], float] | None = None) -> None:
         self.seconds = dict.fromkeys((*STEP, *BETWEEN, "other"), 0.0)
         self.steps = 0
         self.communication: float | None = None
-        self._entered = self._forward = 0.0
-        self._last = time.perf_counter()
+        self._told = still is not None
+        self._still = still or (lambda: 0.0)
+        self._waited = {"forward": 0.0, "backward": 0.0}
+        self._entered = self._forward = self._entered_still = self._forward_still = 0.0
+        self._last, self._last_still = time.perf_counter(), self._still()
 
     def watch(self, parts: Iterable[nn.Module]) -> None:
         """Time the forward of what this rank holds, by hooks: the loop sees forward and backward only together."""
@@ -45,19 +70,22 @@ class Clock:
         """What went by since the last lap was this phase."""
         now = time.perf_counter()
         self.seconds[phase] += now - self._last
-        self._last = now
+        self._last, self._last_still = now, self._still()
 
     def computed(self) -> None:
         """What went by was forward and backward of one step."""
         forward, self._forward = self._forward, 0.0
+        waited, self._forward_still = self._forward_still, 0.0
+        self._waited["forward"] += waited
+        self._waited["backward"] += max(0.0, self._still() - self._last_still - waited)
         self.lap("backward")
         self.seconds["backward"] -= forward
         self.seconds["forward"] += forward
         self.steps += 1
 
     def listen(self, model: object) -> None:
-        """Take over what DDP measured of its own exchange: seconds a step that backward did not hide. Other strategies exchange
-        within forward and backward and do not say how long."""
+        """Take over what DDP measured of its own exchange: seconds a step that backward did not hide. On a GPU that is all
+        there is: other strategies do not say, and the thread does not wait there."""
         data: Mapping[str, Any] = getattr(model, "_get_ddp_logging_data", dict)()
         if spent := int(data.get("avg_backward_comm_time", 0)):
             self.communication = max(0, spent - int(data.get("avg_backward_compute_comm_overlap_time", 0))) / 1e9
@@ -66,7 +94,11 @@ class Clock:
         """What is reported: milliseconds of a mean step by phase, seconds between steps, samples a second while training."""
         training = sum(self.seconds[phase] for phase in STEP)
         step = {phase: _ms(self.seconds[phase], self.steps) for phase in STEP}
-        if self.communication is not None:
+        if self._told:
+            waited = {phase: _ms(seconds, self.steps) for phase, seconds in self._waited.items()}
+            step |= {phase: round(max(0.0, step[phase] - ms), 3) for phase, ms in waited.items()}
+            step["communication"] = round(sum(waited.values()), 3)
+        elif self.communication is not None:
             exposed = min(round(self.communication * 1e3, 3), step["backward"])
             step |= {"backward": round(step["backward"] - exposed, 3), "communication": exposed}
         return {
@@ -77,11 +109,12 @@ class Clock:
         }
 
     def _enter(self, part: nn.Module, given: Any) -> None:
-        self._entered = time.perf_counter()
+        self._entered, self._entered_still = time.perf_counter(), self._still()
 
     def _leave(self, part: nn.Module, given: Any, answer: Any) -> None:
         if part.training:
             self._forward += time.perf_counter() - self._entered
+            self._forward_still += self._still() - self._entered_still
 
 
 def peak_memory() -> int:

@@ -26,7 +26,7 @@ from modelyard.tensors import Array
 from modelyard.training import checkpoint
 from modelyard.training.checks import check_base, check_data
 from modelyard.training.config import TrainConfig
-from modelyard.training.facts import Clock, grounds
+from modelyard.training.facts import Clock, Still, grounds
 from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.keeping import Keeper
@@ -113,7 +113,8 @@ class Trainer:
             within = f", step {progress.step} of the next" if progress.step else ""
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
         stage, keeper = Stage(network, optimiser, learned=plan.fixed), Keeper(context, config.checkpoint_keep)
-        return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper)
+        clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None)
+        return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper, clock=clock)
 
     @property
     def steps(self) -> int:
@@ -126,7 +127,7 @@ class Trainer:
         began = time.monotonic()
         try:
             while self.progress.epochs < self.config.epochs:
-                with self.network.epoch():
+                with self.network.epoch(equal=self.progress.step > 0):
                     self.stretch(self.progress.epochs)
                     self.clock.listen(getattr(self.network.runner, "model", None))
                     metrics = self.finish_epoch() if self.progress.step == self.steps else None

@@ -96,13 +96,13 @@ class Spread:
             part.train(mode)
 
     @contextmanager
-    def epoch(self) -> Iterator[None]:
+    def epoch(self, *, equal: bool = False) -> Iterator[None]:
         """While this lasts, steps can be taken. Anew for each epoch: what torch learns of a network's order while it runs would
-        change the order of sums on resume."""
+        change the order of sums on resume. `equal`: all ranks' parameters surely are, which saves sending rank 0's."""
         if not (self.mesh.whole and isinstance(self.runner, Steps)):
             yield
             return
-        with replicated(self.parts[0], self.gang, partly=self.partly) as self.runner.model:
+        with replicated(self.parts[0], self.gang, partly=self.partly, equal=equal) as self.runner.model:
             yield
         self.runner.model = self.parts[0]
 
