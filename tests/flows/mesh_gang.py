@@ -2,16 +2,14 @@
 `test_training_meshes.py`: a job a line on stdin, the ranks' exit codes a line on stdout."""
 
 import json
-import os
 import resource
-import sys
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
 import mesh_models
 import torch
 import torch.distributed.checkpoint  # imported once, before the ranks are forked
+from forked_ranks import serve
 from safetensors.torch import save_file
 from torch import optim
 
@@ -52,7 +50,7 @@ def alone(job, folder):
             lengths.append(float(torch.nn.utils.clip_grad_norm_(network.parameters(), job["clip"])))
         optimiser.step()
         losses.append(float(loss.detach()))
-    save_file(network.state_dict(), folder / "state.safetensors")
+    save_file(copies(network.state_dict()), folder / "state.safetensors")
     return {"losses": losses, "lengths": lengths}
 
 
@@ -63,7 +61,8 @@ def together(job, folder, gang):
     most = ROWS + 1
     check = [part[: mesh.replicas * options.count(mesh) + 1] for part in rows[0]]
     before = None if mesh.whole else whole(network, measure, gang, *check)
-    it = spread(network, Split.read(declared), mesh, gang, options, measure, example=rows[0][0][:2], most=most)
+    split = getattr(network, "split", None) or Split.read(declared)
+    it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2], most=most)
     if before:
         verify(it, before, *check, bf16=options.precision == "bf16")
     optimiser = optim.AdamW(it.parameters().values(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
@@ -104,8 +103,13 @@ def together(job, folder, gang):
     scored = gang.sum(*it.score(inputs[own.start : own.start + left], target[own.start : own.start + left], left))
     state = it.full_state()
     if gang.rank == 0:
-        save_file(state, folder / "state.safetensors")
+        save_file(copies(state), folder / "state.safetensors")
     return {"kept": kept, "losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+
+
+def copies(state):
+    """What is tied is saved twice."""
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def rank_main(job, rank):
@@ -124,30 +128,5 @@ def rank_main(job, rank):
     return 0
 
 
-def fork_rank(job, rank):
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with (Path(job["folder"]) / f"rank-{rank}.txt").open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            try:
-                code = rank_main(job, rank)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def main():
-    for line in sys.stdin:
-        job = json.loads(line)
-        ranks = [fork_rank(job, rank) for rank in range(job["ranks"])]
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(rank_main)

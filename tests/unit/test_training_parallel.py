@@ -12,6 +12,7 @@ from modelyard.training.parallel import Options, spread
 from modelyard.training.parallel.cut import borders, cut
 from modelyard.training.parallel.data import reads_buffers, replicated
 from modelyard.training.parallel.steps import pieces, weight
+from modelyard.training.parallel.verify import stir
 from modelyard.training.split import Split
 
 CPU = torch.device("cpu")
@@ -107,7 +108,7 @@ def test_what_is_computed_again_is_counted_once():
 
 def test_a_stage_holds_its_part_and_keeps_its_names():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    first, last = cut(network, ["0", "1"]), cut(network, ["2"])
+    first, last = (cut(network, [["0", "1"], ["2"]], at) for at in (0, 1))
     assert [name for name, _ in first.named_parameters()] == ["0.weight", "0.bias"]
     assert [name for name, _ in last.named_parameters()] == ["2.weight", "2.bias"]
     x = torch.randn(5, 3)
@@ -116,10 +117,51 @@ def test_a_stage_holds_its_part_and_keeps_its_names():
 
 def test_a_sequence_that_is_not_forward_is_refused():
     network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
-    with pytest.raises(Invalid, match="is not what forward of Sequential computes"):
+    with pytest.raises(Invalid, match="do not give what forward of Sequential gives"):
         borders(network, [["0"], ["2"]], torch.randn(2, 3))
     with pytest.raises(Invalid, match="stage 1: "):
         borders(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), [["0"], ["0"]], torch.randn(2, 3))
+
+
+class Masked(nn.Module):
+    """Between its parts forward does more, and reads what they are like."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.drop, self.layers = nn.Linear(3, 4), nn.Dropout(0.5), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, rows):
+        mask = (rows.sum(-1, keepdim=True) > 0).to(self.embed.weight.dtype)
+        hidden = self.drop(self.embed(rows))
+        for layer in self.layers:
+            hidden = hidden + layer(hidden) * mask
+        return self.head(hidden)
+
+
+def test_stages_run_the_networks_own_forward_where_it_passes():
+    """As far as each goes. Here a block's answer is not what enters the next one: that is found out."""
+    network, rows = Masked().eval(), torch.randn(5, 3)
+    with pytest.raises(Invalid, match="do not give what forward of Masked gives"):
+        borders(network, [["embed", "layers.0"], ["layers.1", "layers.2", "head"]], rows, passes=True)
+    stages = [["embed"], ["layers.0", "layers.1", "layers.2", "head"]]
+    between = borders(network, stages, rows, passes=True)
+    assert torch.equal(between[-1], network(rows))
+    last = cut(network, stages, 1, passes=True)
+    assert [name.partition(".")[0] for name, _ in last.named_parameters()] == ["layers"] * 6 + ["head"] * 2
+    last.train()
+    torch.manual_seed(0)
+    dropped = last(between[1], rows=rows)
+    torch.manual_seed(0)
+    network.train()
+    assert torch.equal(dropped, network(rows)), "what lies between stages is done once"
+
+
+def test_what_is_0_is_given_numbers_to_be_compared_by():
+    parameters = dict(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).named_parameters())
+    nn.init.zeros_(parameters["1.weight"])
+    assert stir(parameters) == ("1.weight",)
+    assert parameters["1.weight"].any()
 
 
 def test_repeatable_is_one_thread_and_deterministic_while_it_lasts():

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -18,21 +19,27 @@ from torch import nn
 from modelyard.errors import Invalid
 from modelyard.training.mesh import Limits, Mesh
 
-# A linear layer in parts: by outputs that stay in parts, by inputs that come in parts, by outputs that are put together.
-STYLES = ("columns", "rows", "gathered")
+# A linear layer in parts: by outputs that stay in parts, by inputs that come in parts, by outputs that are put together. And
+# any layer that stays whole but is applied to parts, as a norm of each head: its gradients are added up.
+STYLES = ("columns", "rows", "gathered", "shared")
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """Patterns of sub-modules' names, in which `*` is one part of a name.
 
-    `tensor`: layers and their style. `heads`: modules and the attributes that count their heads. `blocks`: the units of
-    sharding and recomputation. `sequence`: forward is these sub-modules one after another, one tensor in, one out."""
+    `tensor`: layers and their style. `heads`: modules and the attributes (dotted, too) that count their heads. `blocks`: the
+    units of sharding and recomputation. `sequence`: forward is these sub-modules one after another, one tensor in, one out.
+
+    What a recipe says of a library's model, and no declaration: `passes`: between them forward does more, which every stage of
+    a pipe does for itself, by the network's own forward. `silent`: why there is no `tensor`."""
 
     tensor: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     blocks: str | None = None
     sequence: Sequence[str] = ()
+    passes: bool = False
+    silent: str = "declare PARALLEL = {'tensor': {'layers.*.up': 'columns', 'layers.*.down': 'rows'}} beside its class"
 
     @classmethod
     def read(cls, declared: object) -> Split:
@@ -67,6 +74,7 @@ class Layout:
     tensor: Mapping[str, str]
     blocks: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
+    passes: bool = False
 
 
 def layout(split: Split, network: nn.Module, mesh: Mesh, *, stages: int = 1, recompute: bool = False) -> Layout:
@@ -77,7 +85,7 @@ def layout(split: Split, network: nn.Module, mesh: Mesh, *, stages: int = 1, rec
         raise Invalid("recompute needs the model's blocks: declare PARALLEL = {'blocks': 'layers.*'} beside its class.")
     parts = _stages(split, network, mesh, stages, tensor) if mesh.pipe > 1 else ((),)
     _check_ties(network, tensor, blocks if mesh.shard > 1 else (), parts)
-    return Layout(tensor, blocks, parts)
+    return Layout(tensor, blocks, parts, split.passes)
 
 
 def balance(sizes: Sequence[int], parts: int) -> list[range]:
@@ -104,8 +112,8 @@ def balance(sizes: Sequence[int], parts: int) -> list[range]:
 def _layers(split: Split, network: nn.Module, mesh: Mesh) -> dict[str, str]:
     if not split.tensor:
         raise Invalid(
-            f"The mesh has tensor={mesh.tensor}, but the model does not say which layers can be computed in parts: declare "
-            "PARALLEL = {'tensor': {'layers.*.up': 'columns', 'layers.*.down': 'rows'}} beside its class."
+            f"The mesh has tensor={mesh.tensor}, but the model does not say which layers can be computed in parts: "
+            f"{split.silent}."
         )
     for what, size in _parts(split, network):
         if size % mesh.tensor:
@@ -119,6 +127,8 @@ def _parts(split: Split, network: nn.Module) -> list[tuple[str, int]]:
     for pattern, style in split.tensor.items():
         for name in _matches(pattern, network, "tensor"):
             layer = network.get_submodule(name)
+            if style == "shared":
+                continue
             if isinstance(layer, nn.Linear):
                 dim, size = ("in_features", layer.in_features) if style == "rows" else ("out_features", layer.out_features)
             elif isinstance(layer, nn.Embedding) and style == "rows":
@@ -132,13 +142,20 @@ def _parts(split: Split, network: nn.Module) -> list[tuple[str, int]]:
     for pattern, attributes in split.heads.items():
         for name in _matches(pattern, network, "heads"):
             for attribute in attributes:
-                count = getattr(network.get_submodule(name), attribute, None)
+                count = _attribute(network.get_submodule(name), attribute)
                 if not isinstance(count, int):
                     raise Invalid(
                         f"PARALLEL['heads'] names '{attribute}' of '{name}', which is {count!r}; a number was expected."
                     )
                 found.append((f"{attribute} of '{name}'", count))
     return found
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        return None
 
 
 def _stages(
@@ -199,8 +216,11 @@ def _check_ties(network: nn.Module, tensor: Mapping[str, str], blocks: Sequence[
         if layers:
             raise Invalid(f"{_some(tied)} are one parameter; the axis tensor would split '{layers[0]}' apart from it.")
         held = {next((at for at, units in enumerate(stages) if owner(name, units)), 0) for name in tied}
-        if len(held) > 1:
-            raise Invalid(f"{_some(tied)} are one parameter, but lie in stages {sorted(held)} of the axis pipe.")
+        if len(held) > 1 and network.get_parameter(tied[0]).requires_grad:  # what does not learn stays equal
+            raise Invalid(
+                f"{_some(tied)} are one parameter that learns, but lie in stages {sorted(held)} of the axis pipe: use another "
+                "axis, or leave it as it is (under LoRA it is)."
+            )
         if len({owner(name, blocks) for name in tied}) > 1:
             raise Invalid(f"{_some(tied)} are one parameter, but lie in different blocks, which the axis shard holds apart.")
 

@@ -21,7 +21,7 @@ VIRTUAL = {"1f1b": 1, "gpipe": 1, "interleaved": 2}  # stages that a rank holds,
 
 class Pipe:
     """This rank's stages and their turn. `borders`: what enters each stage of the whole pipe and what leaves the last, of any
-    number of rows; `most`: rows that a replica has in one step."""
+    number of rows; `most`: rows that a replica has in one step. `passes`: each stage is given the rows too."""
 
     def __init__(
         self,
@@ -34,10 +34,11 @@ class Pipe:
         replicas: int,
         pieces: int,
         most: int,
+        passes: bool = False,
     ) -> None:
         self._count = len(borders) - 1
         self._first, self._last = 0 in stages, self._count - 1 in stages
-        self._measure = measure
+        self._measure, self._passes = measure, passes
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}  # by a piece's first row
         self._replicas = replicas
         self._rows, self._given, self._total, self._target = 0, 0, 1, torch.empty(0)
@@ -61,11 +62,12 @@ class Pipe:
     def _run(self, turn: Any, inputs: torch.Tensor, target: torch.Tensor, rows: int, total: int) -> Sums:
         self._rows, self._total, self._target, self._found = rows, total, target, {}
         self._given = len(inputs)
-        given = [inputs[self._filled(len(inputs))]] if self._first else []
+        filled = inputs[self._filled(len(inputs))] if self._first or self._passes else inputs
+        given = [filled] if self._first else []
+        named = {"rows": filled} if self._passes else {}
         if self._last:
-            turn(*given, target=torch.arange(self.capacity, device=inputs.device), return_outputs=False)
-        else:
-            turn(*given, return_outputs=False)
+            named["target"] = torch.arange(self.capacity, device=inputs.device)
+        turn(*given, **named, return_outputs=False)
         if not self._found:
             return NOTHING
         losses, right, count = zip(*self._found.values(), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,8 @@ from modelyard.training.parallel.pipe import VIRTUAL, Pipe
 from modelyard.training.parallel.recompute import recompute
 from modelyard.training.parallel.shard import shard
 from modelyard.training.parallel.steps import Measure, Runner, Steps, Sums
-from modelyard.training.parallel.tensor import settle, split_layers
-from modelyard.training.split import Layout, Split, layout
+from modelyard.training.parallel.tensor import add_up, settle, split_layers
+from modelyard.training.split import Layout, Split, layout, owner
 
 # Put together over two axes, a parameter is gathered in two goes. That is meant, and happens when a model is published.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -52,7 +52,8 @@ class Options:
 @dataclass(slots=True)
 class Spread:
     """Every method is collective over the gang. `parts` are what this rank holds: the network, or its stages of a pipe.
-    `runner` is that of steps; `owners`: the position along `pipe` that holds each name of the whole state, in order."""
+    `runner` is that of steps; `owners`: the position along `pipe` that holds each name of the whole state, in order; `shared`:
+    parameters that are whole in every rank along `tensor` and learn from each rank's part."""
 
     gang: Gang
     mesh: Mesh
@@ -61,6 +62,8 @@ class Spread:
     runner: Runner
     owners: Mapping[str, int]
     stage: distributed.ProcessGroup | None
+    shared: Sequence[nn.Parameter] = ()
+    tensor: distributed.ProcessGroup | None = None
     partly: bool = False  # forward does not use every parameter
     reads: bool = field(init=False)  # what a forward learns of its rows decides what the next one answers
 
@@ -113,6 +116,7 @@ class Spread:
         sums = self.runner.step(inputs, target, rows)
         if self.mesh.tensor > 1:
             settle(self.parameters().values())
+            add_up(self.shared, self.tensor)
         return self._counted(sums)
 
     def score(self, inputs: torch.Tensor, target: torch.Tensor, rows: int) -> Sums:
@@ -187,20 +191,25 @@ def spread(
     for tensor in network.state_dict().values():  # what a class draws at random without torch differs between ranks
         distributed.broadcast(tensor, src=0)
     devices = init_device_mesh(gang.device.type, mesh.shape, mesh_dim_names=AXES)
-    between = borders(network, plan.stages, example) if mesh.pipe > 1 else []
-    held_here = {at: cut(network, plan.stages[at]) for at in range(place.pipe, stages, mesh.pipe)} if between else {0: network}
+    between = borders(network, plan.stages, example, passes=plan.passes) if mesh.pipe > 1 else []
+    here = range(place.pipe, stages, mesh.pipe) if between else []
+    held_here = {at: cut(network, plan.stages, at, passes=plan.passes) for at in here} or {0: network}
     for part in held_here.values():
         _apply(part, plan, options, devices, mesh)
     runner: Runner
     if between:
         runner = Pipe(
             held_here, between, devices.get_group("pipe"), measure,
-            schedule=options.schedule, replicas=mesh.replicas, pieces=count, most=-(-most // mesh.replicas),
+            schedule=options.schedule, replicas=mesh.replicas, pieces=count, most=-(-most // mesh.replicas), passes=plan.passes,
         )  # fmt: skip
     else:
         runner = Steps(network, measure, replicas=mesh.replicas, count=count, autocast=None)
     stage = devices["data", "shard", "tensor"]._flatten("stage").get_group() if mesh.pipe > 1 else None
-    return Spread(gang, mesh, place, tuple(held_here.values()), runner, owners, stage)
+    tensor = devices.get_group("tensor") if mesh.tensor > 1 else None
+    made = Spread(gang, mesh, place, tuple(held_here.values()), runner, owners, stage, tensor=tensor)
+    names = [name for name, style in plan.tensor.items() if style == "shared"]
+    made.shared = [parameter for name, parameter in made.parameters().items() if owner(name, names)]
+    return made
 
 
 def _apply(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import distributed, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from modelyard.training.parallel.clip import local
 from modelyard.training.parallel.cut import held
 
 
 def split_layers(network: nn.Module, mesh: DeviceMesh, styles: Mapping[str, str]) -> None:
     """Give each layer that `styles` names its style, in place. A layer that another stage holds is passed over."""
     here = held(network)
-    plan = {name: _style(here[name], style) for name, style in styles.items() if name in here}
+    plan = {name: _style(here[name], style) for name, style in styles.items() if name in here and style != "shared"}
     if plan:
         parallelize_module(network, mesh, plan)
 
@@ -26,6 +28,13 @@ def settle(parameters: Iterable[nn.Parameter]) -> None:
         grad = parameter.grad
         if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
             parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+def add_up(parameters: Iterable[nn.Parameter], group: ProcessGroup | None) -> None:
+    """Add up over `group` the gradients of what is whole in each of its ranks and is applied there to a part alone."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            distributed.all_reduce(local(parameter.grad), group=group)
 
 
 def _style(layer: nn.Module, name: str) -> ParallelStyle:

@@ -27,31 +27,47 @@ from modelyard.training.parallel.steps import Measure
 # Of a gradient's length: what the order of sums may change, with a margin. A wrong split changes tenths and more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
 _BF16 = 0.15
+_STIRRED = 0.02
 _SMALL = 0.01  # of the whole gradient's length: shorter ones (some are 0 but for rounding) are compared with that
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's; `shapes` of all that learns."""
+    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's; `shapes` of all that learns;
+    `stirred`: parameters that are 0 and were given numbers for as long as this is compared."""
 
     loss: float
     gradients: Mapping[str, torch.Tensor]
     shapes: Mapping[str, torch.Size]
     dtype: torch.dtype
+    stirred: tuple[str, ...]
 
 
 def whole(network: nn.Module, measure: Measure, gang: Gang, inputs: torch.Tensor, target: torch.Tensor) -> Whole:
-    """The network as it was built, answering and differentiating in evaluation mode."""
+    """The network as it was built, answering and differentiating in evaluation mode. What is 0 is given numbers until `verify`
+    has compared: through the second matrix of a fresh LoRA, which is 0, no gradient would reach the first."""
     learning = {name: p for name, p in network.named_parameters() if p.requires_grad}
     shapes, dtype = {name: p.shape for name, p in learning.items()}, next(iter(learning.values())).dtype
+    stirred = stir(learning)
     if gang.rank:
-        return Whole(0.0, {}, shapes, dtype)
+        return Whole(0.0, {}, shapes, dtype, stirred)
     was = network.training
     network.eval()
     loss, _ = measure(network(inputs), target)
     found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True, materialize_grads=True)
     network.train(was)
-    return Whole(float(loss.detach()), dict(zip(learning, found, strict=True)), shapes, dtype)
+    return Whole(float(loss.detach()), dict(zip(learning, found, strict=True)), shapes, dtype, stirred)
+
+
+def stir(parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """Give those that are all 0 small numbers, the same on every rank; returns their names."""
+    draw, found = torch.Generator().manual_seed(0), []
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype) * _STIRRED)
+                found.append(name)
+    return tuple(found)
 
 
 def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Tensor, *, bf16: bool) -> None:
@@ -78,8 +94,10 @@ def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Te
             lengths[at] = _compare(parameters[name], expected)
         lengths[-1, 1] += before.loss if at == 0 and spread.gang.rank == 0 else 0.0
     distributed.all_reduce(lengths)
-    for parameter in parameters.values():
+    for name, parameter in parameters.items():
         parameter.grad = None
+        if name in before.stirred:
+            local(parameter.data).zero_()
     tolerance = _BF16 if bf16 else _TOLERANCE.get(before.dtype, _BF16)
     _judge(list(before.shapes), lengths.tolist(), tolerance, spread)
 

@@ -25,7 +25,8 @@ from modelyard.training.config import CausalLm, TrainConfig
 from modelyard.training.recipes import Plan, lora
 from modelyard.training.recipes.finetuning import Tuning, Wrapped
 from modelyard.training.recipes.packing import IGNORED, Blocks, pack
-from modelyard.training.recipes.pretrained import check_folder, split_of
+from modelyard.training.recipes.pretrained import check_folder
+from modelyard.training.recipes.splits import split_of
 from modelyard.training.recipes.texts import conversations, documents
 
 _PROBE = 12  # tokens: two documents of as many in one block, and alone

@@ -13,7 +13,6 @@ import torch
 
 from modelyard.engines.huggingface import CONFIG, copy_companions, hub, open_model
 from modelyard.errors import Invalid
-from modelyard.training.split import Split
 
 
 def check_folder(folder: Path | None, recipe: str) -> Path:
@@ -55,13 +54,3 @@ def save_network(network: Any, state: Mapping[str, torch.Tensor], base: Path, fo
     copy_companions(base, folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone
-
-
-def split_of(network: Any, prefix: str) -> Split:
-    """How a model of transformers may be split over ranks: by its own blocks. `prefix`: its name in the network."""
-    kinds = set(getattr(network, "_no_split_modules", None) or ())
-    for name, part in network.named_modules():
-        head, _, last = name.rpartition(".")
-        if type(part).__name__ in kinds and last.isdigit():
-            return Split(blocks=f"{prefix}.{head}.*")
-    return Split()

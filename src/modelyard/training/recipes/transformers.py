@@ -25,7 +25,8 @@ from modelyard.training.config import TrainConfig
 from modelyard.training.recipes import Plan, lora
 from modelyard.training.recipes.finetuning import Tuning, Wrapped
 from modelyard.training.recipes.image_classifier import image_input
-from modelyard.training.recipes.pretrained import check_folder, split_of
+from modelyard.training.recipes.pretrained import check_folder
+from modelyard.training.recipes.splits import split_of
 
 PROCESSOR = "preprocessor_config.json"
 _AT_ONCE = 256  # texts that the tokenizer is given together
