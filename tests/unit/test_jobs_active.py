@@ -56,6 +56,31 @@ def test_processor_time_counts_as_last_heard(active: Active) -> None:
     assert active.cpu_us == 2_000_000
 
 
+def test_one_that_says_it_waits_and_computes_holds_its_processors(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def beats(seconds: int, rate: float, used: float) -> float:
+        for _ in range(seconds):
+            clock[0] += 1.0
+            take(active, "beat", cpu_seconds=(used := used + rate))
+        return used
+
+    used = beats(30, 1.0, 0.0)
+    active.watching = True
+    used = beats(30, 0.2, used)
+    assert active.idle
+    used = beats(11, 0.9, used)
+    assert not active.idle
+    used = beats(20, 0.0, used)
+    assert active.idle
+    used = beats(20, 1.0, used)
+    active.watching = False
+    beats(1, 1.0, used)
+    active.waits[1] = "child"
+    assert active.idle
+
+
 def test_what_an_earlier_control_left_is_charged_without_what_was_already(active: Active, tmp_path: Path) -> None:
     job = replace(active.job, cpu_us=5_000_000, facts={"0": {"samples": 3}, "1": {"samples": 4}})
     left = Active.left(job, tmp_path, 2_000_000)

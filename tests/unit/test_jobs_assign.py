@@ -126,6 +126,12 @@ def test_a_parent_whose_children_have_ended_comes_before_the_queue() -> None:
     assert plan.waits["parent"].why == "waits for 2 CPUs, 1 of 2 is free; 1st"
 
 
+def test_a_parent_that_never_gave_its_room_away_goes_on_at_once() -> None:
+    parent = runs("parent", 2, resumes=True)
+    plan = assign(cluster(2), line(1), [parent])
+    assert (plan.resume, plan.start) == (("parent",), {})
+
+
 def test_a_parent_goes_on_where_it_is() -> None:
     parent = runs("parent", 2, "n0", waits=True, resumes=True)
     plan = assign(cluster(2, 4), line(1, 3), [parent, runs("child", 1, "n0")])

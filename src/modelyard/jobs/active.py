@@ -29,6 +29,8 @@ _MOST_FACTS = 256 << 10
 _ESTIMATE, _NO_MEMORY = "memory_estimate", "ran out of memory"
 # Microseconds of processor time, so that a gang which sleeps costs the database nothing.
 _WORTH_WRITING = 100_000
+# Seconds over which an idle gang is watched, and processors that one uses at most in them which really only waits and decides.
+_WINDOW, _LITTLE = 10.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Active:
     _bytes: dict[str, int] = field(default_factory=dict)
     _full: bool = False
     _cpu_us: int = 0
+    _window: tuple[float, int] | None = None
+    _computes: bool = False
 
     @classmethod
     def left(cls, job: Job, folder: Path, charged_us: int) -> Active:
@@ -114,7 +118,12 @@ class Active:
 
     @property
     def idle(self) -> bool:
-        """Whether it only waits for its children, or looks after them, and so holds no processors."""
+        """Whether it only waits for its children, or looks after them, and so holds no processors. One that computes all the
+        same does hold them."""
+        return self._says_idle and not self._computes
+
+    @property
+    def _says_idle(self) -> bool:
         return bool(self.waits) or self.watching
 
     def take(self, events: Sequence[Event]) -> None:
@@ -145,6 +154,7 @@ class Active:
                 self.questions.append(Question(int(body["ask"]), kind, body))
             case "beat":
                 self._use(_microseconds(body["cpu_seconds"]))
+                self._watch(_microseconds(body["cpu_seconds"]))
             case "ended":
                 pass
             case _:
@@ -183,6 +193,17 @@ class Active:
         if cpu_us - self._cpu_us >= _WORTH_WRITING:
             self._cpu_us = cpu_us
             self.changes["cpu_us"] = self.job.cpu_us + cpu_us
+
+    def _watch(self, cpu_us: int) -> None:
+        """See whether a gang that says it waits uses processors, window by window."""
+        if not self._says_idle:
+            self._window, self._computes = None, False
+            return
+        moment = time.monotonic()
+        began, used = self._window = self._window or (moment, cpu_us)
+        if moment - began >= _WINDOW:
+            self._computes = (cpu_us - used) / 1e6 > _LITTLE * (moment - began)
+            self._window = (moment, cpu_us)
 
     def check_output(self, body: Mapping[str, Any]) -> tuple[str, Path, str | None, dict[str, Any], str | None]:
         """The parts of a question to publish. Raises `Invalid` or `Conflict` for what cannot be an output."""

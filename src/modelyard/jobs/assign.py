@@ -39,8 +39,9 @@ class Queued:
 @dataclass(frozen=True, slots=True)
 class Running:
     """A job whose gang is there. While it waits for its children its ranks are idle and do not count; `resumes` once they have
-    ended and it wants its room back. `left` is the most seconds it will still run, None where nobody knows; `age` how many it
-    has run; `yields`: it has a checkpoint, so that it may be sent back; `leaves`: it was, and is about to end."""
+    ended and it wants its room back, if it ever gave it away. `left` is the most seconds it will still run, None where nobody
+    knows; `age` how many it has run; `yields`: it has a checkpoint, so that it may be sent back; `leaves`: it was, and is about
+    to end."""
 
     id: str
     nodes: Placement
@@ -98,7 +99,7 @@ def assign(
     projects = {job.project for job in queued} | {gang.project for gang in running}
     had = {project: standing.share(project) * len(projects) for project in projects} if len(projects) > 1 else {}
     for gang in sorted(running, key=lambda gang: -gang.priority):
-        if gang.waits and gang.resumes:
+        if gang.resumes:
             pass_.resume(gang)
     for job in line(queued, standing):
         pass_.consider(job)
@@ -128,6 +129,9 @@ class _Pass:
 
     def resume(self, gang: Running) -> None:
         """Let a parent go on, on the nodes where it is."""
+        if not gang.waits:
+            self._resume.append(gang.id)
+            return
         spots = self.room.spots(gang.nodes)
         fits = all(slots_on(self.room.free[:, node].tolist(), gang.each) >= ranks for node, ranks in spots)
         if fits and (self._kept is None or self._kept.allows(spots, gang.each, gang.left)):

@@ -64,7 +64,7 @@ def gang(active: Active) -> Running:
     return Running(
         job.id,
         active.nodes,
-        waits=bool(active.waits) or active.idle,
+        waits=active.idle,
         resumes=active.resumes,
         priority=job.priority,
         project=job.project,
