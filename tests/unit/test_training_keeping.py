@@ -1,5 +1,7 @@
 """Checkpoints beside training: one at a time, and what goes wrong in one is no more than that."""
 
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,33 @@ def test_what_fails_is_told_and_training_goes_on(tmp_path: Path, error: Exceptio
     keeper.keep(2, tmp_path / "2", text("two"))
     keeper.wait()
     assert [step for step, *_ in context.stored] == [2]
+
+
+def test_another_rank_writes_its_part_and_leaves_the_rest_to_rank_0(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    context.rank = 1
+    keeper = Keeper(context)
+    keeper.keep(1, tmp_path / "1", text("a part"))
+    keeper.wait()
+    assert context.stored == []
+    assert (tmp_path / "1" / "text").read_text() == "a part"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_training_goes_before_its_checkpoint(tmp_path: Path) -> None:
+    own, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def write(folder: Path) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+        text("one")(folder)
+
+    context = Context(tmp_path)
+    context.gate.set()
+    keeper = Keeper(context)
+    keeper.keep(1, tmp_path / "1", write)
+    keeper.wait()
+    assert seen == [min(19, own + 10)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_a_cancelled_job_waits_no_longer(tmp_path: Path) -> None:
