@@ -5,7 +5,7 @@ they hold the same parts (HSDP). This is also how `data` goes together with `ten
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -22,12 +22,6 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
     """In place: each block is a unit, the rest another. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means
     over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
-    for name, parameter in network.named_parameters():
-        if parameter.dim() == 0:
-            raise Invalid(
-                f"The parameter '{name}' is a number without a dim, which the axis shard cannot hold in parts, nor data beside "
-                "another axis, nor bf16: give it the shape [1]."
-            )
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
     for norm in _batch_norms(network) if bf16 else ():
@@ -38,6 +32,21 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, 
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean
+
+
+def check_parts(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Raises `Invalid` where a parameter of the whole network cannot be held in parts, or not together with all that it is."""
+    unit = {id(parameter): at for at, block in enumerate(blocks) for parameter in block.parameters()}
+    inside = {id(module): at for at, block in enumerate(blocks) for module in block.modules()}
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.dim() == 0:
+                raise Invalid(
+                    f"The parameter '{name}' is a number without a dim, which the axis shard cannot hold in parts, nor data "
+                    "beside another axis, nor bf16: give it the shape [1]."
+                )
+            if unit.get(id(parameter)) != inside.get(id(module)):
+                raise Invalid(f"'{name}' is one parameter with another of a different block, which are held apart.")
 
 
 def _batch_norms(network: nn.Module) -> Iterator[nn.Module]:

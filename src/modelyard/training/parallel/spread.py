@@ -23,7 +23,7 @@ from modelyard.training.parallel.cut import borders, cut, held
 from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
 from modelyard.training.parallel.pipe import VIRTUAL, Pipe
 from modelyard.training.parallel.recompute import recompute
-from modelyard.training.parallel.shard import shard
+from modelyard.training.parallel.shard import check_parts, shard
 from modelyard.training.parallel.steps import Measure, Runner, Steps, Sums
 from modelyard.training.parallel.tensor import add_up, settle, split_layers
 from modelyard.training.split import Layout, Split, layout, owner
@@ -190,6 +190,8 @@ def spread(
         return Spread(gang, mesh, place, (network,), steps, owners, None, partly=partly)
     for tensor in network.state_dict().values():  # what a class draws at random without torch differs between ranks
         distributed.broadcast(tensor, src=0)
+    if mesh.replicas > 1 or options.precision == "bf16":
+        check_parts(network, [network.get_submodule(name) for name in plan.blocks])
     devices = init_device_mesh(gang.device.type, mesh.shape, mesh_dim_names=AXES)
     between = borders(network, plan.stages, example, passes=plan.passes) if mesh.pipe > 1 else []
     here = range(place.pipe, stages, mesh.pipe) if between else []
