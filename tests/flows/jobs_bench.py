@@ -21,7 +21,7 @@ from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.scheduler import Scheduler
 from modelyard.jobs.types import Job, Submission
 from modelyard.kinds import JobKind
-from modelyard.plugins import Registry
+from modelyard.plugins import Registry, load
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts, open_store
 from modelyard.tenancy import service as tenancy
@@ -88,7 +88,8 @@ class Bench:
 
     def start(self) -> None:
         """A control begins."""
-        self.executor = LocalExecutor(self.settings, extra_readonly=[HERE])
+        make = load("modelyard.jobs.ray.executor:RayExecutor") if self.settings.cluster else LocalExecutor
+        self.executor = make(self.settings, extra_readonly=[HERE])
         self.scheduler = Scheduler(self.db, self.artefacts, self.executor, self.settings, self.kinds)
         self.scheduler.recover()
 

@@ -346,4 +346,5 @@ NAMES = [
     "breeds",
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}
+KINDS["crosses"] = JobKind("crosses", Plan, "kinds_with_torch:crosses", gang=True)
 KINDS["strands"] = JobKind("strands", Plan, "kinds_with_torch:strands", gang=True)

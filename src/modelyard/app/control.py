@@ -18,6 +18,7 @@ from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.routes import routes as jobs_routes
 from modelyard.jobs.scheduler import Scheduler
 from modelyard.jobs.types import Executor
+from modelyard.plugins import load
 from modelyard.serving import service as serving
 from modelyard.serving.controller import Controller
 from modelyard.serving.probe import probe
@@ -74,6 +75,14 @@ def metrics() -> Response:
     return Response(telemetry.exposition(), media_type="text/plain; version=0.0.4")
 
 
+def executor(settings: Settings) -> Executor:
+    """What runs gangs and replicas: this machine's supervisor, or the cluster that is named."""
+    if not settings.cluster:
+        return LocalExecutor(settings)
+    made: Executor = load("modelyard.jobs.ray.executor:RayExecutor")(settings)
+    return made
+
+
 def healthy() -> dict[str, str]:
     """Control answers."""
     return {"status": "ok"}
@@ -82,7 +91,7 @@ def healthy() -> dict[str, str]:
 def run(settings: Settings) -> None:
     """Run control until SIGTERM."""
     telemetry.configure("control", settings.log_level)
-    app = build(settings, LocalExecutor(settings))
+    app = build(settings, executor(settings))
     idempotency.abandon(app.state.db)
     stop = threading.Event()
     loops = [threading.Thread(target=loop.run, args=(stop,), name=type(loop).__name__) for loop in _loops(app)]

@@ -14,10 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from modelyard import telemetry
+from modelyard.app.cluster import Joined, join
 from modelyard.app.process import SETTINGS
 from modelyard.errors import Conflict, Crashed, Invalid, from_wire
 from modelyard.jobs import sandbox
@@ -47,7 +49,9 @@ def up(settings: Settings, ready: Ready | None = None, ending: Ending | None = N
                 sys.stderr.write(f"{warning}\n")
             url = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
             _prepare(settings, url)
-            asyncio.run(_run(settings, listener, url, ready, ending))
+            with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+                joined = join(settings, Path(folder))
+                asyncio.run(_run(joined, listener, url, ready, ending))
     finally:
         os.close(held)
 
@@ -57,7 +61,7 @@ def node(settings: Settings) -> None:
     telemetry.configure("supervisor", settings.log_level)
     held = lock(settings.data)
     try:
-        asyncio.run(_run(settings, None, "", None, None))
+        asyncio.run(_run(Joined(settings), None, "", None, None))
     finally:
         os.close(held)
 
@@ -98,17 +102,17 @@ def _prepare(settings: Settings, url: str) -> None:
         raise from_wire(said["code"], said["message"])
 
 
-async def _run(
-    settings: Settings, listener: socket.socket | None, url: str, ready: Ready | None, ending: Ending | None
-) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+async def _run(joined: Joined, listener: socket.socket | None, url: str, ready: Ready | None, ending: Ending | None) -> None:
+    stop, loop, settings = asyncio.Event(), asyncio.get_running_loop(), joined.settings
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(settings.run, settings.jobs)
     await supervisor.start()
     try:
         if listener is not None:
-            env, logs = environment(settings), settings.logs
+            env, logs = environment(settings) | dict(joined.environment or {}), settings.logs
+            if joined.argv:
+                supervisor.keep("ray", list(joined.argv), env=env, log_file=logs / "ray.log")
             supervisor.keep("control", command("control", settings), env=env, log_file=logs / "control.log")
             gateway = command("gateway", settings, "{fd0}")
             supervisor.keep("gateway", gateway, env=env, log_file=logs / "gateway.log", fds=[listener.fileno()])

@@ -26,11 +26,17 @@ Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port to listen on, 8080 where not said; 0 picks a free one.", show_default=False),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster that runs jobs and replicas: HOST:PORT, ray://HOST:PORT, or 'ray': its own, here.", show_default=False
+    ),
+]
 
 
-def up(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
+def up(data: Folder = None, host: Host = None, port: Port = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
     """Start a whole platform on this machine; Ctrl-C ends it."""
-    settings = load("modelyard.settings:read")(data=data, host=host, port=port)
+    settings = load("modelyard.settings:read")(data=data, host=host, port=port, cluster=cluster)
 
     def ready(url: str) -> None:
         profile = settings.data / "profile.json"
@@ -63,9 +69,9 @@ def gateway(data: Folder = None, host: Host = None, port: Port = None, as_json: 
     _start("gateway", "gateway:run", as_json, data=data, host=host, port=port)
 
 
-def control(data: Folder = None, as_json: AsJson = False) -> None:
+def control(data: Folder = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
     """Start control alone: the management API, the scheduler and the controller."""
-    _start("control", "control:run", as_json, data=data)
+    _start("control", "control:run", as_json, data=data, cluster=cluster)
 
 
 def node(data: Folder = None, as_json: AsJson = False) -> None:

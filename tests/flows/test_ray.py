@@ -1,0 +1,117 @@
+"""A real Ray cluster of several nodes: gangs across them, the loss of one, control's end, and replicas."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs_bench import Bench, bench, eventually, processes_with
+from ray_cluster import cluster
+
+from modelyard.client import Yard
+from modelyard.jobs.types import State
+from modelyard.testing import yard
+
+MODULE = """
+from torch import nn
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(2, 1, bias=False)
+
+    def forward(self, x):
+        return self.scale(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    with cluster(2, 2, 2) as made:
+        yield made
+
+
+@pytest.fixture
+def there(ray: Any, tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path / "yard", cluster=ray[1]) as made:
+        yield made
+
+
+def lose(ray: Any, node: str) -> None:
+    """End a node of the cluster at once."""
+    (raylet,) = [one for one in ray[0].worker_nodes if node.endswith(one.node_id[:8])]
+    ray[0].remove_node(raylet, allow_graceful=False)
+
+
+def line_of(pid: int) -> list[tuple[int, str]]:
+    """A process, its parent and so on: number and command line."""
+    found = []
+    while pid > 1:
+        found.append((pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")))
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def steps(there: Bench, job: str) -> list[int]:
+    return [event["step"] for event in there.events(job) if event["type"] == "metric"]
+
+
+def begun(there: Bench, job: str) -> list[str]:
+    return sorted(line for line in there.log(job).splitlines() if line.startswith("begins"))
+
+
+def test_a_gang_across_nodes_survives_the_loss_of_one(ray: Any, there: Bench) -> None:
+    job = there.submit("crosses", ranks=4, number=6, rank=3)
+    there.until(lambda: 3 in steps(there, job))
+    first = there.scheduler._active[job].nodes
+    assert [ranks for _, ranks in first] == [2, 2]
+    assert begun(there, job) == ["begins at 0 with 2 of 4 ranks here"] * 4
+    lost = next(name for name, _ in first if any(name.endswith(one.node_id[:8]) for one in ray[0].worker_nodes))
+    lose(ray, lost)
+    (ended,) = there.finish(job)
+    assert (ended.state, ended.attempt) == (State.succeeded, 2), there.log(job)
+    assert f"attempt 1 was lost and is started again: The node {lost} was lost." in there.log(job)
+    assert begun(there, job)[4:] == ["begins at 3 with 2 of 4 ranks here"] * 4
+    assert steps(there, job) == [1, 2, 3, 4, 5, 6]
+    assert {e["values"]["ranks"] for e in there.events(job) if e["type"] == "metric"} == {4.0}
+    assert lost not in {node.name for node in there.executor.nodes()}
+
+
+def test_a_new_control_ends_what_the_last_one_left_and_starts_it_again(there: Bench) -> None:
+    job = there.submit("counts", number=4, rank=2)
+    (pid,) = there.until(lambda: there.job(job).facts and there.job(job).pids)
+    there.lose_control()
+    assert Path(f"/proc/{pid}").exists()
+    there.start()
+    (ended,) = there.finish(job)
+    assert (ended.state, ended.attempt, ended.abandoned) == (State.succeeded, 2, 1), there.log(job)
+    assert "begins at 2" in there.log(job)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_parent_that_waits_leaves_its_room_to_its_children(there: Bench) -> None:
+    job = there.run("parent", number=3, resources={"cpus": 2})
+    assert job.state is State.succeeded, there.log(job.id)
+
+
+def answered(platform: Yard) -> Any:
+    return next(iter(platform.predict("twice", {"x": [[3.0, 4.0]]}).outputs.values())).tolist()
+
+
+def test_a_replica_on_the_cluster_answers_and_is_replaced_with_its_node(ray: Any, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "model.py").write_text(MODULE)
+    torch.save({"scale.weight": torch.tensor([[1.0, 2.0]])}, tmp_path / "twice.pth")
+    with yard(tmp_path / "yard", "--cluster", ray[1]) as platform:
+        module = f"{tmp_path / 'model.py'}:Twice"
+        platform.import_model("twice", tmp_path / "twice.pth", module=module, inputs=["x:FP32[-1,2]"])
+        platform.deploy("twice", "twice")
+        assert answered(platform) == [[11.0]]
+        pid = next(pid for pid in processes_with(f"{tmp_path}/yard/cache") if "modelyard.serving.replica" in line_of(pid)[0][1])
+        os.kill(next(pid for pid, command in line_of(pid) if "ray::Host" in command), signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{pid}").exists())
+        eventually(lambda: platform.deployment("twice")["state"] == "ready")
+        assert answered(platform) == [[11.0]]
