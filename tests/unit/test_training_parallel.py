@@ -9,7 +9,7 @@ from modelyard.kinds import FolderContext
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.mesh import Mesh
 from modelyard.training.parallel import Options, spread
-from modelyard.training.parallel.cut import borders, cut
+from modelyard.training.parallel.cut import borders, cut, release
 from modelyard.training.parallel.data import reads_buffers, replicated
 from modelyard.training.parallel.steps import pieces, weight
 from modelyard.training.parallel.verify import stir
@@ -155,6 +155,10 @@ def test_stages_run_the_networks_own_forward_where_it_passes():
     torch.manual_seed(0)
     network.train()
     assert torch.equal(dropped, network(rows)), "what lies between stages is done once"
+    release(network, [last])
+    assert [p.numel() for p in network.embed.parameters()] == [0, 0], "another stage holds it"
+    torch.manual_seed(0)
+    assert torch.equal(dropped, last(between[1], rows=rows))
 
 
 def test_what_is_0_is_given_numbers_to_be_compared_by():

@@ -1,12 +1,12 @@
 """First: a stage of the pipe keeps its own sub-modules of the sequence, and its forward is those one after another.
 
-Called by `spread`. Parameters keep their names; nothing is copied, and the network that was given stays whole.
+Called by `spread`. Parameters keep their names, and nothing is copied: the network that was given stays whole until `release`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,14 @@ def borders(
     if values[-1].shape != answer.shape or not torch.allclose(values[-1], answer, rtol=1e-4, atol=1e-6):
         raise Invalid(f"{what}: one after another the sub-modules do not give what forward of {type(network).__name__} gives.")
     return values
+
+
+def release(network: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Let go of what is in none of `parts`: another stage holds it."""
+    here = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if id(tensor) not in here:
+            tensor.data = tensor.data.new_empty(0)
 
 
 def _shell(module: nn.Module, name: str, units: Sequence[str], every: Sequence[str] | None = None) -> nn.Module:

@@ -19,7 +19,7 @@ from modelyard.training.gang import Gang
 from modelyard.training.mesh import AXES, Mesh, Place
 from modelyard.training.parallel import clip
 from modelyard.training.parallel.compile import compile_blocks
-from modelyard.training.parallel.cut import borders, cut, held
+from modelyard.training.parallel.cut import borders, cut, held, release
 from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
 from modelyard.training.parallel.pipe import VIRTUAL, Pipe
 from modelyard.training.parallel.recompute import recompute
@@ -198,6 +198,7 @@ def spread(
     held_here = {at: cut(network, plan.stages, at, passes=plan.passes) for at in here} or {0: network}
     for part in held_here.values():
         _apply(part, plan, options, devices, mesh)
+    release(network, held_here.values())
     runner: Runner
     if between:
         runner = Pipe(
