@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class Line(nn.Module):
         {does}
         return self.line(x)
 """
+MEMORY = 2_500_000_000
 LINE = {"name": "Line", "inputs": ["x"], "target": "y"}
 
 
@@ -232,17 +234,71 @@ def test_a_module_that_gives_up_fails_its_job_with_its_own_words(
         platform.train("gives-up", numbers, "module", code=tmp_path / "model.py", module=LINE, epochs=2, ranks=ranks)
     assert [text for text in says if text not in failed.value.message] == [], failed.value.message
     assert ("model", "gives-up") not in kept(platform)
+    job = platform.jobs()[0]
+    raised = [event["at"] for event in platform.events(job["id"]) if event["type"] == "log" and "Error" in event["text"]]
+    ended = datetime.fromisoformat(job["finished"])
+    assert all(ended - datetime.fromisoformat(moment) < timedelta(seconds=10) for moment in raised)
 
 
-def test_a_module_that_never_returns_is_ended(tmp_path: Path) -> None:
+# A platform whose ranks may take little memory and be silent for a few seconds
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    folder = tmp_path_factory.mktemp("strict")
+    (folder / "numbers.csv").write_text("x,y\n" + "".join(f"{n},{n / 7}\n" for n in range(200)))
+    (folder / "few").mkdir()
+    for name, rows in (("train", 1), ("validation", 5)):
+        (folder / "few" / f"{name}.jsonl").write_text("".join(f'{{"x": {n}.5, "y": {n}.25}}\n' for n in range(rows)))
+    limits = {"HEARTBEAT": "6", "MEMORY": str(MEMORY), "CPUS": "2"}
+    with yard(folder / "yard", **{f"MODELYARD_JOB_{name}": value for name, value in limits.items()}) as platform:
+        platform.import_dataset("numbers", folder / "numbers.csv", target="y")
+        platform.import_dataset("few", folder / "few", target="y")
+        yield platform
+
+
+def test_a_module_that_never_returns_is_ended(strict: Yard, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(CODE.format(does="while True: time.sleep(1)"))
-    (tmp_path / "numbers.csv").write_text("x,y\n" + "".join(f"{n},{n}\n" for n in range(200)))
-    with yard(tmp_path / "yard", MODELYARD_JOB_HEARTBEAT="6") as platform:
-        numbers = platform.import_dataset("numbers", tmp_path / "numbers.csv", target="y")["reference"]
-        job = platform.train("endless", numbers, "module", code=tmp_path / "model.py", module=LINE, wait=False)["id"]
-        with pytest.raises(TimedOut, match="no sign of life from any rank for 6 s"):
-            platform.result(job)
-        assert any("model.py" in line and "in forward" in line for line in platform.logs(job))
+    job = strict.train("endless", "numbers", "module", code=tmp_path / "model.py", module=LINE, wait=False)["id"]
+    with pytest.raises(TimedOut, match="no sign of life from any rank for 6 s"):
+        strict.result(job)
+    assert any("model.py" in line and "in forward" in line for line in strict.logs(job))
+
+
+def test_a_training_that_runs_out_of_memory_says_so_beside_its_estimate(strict: Yard, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        CODE.format(does="self.training and self.add_module(str(self.steps), nn.Linear(4096, 4096))")
+    )
+    with pytest.raises(Invalid) as failed:
+        strict.train("hoards", "numbers", "module", code=tmp_path / "model.py", module=LINE, batch_size=4)
+    said = failed.value.message
+    assert "The job ran out of memory: " in said, said
+    last = said.splitlines()[-1]
+    assert last.startswith("Estimated before the first step, at the least, in bytes of a rank: process ")
+    assert last.endswith(f"bound {MEMORY:,}.")
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_numbers_before_its_first_step(strict: Yard, tmp_path: Path) -> None:
+    large = CODE.format(does="pass").replace("self.steps = 0", "self.steps, self.large = 0, nn.Linear(9000, 9000)")
+    (tmp_path / "model.py").write_text(large)
+    with pytest.raises(Invalid, match=r"a rank needs at least parameters 324\.0 MB \+ .* and may take 2\.5 GB"):
+        strict.train("large", "numbers", "module", code=tmp_path / "model.py", module=LINE)
+    job = strict.jobs()[0]
+    assert (job["progress"], job["facts"]["0"]["memory_estimate"]["bound"]) == (None, MEMORY)
+
+
+def test_what_a_gang_cannot_share_is_refused(strict: Yard, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(CODE.format(does="pass"))
+    before = len(strict.jobs())
+    with pytest.raises(Invalid, match=r"A gang of 3 needs 3 CPUs at once; there are 2"):
+        strict.train("wide", "numbers", "module", code=tmp_path / "model.py", module=LINE, ranks=3)
+    with pytest.raises(Invalid, match=r"is of 4 ranks \(data 2 × shard 2\); the job has 2"):
+        strict.train("mesh", "numbers", "module", code=tmp_path / "model.py", module=LINE, ranks=2, mesh="data=2,shard=2")
+    assert len(strict.jobs()) == before
+    with pytest.raises(Invalid, match=r"The train split has 1 rows for 2 ranks"):
+        strict.train("few", "few", "module", code=tmp_path / "model.py", module=LINE, ranks=2)
+    with pytest.raises(NotFound, match=r"No feature 'z'\. There are: 'x', 'y'"):
+        strict.train("z", "numbers", "module", code=tmp_path / "model.py", module={**LINE, "inputs": ["z"]})
 
 
 # Things that are not there
