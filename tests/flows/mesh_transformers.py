@@ -21,11 +21,19 @@ with warnings.catch_warnings():
     from transformers import (
         BertConfig,
         BertForSequenceClassification,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         GPT2Config,
         GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
         LlamaConfig,
         LlamaForCausalLM,
         LlamaForSequenceClassification,
+        Olmo2Config,
+        Olmo2ForCausalLM,
+        Phi3Config,
+        Phi3ForCausalLM,
         Qwen3Config,
         Qwen3ForCausalLM,
         ViTConfig,
@@ -35,6 +43,7 @@ with warnings.catch_warnings():
 WORDS, LENGTH, CLASSES = 96, 12, 3
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 LLAMA = {**SIZES, "vocab_size": WORDS, "num_key_value_heads": 2, "max_position_embeddings": 64}
+OWN = {"tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 BERT = {**SIZES, "vocab_size": WORDS, "max_position_embeddings": 64, "num_labels": CLASSES, "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0}  # fmt: skip
 KINDS = {
@@ -59,6 +68,12 @@ KINDS = {
             **changes,
         )
     ),
+    "gemma": lambda changes: Gemma3ForCausalLM(
+        Gemma3TextConfig(**{**LLAMA, **OWN, "head_dim": 8, "sliding_window": 4, **changes})
+    ),
+    "phi": lambda changes: Phi3ForCausalLM(Phi3Config(**{**LLAMA, **OWN, **changes})),
+    "olmo": lambda changes: Olmo2ForCausalLM(Olmo2Config(**{**LLAMA, **OWN, **changes})),
+    "neox": lambda changes: GPTNeoXForCausalLM(GPTNeoXConfig(**{**LLAMA, **changes})),
     "bert": lambda changes: BertForSequenceClassification(BertConfig(**{**BERT, **changes})),
     "vit": lambda changes: ViTForImageClassification(
         ViTConfig(**{**SIZES, "image_size": 8, "patch_size": 4, "num_labels": CLASSES, **changes})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_training_meshes import HERE, Launcher, agrees
+from test_training_meshes import HERE, Launcher, agrees, apart
 
 LORA, TIED = {"adapted": {}}, {"tie_word_embeddings": True}
 MESHES = ["data=2", "shard=2", "tensor=2", "pipe=2", "data=2,shard=2", "data=2,tensor=2", "shard=2,tensor=2", "tensor=2,pipe=2",
@@ -43,6 +43,22 @@ def test_a_mesh_trains_what_one_process_trains(gang, model, mesh, arguments):
 @pytest.mark.parametrize("model", ["llama", "llama-classifier", "qwen", "bert", "vit"])
 def test_every_mesh_trains_what_one_process_trains(gang, model, mesh, arguments):
     agrees(gang, model, mesh, arguments=arguments)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mesh", ["tensor=2", "pipe=2", "shard=2,tensor=2"])
+@pytest.mark.parametrize("arguments", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("model", ["phi", "olmo", "neox"])
+def test_other_classes_train_what_one_process_trains(gang, model, mesh, arguments):
+    agrees(gang, model, mesh, arguments=arguments)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mesh", ["tensor=2", "pipe=2"])
+def test_a_class_whose_norms_compute_in_float32_agrees_to_that(gang, mesh):
+    said, state = gang("gemma", mesh)
+    assert "message" not in said[0], said[0]
+    assert apart(state, gang.alone("gemma")[1]) <= 1e-5
 
 
 @pytest.mark.soak

@@ -75,6 +75,7 @@ def test_without_blocks_there_is_no_order():
     [
         ("columns", {".base_layer": "columns", ".lora_B.*": "columns"}),
         ("rows", {".base_layer": "rows", ".lora_A.*": "rows"}),
+        ("scattered", {".base_layer": "scattered", ".lora_A.*": "scattered"}),
         ("gathered", {".base_layer": "gathered", ".lora_B.*": "gathered"}),
     ],
 )

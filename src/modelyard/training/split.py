@@ -19,9 +19,10 @@ from torch import nn
 from modelyard.errors import Invalid
 from modelyard.training.mesh import Limits, Mesh
 
-# A linear layer in parts: by outputs that stay in parts, by inputs that come in parts, by outputs that are put together. And
-# any layer that stays whole but is applied to parts, as a norm of each head: its gradients are added up.
-STYLES = ("columns", "rows", "gathered", "shared")
+# A linear layer in parts: by outputs that stay in parts, by inputs that come in parts, by outputs that are put together, by
+# inputs that come whole. And any layer that is whole but applied to parts, as a norm of each head: its gradients are added up.
+STYLES = ("columns", "rows", "gathered", "scattered", "shared")
+BY_INPUTS = ("rows", "scattered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def _parts(split: Split, network: nn.Module) -> list[tuple[str, int]]:
             if style == "shared":
                 continue
             if isinstance(layer, nn.Linear):
-                dim, size = ("in_features", layer.in_features) if style == "rows" else ("out_features", layer.out_features)
+                dim, size = ("in_features", layer.in_features) if style in BY_INPUTS else ("out_features", layer.out_features)
             elif isinstance(layer, nn.Embedding) and style == "rows":
                 dim, size = "num_embeddings", layer.num_embeddings
             else:

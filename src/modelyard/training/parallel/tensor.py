@@ -12,6 +12,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 
 from modelyard.training.parallel.clip import local
 from modelyard.training.parallel.cut import held
+from modelyard.training.split import BY_INPUTS
 
 
 def split_layers(network: nn.Module, mesh: DeviceMesh, styles: Mapping[str, str]) -> None:
@@ -38,6 +39,7 @@ def add_up(parameters: Iterable[nn.Parameter], group: ProcessGroup | None) -> No
 
 
 def _style(layer: nn.Module, name: str) -> ParallelStyle:
-    if name == "rows":
-        return RowwiseParallel(input_layouts=Replicate() if isinstance(layer, nn.Embedding) else Shard(-1))
+    if name in BY_INPUTS:
+        whole = name == "scattered" or isinstance(layer, nn.Embedding)
+        return RowwiseParallel(input_layouts=Replicate() if whole else Shard(-1))
     return ColwiseParallel(output_layouts=Replicate()) if name == "gathered" else ColwiseParallel()

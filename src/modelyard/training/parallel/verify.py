@@ -24,8 +24,9 @@ from modelyard.training.parallel.clip import local
 from modelyard.training.parallel.spread import Spread
 from modelyard.training.parallel.steps import Measure
 
-# Of a gradient's length: what the order of sums may change, with a margin. A wrong split changes tenths and more.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
+# Of a gradient's length: what the order of sums may change, with a margin (some norms compute in float32 whatever they are
+# given). A wrong split changes tenths and more.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _BF16 = 0.15
 _STIRRED = 0.02
 _SMALL = 0.01  # of the whole gradient's length: shorter ones (some are 0 but for rounding) are compared with that

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from modelyard.training.split import Split
+from modelyard.training.split import BY_INPUTS, Split
 
 # transformers' words for our styles. What else it has (experts, packed layers) is not split here.
 _STYLES = {
     "colwise": "columns",
     "rowwise": "rows",
     "colwise_gather_output": "gathered",
+    "rowwise_split_input": "scattered",
     "embedding_rowwise": "rows",
     "replicated_with_grad_allreduce": "shared",
 }
@@ -115,5 +116,5 @@ def parts(layer: nn.Module, style: str) -> dict[str, str]:
     """A layer under LoRA is three: its own, and two small ones of which one is split as it is, where they meet."""
     if not hasattr(layer, "base_layer"):
         return {"": style}
-    small = "lora_A" if style == "rows" else "lora_B"
+    small = "lora_A" if style in BY_INPUTS else "lora_B"
     return {".base_layer": style, f".{small}.*": style}
