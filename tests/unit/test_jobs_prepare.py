@@ -51,6 +51,8 @@ def test_earlier_attempts_count_against_its_time(
 ) -> None:
     gang = prepared(office, replace(job, timeout=asked, started=now() - timedelta(seconds=spent)), tmp_path / "job")
     assert gang.timeout == pytest.approx(left, abs=1.0)
+    before = replace(job, timeout=asked, started=None, spent=float(spent))  # it made room, and waited for what time ever
+    assert prepared(office, before, tmp_path / "again").timeout == pytest.approx(left, abs=1.0)
 
 
 def test_only_a_later_attempt_resumes(office: Office, job: Job, tmp_path: Path) -> None:
@@ -63,6 +65,10 @@ def test_only_a_later_attempt_resumes(office: Office, job: Job, tmp_path: Path) 
     assert resume is not None
     assert (resume / "step").read_text() == "5"
     assert prepared(office, replace(job, id="another", attempt=2), tmp_path / "third").resume is None
+    (key,) = (key for key, data in office.store.objects.items() if data == b"5")
+    office.store.objects[key] = b"6"
+    with pytest.raises(Damaged, match="No checkpoint of this job is whole: The file 'step' is damaged"):
+        prepared(office, replace(job, attempt=2), tmp_path / "fourth")
 
 
 def test_an_input_that_changed_is_refused(office: Office, job: Job, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from modelyard.db import now
+from modelyard.errors import Damaged
 from modelyard.jobs.active import Active
-from modelyard.jobs.types import Gang, GangInput
+from modelyard.jobs.types import Gang, GangInput, Job
 from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
@@ -14,7 +17,8 @@ from modelyard.storage import Artefacts
 def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, settings: Settings) -> Gang:
     """Verified inputs, the newest checkpoint of an earlier attempt, a fresh work folder, the time that is left.
 
-    Raises `NotFound` or `Damaged` for an input, `Unavailable` where the store fails.
+    Raises `NotFound` or `Damaged` for an input, `Damaged` where no checkpoint is whole that was kept, `Unavailable` where the
+    store fails.
     """
     job, kind = active.job, kinds.get(active.job.kind)
     work = active.folder / "work"
@@ -23,7 +27,7 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         one.role: GangInput(one.reference, one.artefact, one.metadata, artefacts.local(job.project, one.artefact))
         for one in job.resolved
     }
-    resume = artefacts.latest_checkpoint(job.project, job.id, active.folder / "resume") if job.attempt > 1 else None
+    resume = _newest(job, artefacts, active.folder / "resume") if job.attempt > 1 else None
     return Gang(
         token=active.token,
         job=job.id,
@@ -42,3 +46,10 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         timeout=max(1.0, (job.timeout or settings.job_timeout) - job.ran(now())),
         heartbeat=settings.job_heartbeat,
     )
+
+
+def _newest(job: Job, artefacts: Artefacts, target: Path) -> Path | None:
+    try:
+        return artefacts.latest_checkpoint(job.project, job.id, target)
+    except Damaged as error:
+        raise Damaged(f"No checkpoint of this job is whole: {error.message} Submit it anew.") from error
