@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelyard.errors import Unavailable
@@ -31,7 +31,7 @@ class Joined:
 
     settings: Settings
     argv: tuple[str, ...] = ()
-    environment: Mapping[str, str] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def join(settings: Settings, folder: Path) -> Joined:
@@ -41,17 +41,21 @@ def join(settings: Settings, folder: Path) -> Joined:
     """
     if not settings.cluster or settings.cluster.startswith("ray://"):
         return Joined(settings)
+    # Ray's guard of memory ends its own workers: ours is the one that holds everything else. The launchers guard the gangs.
+    environment = {"RAY_memory_monitor_refresh_ms": "0"}
     common = ["--block", "--disable-usage-stats", "--object-store-memory", str(_STORE)]
     if settings.cluster != OWN:
         host = settings.cluster.rpartition(":")[0]
         same = ["--node-ip-address", host] if host.startswith("127.") else []
-        return Joined(settings, (_program(), "start", "--address", settings.cluster, "--num-cpus", "0", *same, *common))
+        words = ["start", "--address", settings.cluster, "--num-cpus", "0", "--num-gpus", "0", *same, *common]
+        return Joined(settings, (_program(), *words), environment)
     port = _free_port()
     cpus = str(settings.job_cpus or os.cpu_count() or 1)
     head = ["--head", "--node-ip-address", _LOOPBACK, "--port", str(port), "--include-dashboard", "false"]
     argv = (_program(), "start", *head, "--num-cpus", cpus, "--temp-dir", str(folder), *common)
     found = settings.model_copy(update={"cluster": f"{_LOOPBACK}:{port}"})
-    return Joined(found, argv, {**_token(settings.data), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    # Ray takes 127.0.0.1 for a mistake, and listens on all of the machine's addresses, unless it is told that it has but this.
+    return Joined(found, argv, {**environment, **_token(settings.data), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
 
 
 def _token(data: Path) -> dict[str, str]:

@@ -110,7 +110,7 @@ async def _run(joined: Joined, listener: socket.socket | None, url: str, ready: 
     await supervisor.start()
     try:
         if listener is not None:
-            env, logs = environment(settings) | dict(joined.environment or {}), settings.logs
+            env, logs = environment(settings) | dict(joined.environment), settings.logs
             if joined.argv:
                 supervisor.keep("ray", list(joined.argv), env=env, log_file=logs / "ray.log")
             supervisor.keep("control", command("control", settings), env=env, log_file=logs / "control.log")

@@ -46,6 +46,7 @@ def examine(settings: Settings) -> list[Check]:
             "to train and to serve torch models: pip install 'modelyard[train]'; pytorch.org says how to get its CPU build",
         ),
         library("onnxruntime", "to optimise and to serve ONNX models: pip install 'modelyard[onnx]'"),
+        *([library("ray", "for the cluster: pip install 'modelyard[ray]'")] if settings.cluster else []),
         library("scikit-learn", "to import its data sets: pip install 'modelyard[data]'"),
         bubblewrap(settings.sandbox),
         disk(settings.data),

@@ -89,8 +89,8 @@ class Cluster:
         while True:
             try:
                 ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False, **local)
-            except (ConnectionError, RayError, ImportError) as error:
-                if isinstance(error, ImportError) or time.monotonic() > deadline:
+            except (ConnectionError, RayError, ValueError) as error:
+                if isinstance(error, ValueError) or time.monotonic() > deadline:
                     raise Unavailable(f"The Ray cluster at {address} cannot be joined: {_short(error)}") from error
                 time.sleep(0.5)
             else:

@@ -7,9 +7,11 @@ while, they end. Settings, keys and the database stay with control.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -47,7 +49,8 @@ class Host:
         telemetry.configure("node", "info")
         asked = json.loads(said)
         self._node = str(asked["node"])
-        folder = Path(tempfile.mkdtemp(prefix="modelyard-"))
+        _be_spared()
+        folder = _folder()
         settings = Settings(data=folder, sandbox=asked["sandbox"], job_memory=asked["job_memory"])
         self._supervisor = _supervise(settings)
         readonly = [Path(path) for path in asked["readonly"]]
@@ -164,6 +167,20 @@ def ended(error: ModelyardError) -> Event:
     """The last word about a gang, or a part of one, that cannot say it itself."""
     said = {"code": error.code, "message": error.message}
     return Event("ended", {"ok": False, "cancelled": False, "error": said, "signal": None, "cpu_seconds": 0.0})
+
+
+def _be_spared() -> None:
+    """Not be the first to go when the machine runs out of memory, as Ray would have its workers: all else here goes with us."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("0")
+
+
+def _folder() -> Path:
+    """A private one for the supervisor's socket, on this node; those of dead processes are removed."""
+    for left in Path(tempfile.gettempdir()).glob("modelyard-node-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"modelyard-node-{os.getpid()}-"))
 
 
 def _supervise(settings: Settings) -> subprocess.Popen[bytes]:

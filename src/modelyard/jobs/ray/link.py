@@ -44,7 +44,7 @@ class Link:
         taken = self._answer(remote.ask(_wire({"do": "take", "holder": self._holder})), _FIRST)
         if taken["version"] != __version__:
             theirs = f"The node {machine.name} has Modelyard {taken['version']}, control {__version__}"
-            raise Unavailable(f"{theirs}: install the same on all of a cluster's nodes.")
+            raise Unavailable(f"{theirs}: install the same on all nodes, and start Ray there anew.")
         self.wrong = {token: from_wire(error["code"], error["message"]) for token, error in taken["wrong"].items()}
         self._thread = threading.Thread(target=self._run, name=f"link to {machine.name}", daemon=True)
         self._thread.start()
