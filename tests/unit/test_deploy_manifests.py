@@ -139,6 +139,11 @@ def test_ray_is_the_version_that_is_pinned_and_shows_no_dashboard() -> None:
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
 
 
+def test_ray_ends_nothing_when_memory_is_short() -> None:
+    """Its monitor would take the actor that holds everything on its node; `up` switches it off for the platform's own."""
+    assert all({"name": "RAY_memory_monitor_refresh_ms", "value": "0"} in CONTAINERS[one]["env"] for one in ("head", "workers"))
+
+
 def test_ray_nodes_are_asked_at_ports_they_listen_on() -> None:
     assert CONTAINERS["head"]["ports"] == [{"name": "gcs-server", "containerPort": 6379}]
     assert {CONTAINERS["head"][probe]["tcpSocket"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {6379}
