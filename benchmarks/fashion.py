@@ -83,8 +83,9 @@ def train(record: Record, platform: Yard, config: dict[str, Any]) -> None:
     version = platform.result(job["id"])
     seconds = time.monotonic() - began
     curve = version["metadata"]["curve"]
-    facts = platform.job(job["id"])["facts"]["0"]
-    record.figure("seconds from submission to the version", seconds, "s", most=480, step_ms=facts["step_ms"])
+    ended = platform.job(job["id"])
+    taken = {"step_ms": ended["facts"]["0"]["step_ms"], "cpu_seconds": ended["cpu_seconds"]}
+    record.figure("seconds from submission to the version", seconds, "s", most=480, **taken)
     record.figure("accuracy on the select split", 100 * curve[-1]["select_accuracy"], "%", curve=curve)
 
 
