@@ -73,7 +73,8 @@ def strike(yard: Bench, draw: random.Random) -> str:
         yard.lose_control()
         yard.start()
         return victim
-    pid = draw.choice([pid for row in yard.until(lambda: [row for row in rows(yard) if row.pids]) for pid in row.pids])
+    running = yard.until(lambda: [row for row in rows(yard) if row.state == State.running.value])
+    pid = draw.choice([pid for row in running for pid in row.pids])
     try:
         os.kill(pid if victim == "rank" else launcher(pid), signal.SIGKILL)
     except (ProcessLookupError, FileNotFoundError):
@@ -114,3 +115,32 @@ def check_books(yard: Bench, row: JobRow) -> None:
     assert sum(use.errors for use in book.values()) == row.attempt - 1 - row.preempted
     # Of several ranks, which are not in step here, only the first one's checkpoints count.
     assert sum(use.units for use in book.values()) >= row.config["number"]
+
+
+@pytest.mark.soak
+def test_one_that_makes_room_again_and_again_gets_there(yard: Bench) -> None:
+    seed = random.SystemRandom().randrange(1 << 31)
+    draw = random.Random(seed)
+    print(f"seed {seed}")
+    quiet = submit(yard, yard.principal, "climbs", ranks=2, number=100)
+    yard.until(lambda: ended(yard))
+    low = submit(yard, yard.principal, "climbs", ranks=2, number=100)
+    for number in range(12):
+        moment = yard.scheduler._looked + draw.uniform(0.5, 2.5)
+        yard.until(lambda at=moment: yard.scheduler._looked >= at)
+        if yard.job(low).state.ended:
+            break
+        high = submit(yard, ADMIN, "climbs", ranks=2, priority=5, number=5)
+        if number % 4 == 3:  # control goes while room is made
+            yard.lose_control()
+            yard.start()
+        yard.until(lambda job=high: all(State(row.state).ended for row in rows(yard) if row.id == job))
+    yard.until(lambda: ended(yard), 300)
+    done = {row.id: row for row in rows(yard)}
+    print([(row.priority, row.attempt, row.preempted, row.abandoned) for row in rows(yard)])
+    assert {row.state for row in done.values()} == {"succeeded"}
+    assert done[low].outputs[0]["hash"] == done[quiet].outputs[0]["hash"]
+    assert done[low].preempted >= 3
+    assert done[low].attempt == 1 + done[low].preempted + done[low].abandoned
+    for row in done.values():
+        check_books(yard, row)

@@ -37,7 +37,12 @@ Memory = Annotated[
 Restarts = Annotated[
     int | None, typer.Option(min=0, max=1000, help="Times a gang that died is started again.", show_default=False)
 ]
-Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Above 0 goes before all others.", show_default=False)]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        min=-100, max=100, help="Higher goes first and has lower make room; above 0: administrators.", show_default=False
+    ),
+]
 Space = Annotated[
     str | None,
     typer.Option(
