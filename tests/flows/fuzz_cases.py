@@ -70,7 +70,8 @@ def draw(number):
     config |= {"clip": r.choice([0.01, 0.3, 5.0])} if r.random() < 0.5 else {}
     config |= {"micro_batches": r.choice([1, 2, 3, 4][: 1 + least // 5])} if r.random() < 0.4 else {}
     config |= {"optimiser": "sgd", "momentum": r.choice([0, 0.9])} if r.random() < 0.2 else {}
-    config |= r.choice([{"dtype": "float32"}, {"dtype": "float32", "precision": "bf16"}]) if r.random() < 0.15 else {}
+    half = {"precision": "bf16"} if units[0][0] != "tokens" and r.random() < 0.5 else {}  # would see other tokens
+    config |= {"dtype": "float32"} | half if r.random() < 0.15 else {}
     case = made(
         number, units, rows=rows, attempts=[[mesh, 0]], classes=classes, parallel=parallel, same=same, tied=tied, **config
     )
@@ -124,7 +125,7 @@ def _llama(r, classes):
     width, vocabulary = 8, r.choice([CLASSES, 12])
     units = [["tokens", vocabulary], ["embed", vocabulary, width]]
     for _ in range(r.randint(1, 2)):
-        units += [["attention", width, 4, 2], ["feed", width, r.choice([8, 12]), 0.0]]
+        units += [["attention", width, 4, r.choice([2, 4])], ["feed", width, r.choice([8, 12]), 0.0]]
     units += [["norm", width], ["last"]]
     tied = [1, len(units)] if classes and vocabulary == CLASSES and r.random() < 0.5 else None
     return [*units, *_head(r, width, classes, normed=True)], [], tied

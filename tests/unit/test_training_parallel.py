@@ -10,7 +10,8 @@ from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.mesh import Mesh
 from modelyard.training.parallel import Options, spread
 from modelyard.training.parallel.cut import borders, cut, release
-from modelyard.training.parallel.data import reads_buffers, replicated
+from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
+from modelyard.training.parallel.shard import check_parts
 from modelyard.training.parallel.steps import pieces, weight
 from modelyard.training.parallel.verify import stir
 from modelyard.training.split import Split
@@ -106,6 +107,62 @@ def test_what_is_computed_again_is_counted_once():
     assert int(network[1].num_batches_tracked) == 1
 
 
+class Centred(nn.Module):
+    """Reads the buffer that it writes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x):
+        answer = torch.tanh(self.linear(x - self.mean))
+        if self.training:
+            self.mean.mul_(0.5).add_(x.detach().mean(0))
+        return answer
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_what_is_computed_again_starts_from_what_was_there_at_first(pieces):
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        network, options = nn.Sequential(Centred(3), Centred(3), nn.Linear(3, 2)), Options(recompute=again, pieces=pieces)
+        it = spread(network, Split(blocks="*"), Mesh(), Gang(0, 1, CPU), options, measure, example=torch.randn(2, 3), most=4)
+        it.step(torch.ones(6, 3).cumsum(0), torch.zeros(6, 2), 6)
+        found.append([*it.full_state().values(), *(p.grad for p in network.parameters())])
+    assert found[0][2].any(), "the mean moved"
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_parameter_that_forward_leaves_out_is_seen():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert uses_all(network, torch.randn(2, 3))
+    network[0].spare = nn.Linear(4, 4)
+    assert not uses_all(network, torch.randn(2, 3))
+    network[0].spare.requires_grad_(False)
+    assert uses_all(network, torch.randn(2, 3))
+
+
+def test_what_cannot_be_held_in_parts_is_named():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    check_parts(network, list(network))
+    network[1].weight = network[0].weight
+    check_parts(network, [])
+    with pytest.raises(Invalid, match=r"'0\.weight' is one parameter with another of a different block"):
+        check_parts(network, list(network))
+    network.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(Invalid, match="'scale' is a number without a dim"):
+        check_parts(network, [])
+
+
+def test_a_schedule_says_how_many_micro_batches_it_takes():
+    for schedule, told in (("1f1b", "at least pipe=4"), ("interleaved", "a multiple of pipe=4")):
+        options = Options(schedule=schedule, pieces=3)
+        with pytest.raises(Invalid, match=f"'{schedule}' takes {told} micro-batches; there are 3"):
+            spread(nn.Linear(3, 2), Split(), Mesh(pipe=4), Gang(0, 4, CPU), options, measure, example=torch.ones(2, 3), most=4)
+
+
 def test_a_stage_holds_its_part_and_keeps_its_names():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     first, last = (cut(network, [["0", "1"], ["2"]], at) for at in (0, 1))
@@ -137,6 +194,29 @@ class Masked(nn.Module):
         for layer in self.layers:
             hidden = hidden + layer(hidden) * mask
         return self.head(hidden)
+
+
+class Dropping(nn.Module):
+    """Does something between its parts, but only while it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(nn.functional.dropout(self.first(x), 0.5, self.training))
+
+
+def test_a_sequence_is_compared_with_forward_while_it_trains_too():
+    stages = [["first"], ["last"]]
+    network, seen = Dropping(), torch.randn(2, 3)
+    with pytest.raises(Invalid, match="while it trains, forward of Dropping does more"):
+        borders(network, stages, seen)
+    norm = nn.BatchNorm1d(3)
+    network = nn.Sequential()
+    network.first, network.last = nn.Sequential(nn.Dropout(0.5), norm), nn.Linear(3, 2)
+    assert len(borders(network, stages, seen)) == 3
+    assert int(norm.num_batches_tracked) == 0, "what was tried does not count"
 
 
 def test_stages_run_the_networks_own_forward_where_it_passes():

@@ -51,6 +51,16 @@ def test_weights_are_a_plain_state_dict_and_the_same_bytes_each_time(tmp_path, n
     assert all(torch.equal(read[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_one_parameter_of_two_names_is_kept_under_both(tmp_path, name):
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    save_weights(network.state_dict(), tmp_path / name)
+    weights = read_weights(tmp_path / name)
+    assert set(weights) == set(network.state_dict())
+    assert torch.equal(weights["1.weight"], network[0].weight)
+
+
 def test_metrics_by_split():
     last = {"epoch": 3, "loss": 0.1, "accuracy": 0.9, "select_loss": 0.2, "select_accuracy": 0.8}
     assert split_metrics(last) == {"train": {"loss": 0.1, "accuracy": 0.9}, "select": {"loss": 0.2, "accuracy": 0.8}}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from modelyard.errors import Invalid
+from modelyard.training.parallel.recompute import unseen
 from modelyard.training.split import owner
 
 
@@ -122,7 +123,22 @@ def borders(
         raise Invalid(f"{what}: each sub-module must answer with one tensor, one row for each row it is given.")
     if values[-1].shape != answer.shape or not torch.allclose(values[-1], answer, rtol=1e-4, atol=1e-6):
         raise Invalid(f"{what}: one after another the sub-modules do not give what forward of {type(network).__name__} gives.")
+    if not passes and not _trains_alike(network, stages, example):
+        raise Invalid(f"{what}: while it trains, forward of {type(network).__name__} does more between them, such as dropout.")
     return values
+
+
+def _trains_alike(network: nn.Module, stages: Sequence[Sequence[str]], example: torch.Tensor) -> bool:
+    """Whether the sub-modules give what forward gives where both draw the same (each epoch begins with a seed of its own)."""
+    was, answers = network.training, []
+    chain = nn.Sequential(*(network.get_submodule(name) for units in stages for name in units))
+    network.train()
+    for whole in (network, chain):
+        torch.manual_seed(0)
+        with torch.no_grad(), unseen(network):
+            answers.append(whole(example))
+    network.train(was)
+    return torch.allclose(*answers, rtol=1e-4, atol=1e-6)
 
 
 def release(network: nn.Module, parts: Iterable[nn.Module]) -> None:

@@ -65,8 +65,8 @@ def exchanged(model: DistributedDataParallel) -> None:
         model._check_reducer_finalized()
     except RuntimeError as error:
         raise Invalid(
-            "forward used other parameters than for the rows that it was tried on, so that gradients were not exchanged: let it "
-            "use the same at every step, or train on the axis shard instead of data."
+            "forward used other parameters than for the rows that it was tried on, so that gradients were not exchanged: let "
+            "it use the same at every step, or train on the axis shard instead of data."
         ) from error
 
 

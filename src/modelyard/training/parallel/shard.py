@@ -26,7 +26,7 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, 
     inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
     for norm in _batch_norms(network) if bf16 else ():
         fully_shard(norm, mesh=mesh, reshard_after_forward=not keep, mp_policy=MixedPrecisionPolicy(*_NORM))
-    for block in blocks:
+    for block in (block for block in blocks if not isinstance(block, FSDPModule)):
         fully_shard(block, mesh=mesh, reshard_after_forward=not keep, mp_policy=inner)
     fully_shard(network, mesh=mesh, reshard_after_forward=not keep, mp_policy=policy)
     for module in network.modules():
