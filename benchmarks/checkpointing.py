@@ -60,7 +60,8 @@ def write_rows(table: Path, rows: int) -> None:
 
 
 def train(platform: Yard, ranks: int, mesh: str, size: dict[str, int]) -> dict[str, Any]:
-    """The job; its log in `said`, and in `control` the processor time that control took for each checkpoint."""
+    """The job; its log in `said`, how many checkpoints it `kept`, and in `control` the processor time that control took in
+    all this while, by checkpoints."""
     module = {"file": "large.py", "name": "Network", "arguments": size, "inputs": [f"x{column}" for column in range(64)]}
     job = platform.train(
         "large", f"rows{ranks}", "module", ranks=ranks, mesh=mesh, code=HERE / "peers" / "large.py", wait=False, timeout=3600,
@@ -72,7 +73,7 @@ def train(platform: Yard, ranks: int, mesh: str, size: dict[str, int]) -> dict[s
     ended = platform.wait(job["id"])
     said = "\n".join(platform.logs(job["id"]))
     kept = len(stamps(said)) // 2 + 1  # and one at the end
-    return {**ended, "said": said, "control": (cpu_of(control) - before) / kept}
+    return {**ended, "said": said, "kept": kept, "control": (cpu_of(control) - before) / kept}
 
 
 def told(record: Record, what: str, job: dict[str, Any], pairs: int) -> None:
@@ -88,12 +89,12 @@ def told(record: Record, what: str, job: dict[str, Any], pairs: int) -> None:
         "of them",
         most=None if "shard" in what else MOST,
         each=costs,
-        paused=facts["checkpoint_seconds"],
-        behind=facts["checkpoint_seconds_behind"],
+        seconds_paused=facts["checkpoint_seconds"] / job["kept"],
+        seconds_behind=facts["checkpoint_seconds_behind"],
     )
     taken = [a[1] - b[1] for a, b in zip(with_one, without, strict=True)]
     record.figure(f"{what}: processor time of the ranks for one", median(taken), "s", each=taken)
-    record.figure(f"{what}: processor time of control for one", job["control"], "s")
+    record.figure(f"{what}: processor time of control, all it did, for one", job["control"], "s")
 
 
 def stamps(text: str) -> list[tuple[float, float]]:
