@@ -138,7 +138,7 @@ def _trains_alike(network: nn.Module, stages: Sequence[Sequence[str]], example: 
         with torch.no_grad(), unseen(network):
             answers.append(whole(example))
     network.train(was)
-    return torch.allclose(*answers, rtol=1e-4, atol=1e-6)
+    return torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-6)
 
 
 def release(network: nn.Module, parts: Iterable[nn.Module]) -> None:
