@@ -21,6 +21,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "outputs": [],
         "why": None,
         "position": None,
+        "attempt": 1,
         "priority": 0,
     }
     return whole | changes
@@ -41,6 +42,13 @@ def test_place_and_priority_are_shown_where_there_are_any() -> None:
 def test_a_failed_job_says_its_error() -> None:
     error = {"code": "invalid_request", "message": "no column\nTraceback:\n  …"}
     assert job_row(job(state="failed", error=error))["note"] == "no column"
+
+
+def test_one_that_was_started_before_says_so() -> None:
+    assert job_row(job(state="starting"))["note"] is None
+    assert job_row(job(state="running", attempt=3))["note"] == "attempt 3"
+    assert job_row(job(state="running", attempt=3, why="makes room"))["note"] == "makes room"
+    assert job_row(job(state="succeeded", attempt=3))["note"] is None
 
 
 def test_a_running_job_says_how_far_it_is_and_an_ended_one_what_it_made() -> None:

@@ -135,8 +135,11 @@ def jobs_table(shown: Sequence[dict[str, Any]]) -> str:
 
 
 def job_row(job: dict[str, Any]) -> dict[str, Any]:
-    """A job as `ps` shows it: its target, how far it is, and why it waits or the first line of why it failed."""
+    """A job as `ps` shows it: its target, how far it is, and why it waits, the first line of why it failed, or that it was
+    started before."""
     told = job["error"]["message"].partition("\n")[0] if job["error"] else job["why"]
+    if told is None and job["state"] in ("starting", "running") and job["attempt"] > 1:
+        told = f"attempt {job['attempt']}"
     return {
         "job": job["id"],
         "kind": job["kind"],
