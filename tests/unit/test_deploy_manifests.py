@@ -8,6 +8,7 @@ the rules of policies as Kubernetes takes them.
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ each_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 def test_everything_in_the_folder_is_applied() -> None:
     assert sorted(KUSTOMIZATION["resources"]) == sorted(p.name for p in FOLDER.glob("*.yaml") if p.name != "kustomization.yaml")
     assert set(KUSTOMIZATION) == {"apiVersion", "kind", "resources"}
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (FOLDER.parent / "README.md").read_text())
+    assert targets
+    assert not [target for target in targets if not (FOLDER.parent / target).exists()]
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=of)
