@@ -76,6 +76,17 @@ def test_what_fails_is_told_and_training_goes_on(tmp_path: Path, error: Exceptio
     assert [step for step, *_ in context.stored] == [2]
 
 
+def test_one_that_is_stored_when_the_job_is_asked_to_stop_is_left_to_be_read(tmp_path: Path) -> None:
+    class Asked(Context):
+        def checkpoint(self, *_: Any, **__: Any) -> None:
+            raise Cancelled
+
+    keeper = Keeper(Asked(tmp_path))
+    keeper.keep(1, tmp_path / "1", text("one"))
+    keeper.wait()
+    assert (tmp_path / "1" / "text").read_text() == "one"
+
+
 def test_another_rank_writes_its_part_and_leaves_the_rest_to_rank_0(tmp_path: Path) -> None:
     context = Context(tmp_path)
     context.rank = 1

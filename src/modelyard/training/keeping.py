@@ -55,7 +55,7 @@ class Keeper:
             if first:
                 self._context.checkpoint(step, folder, score=score, last=self._last)
         except Cancelled:
-            return  # the loop hears of it too
+            return  # the loop hears of it too; what is stored at this moment is stored to its end, so the folder stays
         except (ModelyardError, OSError, RuntimeError, ValueError) as error:
             self.failed += 1
             self._context.log(f"WARNING: the checkpoint of {step} could not be kept, the last good one stays: {error}")
@@ -63,9 +63,8 @@ class Keeper:
         else:
             if first:
                 self._context.report(checkpoint_seconds_behind=round(time.monotonic() - began, 3))
-        finally:
-            if first:
-                shutil.rmtree(folder, ignore_errors=True)
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_way() -> None:
