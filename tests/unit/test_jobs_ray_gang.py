@@ -153,3 +153,12 @@ def test_while_it_waits_for_children_its_room_is_theirs() -> None:
     assert scene.idle == [True, True]
     scene.gang.answer(10, {})
     assert scene.idle == [True, True, False]
+
+
+@pytest.mark.parametrize("body", [{}, {**OK, "error": "none"}, {**OK, "cpu_seconds": "many"}, {**OK, "signal": []}])
+def test_a_part_that_says_nonsense_was_wrong(body: dict[str, Any]) -> None:
+    scene = Scene().join()
+    scene.gang.hear("a", Event("ended", body))
+    scene.gang.hear("b", Event("ended", OK))
+    end = scene.gang.poll()[-1].body
+    assert (end["ok"], end["error"]["code"]) == (False, "invalid_request")

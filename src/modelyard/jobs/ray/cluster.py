@@ -7,7 +7,8 @@ of ours it carries the name of a class, and bytes that hold JSON.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,34 +100,36 @@ class Cluster:
     def machines(self) -> Sequence[Machine]:
         """The nodes that are alive, looked at once a second. Raises `Unavailable`."""
         if time.monotonic() - self._looked >= _FRESH:
-            try:
+            with _reached():
                 nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-            except RayError as error:
-                raise Unavailable(f"The Ray cluster does not answer: {_short(error)}") from error
             self._machines = tuple(sorted(map(_machine, nodes), key=lambda machine: machine.name))
             self._looked = time.monotonic()
         return self._machines
 
     def find(self, machine: Machine) -> Remote | None:
         """The actor on a node, where an earlier control started one."""
-        try:
-            return Remote(ray.get_actor(machine.id))
-        except ValueError:
-            return None
+        with _reached():
+            try:
+                return Remote(ray.get_actor(machine.id))
+            except ValueError:
+                return None
 
     def start(self, machine: Machine, said: bytes) -> Remote:
         """The actor on a node, started where there is none yet."""
         where = NodeAffinitySchedulingStrategy(machine.id, soft=False)
         named = {"name": machine.id, "lifetime": "detached", "get_if_exists": True, "scheduling_strategy": where}
-        return Remote(ray.remote(**_ACTOR)(Host).options(**named).remote(said))
+        with _reached():
+            return Remote(ray.remote(**_ACTOR)(Host).options(**named).remote(said))
 
     def reserve(self, token: str, parts: Sequence[tuple[Machine, int]], each: Amount, patience: float) -> None:
         """Have Ray set aside room for a gang, all of it or none. Raises `Unavailable` where there is none within `patience`
         seconds (0: do not wait for it)."""
         bundles = [_bundle(ranks, each) for _, ranks in parts]
         labels = [{"ray.io/node-id": machine.id} for machine, _ in parts]
-        group = self._groups[token] = placement_group(bundles, strategy="PACK", name=token, bundle_label_selector=labels)
-        if patience and not group.wait(patience):
+        with _reached():
+            group = self._groups[token] = placement_group(bundles, strategy="PACK", name=token, bundle_label_selector=labels)
+            there = not patience or group.wait(patience)
+        if not there:
             self.release(token)
             places = ", ".join(machine.name for machine, _ in parts)
             raise Unavailable(f"Ray had no room on {places} within {patience:g} s; something else than Modelyard may use it.")
@@ -134,10 +137,20 @@ class Cluster:
     def release(self, token: str) -> None:
         group = self._groups.pop(token, None)
         if group is not None:
-            remove_placement_group(group)
+            with _reached():
+                remove_placement_group(group)
 
     def close(self) -> None:
         ray.shutdown()
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Ray's own trouble is `Unavailable`."""
+    try:
+        yield
+    except RayError as error:
+        raise Unavailable(f"The Ray cluster does not answer: {_short(error)}") from error
 
 
 def wait(said: Sequence[Said], timeout: float) -> list[Said]:

@@ -24,8 +24,7 @@ from pydantic import TypeAdapter
 from modelyard.errors import Crashed, ModelyardError, Unavailable
 from modelyard.jobs import sandbox
 from modelyard.jobs.ray.cluster import Cluster, Machine, Remote
-from modelyard.jobs.ray.gang import RayGang
-from modelyard.jobs.ray.host import ended
+from modelyard.jobs.ray.gang import RayGang, ended
 from modelyard.jobs.ray.link import Link
 from modelyard.jobs.types import Event, Gang, GangHandle, Node, ProcessStatus, ReplicaSpec
 from modelyard.settings import Settings
@@ -114,21 +113,36 @@ class RayExecutor:
 
     def _begin(self, handle: RayGang) -> None:
         """Set room aside, then start every part. Runs in a thread of its own."""
-        gang, node = handle.gang, handle.gang.nodes[0][0]
         try:
-            parts = self._parts(gang)
-            self._cluster.reserve(gang.token, parts, gang.each, _ROOM)
-            links = {machine.name: self._link(machine) for machine, _ in parts}
-            if warning := sandbox.warning(self._settings):
-                handle.hear(node, Event("log", {"rank": 0, "text": warning}))
+            self._begin_parts(handle)
+        except ModelyardError as error:
+            self._fail(handle, error.message)
+        except Exception as error:  # noqa: BLE001 — the edge of the thread: nobody else would say that the gang has ended
+            _log.exception("a gang could not be started", job=handle.gang.job)
+            self._fail(handle, repr(error))
+
+    def _begin_parts(self, handle: RayGang) -> None:
+        gang, first = handle.gang, handle.gang.nodes[0][0]
+        if handle.killed:
+            raise Crashed("it was ended before")
+        parts = self._parts(gang)
+        self._cluster.reserve(gang.token, parts, gang.each, _ROOM)
+        links = {machine.name: self._link(machine) for machine, _ in parts}
+        if warning := sandbox.warning(self._settings):
+            handle.hear(first, Event("log", {"rank": 0, "text": warning}))
+        try:
             for node, link in links.items():
                 link.ask(do="start", token=gang.token, gang=replace(gang, here=node).to_wire())
                 handle.joined(node, link)
-        except ModelyardError as error:
-            handle.kill()
-            said = Crashed(f"The job could not be started on {node}: {error.message}")
-            for name, _ in gang.nodes:
-                handle.hear(name, ended(said))
+        except ModelyardError:
+            for link in links.values():  # it may be there, though no answer is
+                link.tell(do="kill", token=gang.token)
+            raise
+
+    def _fail(self, handle: RayGang, why: str) -> None:
+        handle.kill()
+        for node, _ in handle.gang.nodes:
+            handle.hear(node, ended(Crashed(f"The job could not be started: {why}")))
 
     def _parts(self, gang: Gang) -> list[tuple[Machine, int]]:
         there = {machine.name: machine for machine in self._cluster.machines()}
@@ -146,14 +160,15 @@ class RayExecutor:
 
     def _changed(self, gang: RayGang) -> None:
         if gang.ended and self._gangs.pop(gang.token, None) is not None:
-            self._cluster.release(gang.token)
+            with contextlib.suppress(ModelyardError):
+                self._cluster.release(gang.token)
         self.wake()
 
     def _idles(self, gang: RayGang, idle: bool) -> None:
         """While a gang waits for its children its room is theirs."""
-        self._cluster.release(gang.token)
-        if not idle:
-            with contextlib.suppress(ModelyardError):
+        with contextlib.suppress(ModelyardError):
+            self._cluster.release(gang.token)
+            if not idle:
                 self._cluster.reserve(gang.token, self._parts(gang.gang), gang.gang.each, 0)
 
     def _link(self, machine: Machine) -> Link:

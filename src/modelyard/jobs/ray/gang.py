@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from modelyard.errors import Crashed, ModelyardError
+from modelyard.errors import Crashed, Invalid, ModelyardError
 from modelyard.jobs.types import Event, Gang
 
 # Seconds after the first part failed in which the others may end by themselves, so that the cause is among what is said.
@@ -86,12 +86,14 @@ class RayGang:
         with self._lock:
             if self.ended or node in self._ends:
                 return
-            heard = self._merge(node, event)
+            try:
+                heard = self._merge(node, event)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                heard = self._merge(node, ended(Invalid(f"The gang did not keep to the protocol: {error!r}")))
             if heard is not None:
                 self._events.append(heard)
                 self.ended = heard.type == "ended"
         if event.type in ("wait", "watch"):
-            self._waits |= {int(event.body["ask"])} if event.type == "wait" else set()
             self._idle(self, True)
         self._changed(self)
 
@@ -124,14 +126,36 @@ class RayGang:
                 self._used[node] = float(event.body["cpu_seconds"])
                 return Event("beat", {"cpu_seconds": sum(self._used.values())})
             case "ended":
-                self._ends[node] = {"by_us": self.killed, **event.body}
+                self._ends[node] = _checked(event.body) | {"by_us": self.killed}
                 if len(self._ends) == len(names):
                     return Event("ended", together([self._ends[name] for name in names]))
                 if not event.body["ok"] and self._settle_at is None:
                     self._settle_at = time.monotonic() + _SETTLE
                 return None
+            case "wait":
+                self._waits.add(int(event.body["ask"]))
+                return event
             case _:
                 return event
+
+
+def ended(error: ModelyardError) -> Event:
+    """The last word about a gang, or a part of one, that cannot say it itself."""
+    said = {"code": error.code, "message": error.message}
+    return Event("ended", {"ok": False, "cancelled": False, "error": said, "signal": None, "cpu_seconds": 0.0})
+
+
+def _checked(end: Mapping[str, Any]) -> dict[str, Any]:
+    """How a part says that it ended, as what it has to be."""
+    error, signal = end["error"], end["signal"]
+    return {
+        "ok": bool(end["ok"]) and error is None,
+        "cancelled": bool(end["cancelled"]),
+        "error": None if error is None else {"code": str(error["code"]), "message": str(error["message"])},
+        "signal": None if signal is None else int(signal),
+        "cpu_seconds": float(end["cpu_seconds"]),
+        "at": float(end.get("at", 0.0)),
+    }
 
 
 def together(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,11 +163,11 @@ def together(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     failed by themselves the first did, by the nodes' clocks; those that we ended tell nothing if another failed before."""
     failed = [end for end in ends if end["error"] is not None]
     own = [end for end in failed if not end["by_us"]] or failed
-    cause = min(own, key=lambda end: (end["error"]["code"] != Crashed.code, end.get("at", 0.0)), default=None)
+    cause = min(own, key=lambda end: (end["error"]["code"] != Crashed.code, end["at"]), default=None)
     return {
         "ok": all(end["ok"] for end in ends),
         "cancelled": cause is None and any(end["cancelled"] for end in ends),
         "error": None if cause is None else cause["error"],
         "signal": None if cause is None else cause["signal"],
-        "cpu_seconds": sum(float(end["cpu_seconds"]) for end in ends),
+        "cpu_seconds": sum(end["cpu_seconds"] for end in ends),
     }

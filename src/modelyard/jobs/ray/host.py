@@ -28,8 +28,9 @@ from pydantic import TypeAdapter
 from modelyard import __version__, telemetry
 from modelyard.errors import Conflict, Crashed, Invalid, ModelyardError, Unavailable, from_wire
 from modelyard.jobs.executor import LocalExecutor
+from modelyard.jobs.ray.gang import ended
 from modelyard.jobs.ray.outbox import Outbox
-from modelyard.jobs.types import Event, Gang, GangHandle, ReplicaSpec
+from modelyard.jobs.types import Gang, GangHandle, ReplicaSpec
 from modelyard.settings import Settings
 
 _log = telemetry.log(__name__)
@@ -161,12 +162,6 @@ class Host:
                 if event.type == "ended":
                     del self._gangs[token]
         self._left = [handle for handle in self._left if all(event.type != "ended" for event in handle.poll())]
-
-
-def ended(error: ModelyardError) -> Event:
-    """The last word about a gang, or a part of one, that cannot say it itself."""
-    said = {"code": error.code, "message": error.message}
-    return Event("ended", {"ok": False, "cancelled": False, "error": said, "signal": None, "cpu_seconds": 0.0})
 
 
 def _be_spared() -> None:
