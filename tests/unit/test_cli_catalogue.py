@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,9 @@ class Yard:
 
     def models(self) -> list[dict[str, str]]:
         return [{"name": name} for name in self.names["model"]]
+
+    def import_model(self, name: str, path: str, **_: object) -> dict[str, str]:
+        return {"id": f"import of {path} as {name}", "state": "queued"}
 
     def delete(self, name: str, kind: str) -> None:
         self.deleted.append((kind, name))
@@ -83,3 +87,15 @@ def test_a_version_is_shown_without_what_is_empty_and_its_metadata_last() -> Non
         '  "task": "é"',
         "}",
     ]
+
+
+@pytest.mark.parametrize("given", [{"source": "hf:org/llama"}, {"path": Path("hf:org/llama")}])
+def test_a_model_comes_from_a_path_or_a_hub(yard: Yard, capsys: pytest.CaptureFixture[str], given: dict[str, Any]) -> None:
+    catalogue.import_model("llama", **given, no_wait=True)
+    assert "import of hf:org/llama as llama" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [{}, {"path": Path("m.onnx"), "source": "hf:org/llama"}])
+def test_a_model_comes_from_one_place(yard: Yard, given: dict[str, Any]) -> None:
+    with pytest.raises(Invalid, match="Say once what to import"):
+        catalogue.import_model("llama", **given)
