@@ -4,15 +4,15 @@ and ends with the weights of a run that nobody disturbed, bit for bit. What `mod
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attack_tools import eventually
+from typer.testing import CliRunner
 
+from modelyard.cli.edge import assemble
 from modelyard.client import Yard
 from modelyard.testing import yard
 
@@ -26,10 +26,10 @@ class Line(nn.Module):
         self.layers = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
     def forward(self, x):
-        time.sleep(0.08 * self.training)
+        time.sleep(0.1 * self.training)
         return self.layers(x)
 """
-CONFIG = {"epochs": 4, "batch_size": 24, "checkpoint_steps": 2, "module": {"name": "Line", "inputs": ["x"], "target": "y"}}
+CONFIG = {"epochs": 5, "batch_size": 24, "checkpoint_steps": 2, "module": {"name": "Line", "inputs": ["x"], "target": "y"}}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,7 @@ def train(platform: Yard, data: Path, name: str, **more: Any) -> str:
 
 def ps(data: Path) -> dict[str, str]:
     """What a person reads, by job."""
-    command = [sys.executable, "-m", "modelyard", "ps", "--data", str(data)]
-    text = subprocess.run(command, capture_output=True, check=True, text=True, env={"PATH": os.environ["PATH"]}).stdout
+    text = CliRunner().invoke(assemble(), ["ps", "--data", str(data)], env={"COLUMNS": None}, catch_exceptions=False).stdout
     return {line.split()[0]: " ".join(line.split()[2:]) for line in text.split("\n\n")[0].splitlines()}
 
 
@@ -70,19 +69,19 @@ def used(platform: Yard, job: str, what: str) -> int:
 def test_a_training_makes_room_and_ends_as_if_nobody_had_come(platform: Yard, data: Path) -> None:
     quiet = platform.result(train(platform, data, "m"))
     low = train(platform, data, "m", priority=-1)
-    eventually(lambda: kept(data, low) and platform.job(low)["state"] == "running", 30)
+    eventually(lambda: kept(data, low) and platform.job(low)["state"] == "running", 60)
     pids = platform.job(low)["pids"]
     for pid in pids:  # so that what is said while room is made can be read at leisure
         os.kill(pid, signal.SIGSTOP)
     high = train(platform, data, "h", priority=5, epochs=1)
-    eventually(lambda: platform.job(low)["why"], 10)
+    eventually(lambda: platform.job(low)["why"], 20)
     said = ps(data)
     assert said[low].startswith("m running -1 ")
     assert said[low].endswith("makes room for a job of higher priority")
     assert said[high] == "h queued 1 5 waits for 2 CPUs, 0 of 2 are free; 1st; room is being made for it"
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    eventually(lambda: (platform.job(low)["why"] or "").startswith("waits"), 20)
+    eventually(lambda: (platform.job(low)["why"] or "").startswith("waits"), 40)
     said = ps(data)
     assert said[low].startswith("m queued 1 -1 ")
     back = "1st; it made room for a job of higher priority and goes on from its checkpoint"
@@ -104,7 +103,7 @@ def test_a_training_makes_room_and_ends_as_if_nobody_had_come(platform: Yard, da
 @pytest.mark.soak
 def test_one_that_does_not_hear_is_ended_and_goes_back_all_the_same(platform: Yard, data: Path) -> None:
     low = train(platform, data, "m", priority=-1)
-    eventually(lambda: kept(data, low) and platform.job(low)["state"] == "running", 30)
+    eventually(lambda: kept(data, low) and platform.job(low)["state"] == "running", 60)
     os.kill(platform.job(low)["pids"][1], signal.SIGSTOP)
     platform.wait(train(platform, data, "h", priority=5, epochs=1))
     platform.wait(low)
