@@ -156,6 +156,13 @@ def test_what_cannot_be_held_in_parts_is_named():
         check_parts(network, [])
 
 
+def test_compile_does_not_take_an_embedding_in_parts():
+    network, split = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 2)), Split({"0": "rows"})
+    example = torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(Invalid, match="compile does not take the embedding '0'"):
+        spread(network, split, Mesh(tensor=2), Gang(0, 2, CPU), Options(compile=True), measure, example=example, most=4)
+
+
 def test_a_schedule_says_how_many_micro_batches_it_takes():
     for schedule, told in (("1f1b", "at least pipe=4"), ("interleaved", "a multiple of pipe=4")):
         options = Options(schedule=schedule, pieces=3)

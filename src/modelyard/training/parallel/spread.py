@@ -180,6 +180,9 @@ def spread(
     if mesh.pipe > 1 and options.schedule == "1f1b" and count < mesh.pipe:
         raise Invalid(f"The schedule '1f1b' takes at least pipe={mesh.pipe} micro-batches; there are {count}.")
     plan = layout(split, network, mesh, stages=stages, recompute=options.recompute)
+    parted = [name for name in plan.tensor if isinstance(network.get_submodule(name), nn.Embedding)]
+    if options.compile and parted:
+        raise Invalid(f"compile does not take the embedding '{parted[0]}', which the axis tensor splits: leave out either.")
     place = mesh.place(gang.rank)
     owners = {name: _holder(name, plan, mesh) for name in network.state_dict()}
     autocast = gang.device.type if options.precision == "bf16" and mesh.whole else None
