@@ -14,12 +14,10 @@ LORA, TIED = {"adapted": {}}, {"tie_word_embeddings": True}
 MESHES = ["data=2", "shard=2", "tensor=2", "pipe=2", "data=2,shard=2", "data=2,tensor=2", "shard=2,tensor=2", "tensor=2,pipe=2",
           "shard=2,pipe=2", "data=2,pipe=2", "shard=2,tensor=2,pipe=2"]  # fmt: skip
 COVER = [
-    ("llama", "tensor=2", TIED),
-    ("llama", "pipe=2", {}),
-    ("llama", "shard=2,tensor=2", LORA),
+    ("llama", "tensor=2", {**LORA, **TIED}),
     ("llama", "pipe=2", {**LORA, **TIED}),
+    ("llama", "pipe=2", {}),
     ("qwen", "tensor=2", {}),
-    ("bert", "tensor=2", LORA),
     ("bert", "pipe=2", {}),
 ]
 
