@@ -78,6 +78,12 @@ class Fuzz:
 
     def compare(self, case, folder, said):
         config, curve = case["config"], json.loads((folder / "alone.json").read_text())
+        held = {}
+        for one in said:
+            for place, digest in one["digests"].items():
+                assert held.setdefault(place, digest) == digest, f"ranks differ in {place}"
+        if "dropout" in case["kept"] and "pipe" in config["mesh"]:
+            return  # each stage draws its own
         exact, bf16 = config["dtype"] == "float64", "precision" in config
         tell = 1e-9 if exact else 0.1 if bf16 else 1e-2
         for metric in said[0]["metrics"]:
@@ -85,10 +91,6 @@ class Fuzz:
             assert found == pytest.approx(expected, rel=tell, abs=tell), (
                 f"epoch {metric['step']}: losses {found}, not {expected}"
             )
-        held = {}
-        for one in said:
-            for place, digest in one["digests"].items():
-                assert held.setdefault(place, digest) == digest, f"ranks differ in {place}"
         published = folder / "model" / config["module"]["weights"]
         state = torch.load(published) if published.suffix == ".pth" else load_file(published)
         expected, stirred = (load_file(folder / f"{name}.safetensors") for name in ("alone", "stirred"))
