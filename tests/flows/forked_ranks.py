@@ -1,7 +1,7 @@
 """A launcher for tests: ranks forked from one process that has imported what they need, as `jobs/launcher.py` does.
 
-A script calls `serve(rank_main)`. A job is a line of JSON on stdin, with its `folder` and how many `ranks`; the answer is a line
-of the ranks' exit codes. What a rank prints goes to `folder/rank-N.txt`; an accident ends it with 1 and its traceback there.
+A script calls `serve(rank_main)`. A job is a line of JSON on stdin, with its `folder` and how many `ranks`; the answer is a
+line of the ranks' exit codes. What a rank prints goes to `folder/rank-N.txt`; an accident ends it with 1 and its traceback.
 """
 
 import json
