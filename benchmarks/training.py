@@ -2,8 +2,8 @@
 script (2 ranks each).
 
 Both sides train the same network (peers/network.py, a million parameters) on rows alike in batches of the same sizes, with
-the same optimiser, one thread a rank, no logging; the network itself takes the time, from the start of step 51 on. Pairs
-alternate.
+the same optimiser and allocator, one thread a rank, no logging; the network itself takes the time, from the start of step 51
+on. Pairs alternate.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import numpy as np
 from record import HERE, Record, median, recording
 
 from modelyard.client import Yard
+from modelyard.jobs.executor import KEEP_MEMORY
 from modelyard.testing import yard
 
 BATCH = {1: 10, 2: 20}  # of all ranks together
 CASES = {"1 rank": (1, "data"), "2 ranks": (2, "data"), "2 ranks, FSDP2": (2, "shard=2")}
 LR = 0.001
 PATIENCE = 300.0  # seconds a side may take: one that does not end is an error, not a longer wait
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LIKE_A_RANK = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | KEEP_MEMORY
 _SAID = re.compile(r"seconds a step: ([0-9.]+) wall ([0-9.]+) cpu")
 Step = tuple[float, float]  # seconds, and seconds of the processor
 
@@ -117,7 +118,7 @@ def by_hand(plain: Path, ranks: int, mesh: str, record: Record) -> Step:
     how, steps = "ddp" if mesh == "data" else "fsdp", [record.parameters[name] for name in ("warm", "steps")]
     given = map(str, [plain, ranks, how, BATCH[ranks], LR, *steps])
     command = [sys.executable, str(HERE / "peers" / "plain.py"), *given]
-    ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD, timeout=PATIENCE)
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | LIKE_A_RANK, timeout=PATIENCE)
     return slowest(ended.stdout)
 
 

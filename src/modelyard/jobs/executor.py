@@ -30,8 +30,8 @@ _ANSWER_TIMEOUT = 30.0
 _GANG_LIMITS = {"core": 0, "nice": 5, "oom": 800}
 _REPLICA_LIMITS = {"core": 0, "oom": 300}
 # Training frees and takes the same buffers at every step: a rank keeps them, where the C library would give the larger ones
-# back to the kernel and have them zeroed again. 5–8% of a step of 20 ms (benchmarks/training.py).
-_KEEP_MEMORY = {
+# back to the kernel and have them zeroed again. 5–8% of a step of 20 ms.
+KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -66,7 +66,7 @@ class LocalExecutor:
             argv = [sys.executable, "-P", "-m", "modelyard.jobs.worker", "{fd0}"]
             readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
             ranks = len(gang.mine)
-            environment = _KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // ranks))
+            environment = KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // ranks))
             environment |= self._gpus_of(gang)
             if gang.spans:
                 environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self._interface)
