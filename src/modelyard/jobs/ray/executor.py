@@ -132,8 +132,12 @@ class RayExecutor:
             handle.hear(first, Event("log", {"rank": 0, "text": warning}))
         try:
             for node, link in links.items():
+                if handle.killed or handle.ended:
+                    raise Crashed("it was ended meanwhile")
                 link.ask(do="start", token=gang.token, gang=replace(gang, here=node).to_wire())
                 handle.joined(node, link)
+            if handle.ended:
+                raise Crashed("it was ended meanwhile")
         except ModelyardError:
             for link in links.values():  # it may be there, though no answer is
                 link.tell(do="kill", token=gang.token)
@@ -143,6 +147,7 @@ class RayExecutor:
         handle.kill()
         for node, _ in handle.gang.nodes:
             handle.hear(node, ended(Crashed(f"The job could not be started: {why}")))
+        self._release(handle)
 
     def _parts(self, gang: Gang) -> list[tuple[Machine, int]]:
         there = {machine.name: machine for machine in self._cluster.machines()}
@@ -160,9 +165,12 @@ class RayExecutor:
 
     def _changed(self, gang: RayGang) -> None:
         if gang.ended and self._gangs.pop(gang.token, None) is not None:
-            with contextlib.suppress(ModelyardError):
-                self._cluster.release(gang.token)
+            self._release(gang)
         self.wake()
+
+    def _release(self, gang: RayGang) -> None:
+        with contextlib.suppress(ModelyardError):
+            self._cluster.release(gang.token)
 
     def _idles(self, gang: RayGang, idle: bool) -> None:
         """While a gang waits for its children its room is theirs."""
@@ -182,7 +190,7 @@ class RayExecutor:
             return link
 
     def _open(self, machine: Machine, remote: Remote) -> Link:
-        link = self._links[machine.id] = Link(machine, remote, partial(self._heard, machine.name), self._gone)
+        link = self._links[machine.id] = Link(machine, remote, partial(self._heard, machine), self._gone)
         self._wrong |= link.wrong
         return link
 
@@ -197,10 +205,13 @@ class RayExecutor:
                 self._found = True
             return list(self._links.values())
 
-    def _heard(self, node: str, token: str, event: Event) -> None:
-        gang = self._gangs.get(token)
+    def _heard(self, machine: Machine, token: str, event: Event) -> None:
+        """A part of a gang speaks. One that lives though its gang has ended, or counts as lost, is ended, at every beat."""
+        gang, link = self._gangs.get(token), self._links.get(machine.id)
         if gang is not None:
-            gang.hear(node, event)
+            gang.hear(machine.name, event)
+        if event.type in ("started", "beat") and link is not None and (gang is None or gang.over(machine.name)):
+            link.tell(do="kill", token=token)
 
     def _gone(self, link: Link) -> None:
         """A node is lost: so are the gangs that had a part there."""

@@ -50,6 +50,10 @@ class RayGang:
     def killed(self) -> bool:
         return "kill" in self._told
 
+    def over(self, node: str) -> bool:
+        """Whether the part on `node` has ended, for all that is known here."""
+        return self.ended or node in self._ends
+
     def poll(self) -> Sequence[Event]:
         with self._lock:
             late = self._settle_at is not None and time.monotonic() >= self._settle_at

@@ -1,0 +1,135 @@
+"""Gangs on a cluster from their start to their end, over a cluster that is made up here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelyard.errors import Crashed, ModelyardError, Unavailable
+from modelyard.jobs.ray import executor as module
+from modelyard.jobs.ray.cluster import Machine
+from modelyard.jobs.ray.executor import RayExecutor
+from modelyard.jobs.ray.gang import RayGang, ended
+from modelyard.jobs.types import Amount, Event, Gang
+from modelyard.settings import Settings
+
+NODES = [Machine(name, f"id-{name}", "10.0.0.1", Amount(4)) for name in ("a", "b")]
+GANG = Gang("t", "job", "a:b", "a:C", {}, {}, 2, Path("/work"), nodes=(("a", 1), ("b", 1)))
+BEAT = Event("beat", {"cpu_seconds": 1.0})
+
+
+class Room:
+    """What is reserved, and what happens meanwhile."""
+
+    def __init__(self, address: str, namespace: str) -> None:
+        self.held = set[str]()
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def machines(self) -> Sequence[Machine]:
+        return NODES
+
+    def reserve(self, token: str, parts: Sequence[tuple[Machine, int]], each: Amount, patience: float) -> None:
+        self.held.add(token)
+        self.meanwhile()
+
+    def release(self, token: str) -> None:
+        self.held.discard(token)
+
+    def start(self, machine: Machine, said: bytes) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class Said:
+    """A link that keeps what is said; `meanwhile` happens when something is asked."""
+
+    def __init__(self, machine: Machine, remote: Any, heard: Callable[[str, Event], None], lost: Callable[[Any], None]) -> None:
+        self.machine, self.heard, self.lost = machine, heard, lost
+        self.words = list[str]()
+        self.wrong: Mapping[str, ModelyardError] = {}
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def ask(self, **message: Any) -> None:
+        self.words.append(message["do"])
+        self.meanwhile()
+
+    def tell(self, **message: Any) -> None:
+        self.words.append(message["do"])
+
+    def close(self) -> None:
+        return None
+
+
+class Scene:
+    def __init__(self, data: Path) -> None:
+        data.mkdir()
+        self.executor = RayExecutor(Settings(data=data, cluster="10.0.0.1:6379"))
+        self.room: Any = self.executor._cluster
+        self.links: dict[str, Any] = {machine.name: self.executor._link(machine) for machine in NODES}
+
+    def gang(self) -> RayGang:
+        """One that is known and not yet begun."""
+        gang = self.executor._gangs["t"] = RayGang(GANG, self.executor._changed, self.executor._idles)
+        return gang
+
+    def words(self) -> list[list[str]]:
+        return [link.words for link in self.links.values()]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.setattr(module, "Cluster", Room)
+    monkeypatch.setattr(module, "Link", Said)
+    scene = Scene(tmp_path / "yard")
+    yield scene
+    scene.executor.close()
+
+
+def test_a_gang_has_its_room_until_it_has_ended(scene: Scene) -> None:
+    gang = scene.gang()
+    scene.executor._begin(gang)
+    assert (scene.words(), scene.room.held) == ([["start"], ["start"]], {"t"})
+    for link in scene.links.values():
+        link.heard("t", ended(Crashed("boom")))
+    assert (gang.ended, scene.room.held, scene.executor._gangs) == (True, set(), {})
+
+
+def test_a_gang_that_is_lost_while_it_gets_its_room_does_not_start(scene: Scene) -> None:
+    gang = scene.gang()
+    scene.room.meanwhile = lambda: [scene.executor._gone(link) for link in scene.links.values()]
+    scene.executor._begin(gang)
+    assert (gang.ended, scene.words(), scene.room.held) == (True, [[], []], set())
+    assert [link.words for link in scene.executor._links.values()] == [["kill"], ["kill"]]  # by the way there is now
+
+
+def test_a_gang_that_is_lost_while_it_starts_is_ended_where_it_started(scene: Scene) -> None:
+    gang = scene.gang()
+    scene.links["b"].meanwhile = lambda: [scene.executor._gone(link) for link in scene.links.values()]
+    scene.executor._begin(gang)
+    assert (gang.ended, scene.words(), scene.room.held) == (True, [["start", "kill"], ["start", "kill"]], set())
+
+
+def test_a_part_whose_gang_has_ended_is_ended_at_every_beat(scene: Scene) -> None:
+    def late() -> None:
+        raise Unavailable("late")
+
+    gang = scene.gang()
+    scene.links["a"].meanwhile = late
+    scene.executor._begin(gang)
+    assert (gang.ended, scene.words()) == (True, [["start", "kill"], ["kill"]])
+    scene.links["a"].heard("t", Event("started", {"pids": [1]}))
+    scene.links["a"].heard("t", BEAT)
+    scene.links["a"].heard("t", ended(Crashed("The gang was ended.")))
+    assert scene.words() == [["start", "kill", "kill", "kill"], ["kill"]]
+
+
+def test_a_part_that_spoke_nonsense_is_ended(scene: Scene) -> None:
+    scene.executor._begin(scene.gang())
+    scene.links["a"].heard("t", Event("started", {}))
+    scene.links["b"].heard("t", BEAT)
+    assert scene.words() == [["start", "kill"], ["start"]]
