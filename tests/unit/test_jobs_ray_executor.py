@@ -32,8 +32,8 @@ class Room:
         return NODES
 
     def reserve(self, token: str, parts: Sequence[tuple[Machine, int]], each: Amount, patience: float) -> None:
-        self.held.add(token)
         self.meanwhile()
+        self.held.add(token)
 
     def release(self, token: str) -> None:
         self.held.discard(token)
@@ -133,3 +133,21 @@ def test_a_part_that_spoke_nonsense_is_ended(scene: Scene) -> None:
     scene.links["a"].heard("t", Event("started", {}))
     scene.links["b"].heard("t", BEAT)
     assert scene.words() == [["start", "kill"], ["start"]]
+
+
+def test_a_gang_that_ends_while_it_takes_its_room_again_keeps_none(scene: Scene) -> None:
+    gang = scene.gang()
+    scene.executor._begin(gang)
+    scene.links["a"].heard("t", Event("wait", {"ask": 2, "job": "child"}))
+    assert scene.room.held == set()
+    scene.room.meanwhile = lambda: [scene.executor._gone(link) for link in scene.links.values()]
+    gang.answer(2, {})
+    assert (gang.ended, scene.room.held) == (True, set())
+
+
+def test_a_gang_that_goes_on_has_its_room_again(scene: Scene) -> None:
+    gang = scene.gang()
+    scene.executor._begin(gang)
+    scene.links["a"].heard("t", Event("wait", {"ask": 2, "job": "child"}))
+    gang.answer(2, {})
+    assert scene.room.held == {"t"}

@@ -174,10 +174,13 @@ class RayExecutor:
 
     def _idles(self, gang: RayGang, idle: bool) -> None:
         """While a gang waits for its children its room is theirs."""
+        self._release(gang)
+        if idle:
+            return
         with contextlib.suppress(ModelyardError):
-            self._cluster.release(gang.token)
-            if not idle:
-                self._cluster.reserve(gang.token, self._parts(gang.gang), gang.gang.each, 0)
+            self._cluster.reserve(gang.token, self._parts(gang.gang), gang.gang.each, 0)
+        if gang.ended:  # meanwhile: nobody else would give the room back
+            self._release(gang)
 
     def _link(self, machine: Machine) -> Link:
         """The way to a node's actor, which is started where there is none."""
