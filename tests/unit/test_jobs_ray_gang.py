@@ -155,6 +155,24 @@ def test_while_it_waits_for_children_its_room_is_theirs() -> None:
     assert scene.idle == [True, True, False]
 
 
+def test_it_goes_on_when_none_of_its_ranks_waits_any_more() -> None:
+    scene = Scene().join()
+    scene.gang.hear("a", Event("wait", {"ask": 5, "job": "one"}))
+    scene.gang.hear("b", Event("wait", {"ask": 7, "job": "two"}))
+    scene.gang.answer(5, {})
+    assert scene.idle == [True, True]
+    scene.gang.answer(7, {})
+    assert scene.idle == [True, True, False]
+
+
+def test_its_room_is_its_childrens_before_control_hears_that_it_waits() -> None:
+    seen = list[Any]()
+    gang = RayGang(GANG, lambda _: None, lambda gang, _: seen.append(list(gang.poll())))
+    gang.hear("a", Event("wait", {"ask": 5, "job": "child"}))
+    assert seen == [[]]
+    assert [event.type for event in gang.poll()] == ["wait"]
+
+
 @pytest.mark.parametrize("body", [{}, {**OK, "error": "none"}, {**OK, "cpu_seconds": "many"}, {**OK, "signal": []}])
 def test_a_part_that_says_nonsense_was_wrong(body: dict[str, Any]) -> None:
     scene = Scene().join()

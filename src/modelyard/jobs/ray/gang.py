@@ -63,8 +63,10 @@ class RayGang:
         return events
 
     def answer(self, ask: int, value: Any, error: ModelyardError | None = None) -> None:
-        if ask in self._waits:
+        with self._lock:
+            goes_on = self._waits == {ask}
             self._waits.discard(ask)
+        if goes_on:
             self._idle(self, False)
         said = None if error is None else {"code": error.code, "message": error.message}
         link = self._links.get(self._node(ask % self.gang.ranks))
@@ -94,11 +96,12 @@ class RayGang:
                 heard = self._merge(node, event)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 heard = self._merge(node, ended(Invalid(f"The gang did not keep to the protocol: {error!r}")))
-            if heard is not None:
+        if event.type in ("wait", "watch"):
+            self._idle(self, True)  # before it can be polled: its children are to have the room
+        with self._lock:
+            if heard is not None and not self.ended:
                 self._events.append(heard)
                 self.ended = heard.type == "ended"
-        if event.type in ("wait", "watch"):
-            self._idle(self, True)
         self._changed(self)
 
     def _tell(self, word: str) -> None:
