@@ -134,6 +134,24 @@ def test_a_cancelled_gang_is_cancelled_in_all_its_parts() -> None:
     assert (body["ok"], body["cancelled"], body["error"]) == (False, True, None)
 
 
+@pytest.mark.parametrize(
+    ("stopped", "error", "code"),
+    [
+        (True, Invalid("its peer is gone"), None),
+        (True, Crashed("killed"), "crashed"),
+        (False, Invalid("boom"), "invalid_request"),
+    ],
+)
+def test_a_part_that_misses_a_peer_which_stopped_as_asked_has_not_failed(stopped: bool, error: Any, code: str | None) -> None:
+    scene = Scene().join()
+    if stopped:
+        scene.gang.cancel()
+    scene.gang.hear("a", Event("ended", {**OK, "ok": False, "cancelled": True}))
+    scene.gang.hear("b", failed(error, 1.0))
+    body = scene.gang.poll()[-1].body
+    assert (body["ok"], body["cancelled"], body["error"] and body["error"]["code"]) == (False, code is None, code)
+
+
 def test_what_is_said_before_it_is_there_reaches_it() -> None:
     scene = Scene()
     scene.gang.kill()

@@ -135,7 +135,7 @@ class RayGang:
             case "ended":
                 self._ends[node] = _checked(event.body) | {"by_us": self.killed}
                 if len(self._ends) == len(names):
-                    return Event("ended", together([self._ends[name] for name in names]))
+                    return Event("ended", together([self._ends[name] for name in names], "cancel" in self._told))
                 if not event.body["ok"] and self._settle_at is None:
                     self._settle_at = time.monotonic() + _SETTLE
                 return None
@@ -165,12 +165,15 @@ def _checked(end: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def together(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def together(ends: Sequence[Mapping[str, Any]], stopped: bool) -> dict[str, Any]:
     """How a gang ended, from how its parts did. A part that was lost explains what the others then say of it; where several
-    failed by themselves the first did, by the nodes' clocks; those that we ended tell nothing if another failed before."""
+    failed by themselves the first did, by the nodes' clocks; those that we ended tell nothing if another failed before. Of one
+    that was asked to stop, parts miss their peers that already did: that is no failure."""
     failed = [end for end in ends if end["error"] is not None]
     own = [end for end in failed if not end["by_us"]] or failed
     cause = min(own, key=lambda end: (end["error"]["code"] != Crashed.code, end["at"]), default=None)
+    if stopped and cause is not None and cause["error"]["code"] != Crashed.code and any(end["cancelled"] for end in ends):
+        cause = None
     return {
         "ok": all(end["ok"] for end in ends),
         "cancelled": cause is None and any(end["cancelled"] for end in ends),
