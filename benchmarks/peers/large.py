@@ -1,6 +1,6 @@
 """The network of checkpointing.py: a transformer of 50 million parameters over 64 columns, each of which is a token.
 
-It keeps time itself: when every EVERY-th step began, and what processor time its process had taken by then. Nothing of the
+It keeps time itself: when every WINDOW-th step began, and what processor time its process had taken by then. Nothing of the
 platform is imported; `PARALLEL` is what it says of its own splitting.
 """
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 PARALLEL = {"blocks": "layers.*"}
-EVERY = 50
+EVERY = 50  # steps from one checkpoint to the next
+WINDOW = EVERY // 2
 
 
 class Network(nn.Module):
@@ -26,7 +27,7 @@ class Network(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            if self.steps % EVERY == EVERY - 1:
+            if self.steps % WINDOW == WINDOW - 1:
                 print(f"step {self.steps} began at {time.perf_counter():.4f} {time.process_time():.4f}", flush=True)
             self.steps += 1
         x = self.embed(x.unsqueeze(-1)) + self.places
