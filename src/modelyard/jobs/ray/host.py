@@ -60,11 +60,12 @@ class Host:
         self._holder, self._heard = "", time.monotonic()
         self._gangs: dict[str, GangHandle] = {}
         self._left: list[GangHandle] = []  # of another control; they are ending
+        self._unheard: set[str] = set()  # the gangs that we ended because nobody listened: nothing went wrong with them
         self._outbox = Outbox()
         threading.Thread(target=self._run, name="gangs", daemon=True).start()
 
     def hear(self, holder: str, heard: int, patience: float) -> bytes:
-        """What gangs said after line `heard`, one JSON object a line, as soon as there is any. Empty in another's hands."""
+        """What gangs said after line `heard`, one JSON object a line, as soon as there is any; b"gone" in another's hands."""
         with self._lock:
             if holder != self._holder:
                 return b"gone"
@@ -101,7 +102,8 @@ class Host:
         with self._lock:
             self._holder, self._heard = holder, time.monotonic()
             self._turn()
-            wrong = self._outbox.failures()
+            wrong = {token: error for token, error in self._outbox.failures().items() if token not in self._unheard}
+            self._unheard.clear()
             for handle in self._gangs.values():
                 handle.kill()
             self._left += self._gangs.values()
@@ -143,19 +145,28 @@ class Host:
         try:
             while self._supervisor.poll() is None:
                 self._executor.wait(_TICK)
-                if self._outbox.wait_for_room(_TICK):
-                    with self._lock:
-                        self._turn()
+                self._pass(self._outbox.wait_for_room(_TICK))
             _log.error("the supervisor of this node is gone")
         except Exception:  # noqa: BLE001 — the edge of the process
             _log.exception("the node's loop failed")
         os._exit(1)
 
+    def _pass(self, room: bool) -> None:
+        """One round of the loop; the lease is looked at though nothing more can be said for now."""
+        with self._lock:
+            self._expire()
+            if room:
+                self._turn()
+
+    def _expire(self) -> None:
+        fresh = self._gangs.keys() - self._unheard
+        if fresh and time.monotonic() - self._heard > _LEASE:
+            _log.warning("no control listens: the gangs of this node are ended", gangs=len(fresh))
+            self._unheard |= fresh
+            for token in fresh:
+                self._gangs[token].kill()
+
     def _turn(self) -> None:
-        if self._gangs and time.monotonic() - self._heard > _LEASE:
-            _log.warning("no control listens: the gangs of this node are ended", gangs=len(self._gangs))
-            for handle in self._gangs.values():
-                handle.kill()
         for token, handle in list(self._gangs.items()):
             for event in handle.poll():
                 self._outbox.put(token, event)
