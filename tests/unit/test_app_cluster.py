@@ -40,6 +40,18 @@ def test_its_own_cluster_listens_on_loopback_and_asks_for_a_token(tmp_path: Path
     assert Path(again.environment["RAY_AUTH_TOKEN_PATH"]).read_text() == token.read_text()
 
 
+def test_a_token_that_could_not_be_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            cluster.join(settings(tmp_path, "ray"), tmp_path)
+    token = Path(cluster.join(settings(tmp_path, "ray"), tmp_path).environment["RAY_AUTH_TOKEN_PATH"])
+    assert len(token.read_text()) == 64
+
+
 def test_of_another_cluster_this_machine_becomes_a_node_that_gives_no_processors(tmp_path: Path) -> None:
     chosen = settings(tmp_path, "10.0.0.5:6379")
     joined = cluster.join(chosen, tmp_path)
