@@ -2,16 +2,17 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from modelyard.catalogue import service as catalogue
-from modelyard.db import Base, Database
+from modelyard.db import Base, Database, Session
 from modelyard.errors import Invalid
 from modelyard.jobs import service
 from modelyard.jobs.scheduler import Scheduler
-from modelyard.jobs.types import Job, Submission
+from modelyard.jobs.types import Job, Node, Submission
 from modelyard.kinds import Config, JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
@@ -108,6 +109,26 @@ class Office:
         self.executor = InlineExecutor(cpus)
         self.scheduler = Scheduler(self.db, self.artefacts, self.executor, self.settings, self.kinds)
         self.scheduler.recover()
+
+    def nodes_apart(self) -> list[bool]:
+        """From now on, whenever the executor is asked for its nodes: whether a transaction was open."""
+        begin, nodes, opened, seen = self.db.begin, self.executor.nodes, list[object](), list[bool]()
+
+        @contextmanager
+        def watched() -> Iterator[Session]:
+            with begin() as session:
+                opened.append(session)
+                try:
+                    yield session
+                finally:
+                    opened.remove(session)
+
+        def asked() -> Sequence[Node]:
+            seen.append(bool(opened))
+            return nodes()
+
+        self.db.begin, self.executor.nodes = watched, asked  # type: ignore[method-assign]
+        return seen
 
     def close(self) -> None:
         GATE.set()

@@ -156,3 +156,12 @@ def test_children_go_on_without_a_parent_that_rejoins_them(office: Office, kind:
     office.finish(job.id)
     assert len(children(office, job.id)) == 1
     assert (heard(office, job.id) == LIFE) is goes_on
+
+
+def test_a_cluster_is_asked_for_its_nodes_before_the_database_is_held(office: Office) -> None:
+    job = office.submit("parent")
+    seen = office.nodes_apart()
+    (ended,) = office.finish(job.id)
+    assert ended.state.value == "succeeded", ended.error
+    assert len(seen) > 1
+    assert not any(seen)

@@ -70,6 +70,12 @@ def test_a_job_from_submission_to_its_end(room: Room) -> None:
     ]
 
 
+def test_a_cluster_is_asked_for_its_nodes_before_the_database_is_held(room: Room) -> None:
+    seen = room.office.nodes_apart()
+    assert submit(room).status_code == 201
+    assert seen == [False]
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -129,10 +129,11 @@ class Desk:
     def _submit(self, active: Active, question: Question) -> str:
         job = active.job
         principal = Principal(job.project, job.key, Scope.write)
+        nodes = self._executor.nodes()  # a cluster is asked before the database is held
         with self._db.begin() as session:
             parent = service.get(session, job.project, job.id)
             asked = active.child(question.body)
-            child = service.submit(session, principal, asked, self._kinds, nodes=self._executor.nodes(), parent=parent)
+            child = service.submit(session, principal, asked, self._kinds, nodes=nodes, parent=parent)
         active.has_children = True
         return child.id
 

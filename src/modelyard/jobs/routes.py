@@ -30,8 +30,9 @@ _ALIVE = 15.0
 def submit(request: Request, caller: Caller, body: Submission) -> dict[str, Any]:
     """Queue a job of a kind: its config, its inputs (role → reference) and what its outputs become versions of."""
     state = request.app.state
+    nodes = state.executor.nodes()  # a cluster is asked before the database is held
     with state.db.begin() as session:
-        job = service.submit(session, caller, body, state.kinds, nodes=state.executor.nodes())
+        job = service.submit(session, caller, body, state.kinds, nodes=nodes)
         shown = answered(request, job.to_json())
     state.scheduler.wake()
     return shown
