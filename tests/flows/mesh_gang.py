@@ -72,10 +72,12 @@ def together(job, folder, gang):
         for part in it.parts:
             part.set_requires_gradient_sync(False) if hasattr(part, "set_requires_gradient_sync") else None
         it.runner._exchange = lambda last: getattr(it.runner.model, "no_sync", nullcontext)()
-    losses, lengths, kept = [], [], None
+    losses, lengths, stage = [], [], staging.Stage(it, optimiser)
     with it.epoch():
         it.train(True)
-        for inputs, target in rows[job.get("first", 0) : job.get("last", STEPS)]:
+        for step, (inputs, target) in enumerate(rows[job.get("first", 0) : job.get("last", STEPS)]):
+            if step == job.get("save_at"):
+                save(job, stage)
             optimiser.zero_grad()
             own = shards.share(len(target), mesh.replicas, it.place.replica)
             sums = it.step(inputs[own.start : own.stop], target[own.start : own.stop], len(target))
@@ -86,16 +88,8 @@ def together(job, folder, gang):
             assert count == len(target)
             losses.append(loss / count)
     if job.get("save"):
-        staging.save(Path(job["save"]), it, optimiser, checkpoint.Progress(1, 2, [{"epoch": 1, "loss": 0.1}]))
-    if job.get("stage"):  # as the loop keeps one: what goes wrong is rank 0's to tell, and training goes on
-        if job.get("full") == gang.rank:  # as if the disk were, here alone
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["size"], resource.RLIM_INFINITY))
-        write = staging.Stage(it, optimiser).take(Path(job["stage"]), checkpoint.Progress(1, 2))
-        try:
-            write(Path(job["stage"]))
-        except (OSError, RuntimeError) as error:
-            kept = str(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        save(job, stage)
+    kept = try_to_save(job, stage, gang.rank) if job.get("stage") else None
     it.train(False)
     inputs, target = rows[0]
     own = shards.share(len(target), mesh.replicas, it.place.replica)
@@ -105,6 +99,25 @@ def together(job, folder, gang):
     if gang.rank == 0:
         save_file(copies(state), folder / "state.safetensors")
     return {"kept": kept, "losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+
+
+def save(job, stage):
+    folder = Path(job["save"])
+    stage.take(folder, checkpoint.Progress(1, 2, curve=[{"epoch": 1, "loss": 0.1}]))(folder)
+
+
+def try_to_save(job, stage, rank):
+    """As the loop keeps one: what goes wrong is rank 0's to tell, and training goes on."""
+    if job.get("full") == rank:  # as if the disk were, here alone
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["size"], resource.RLIM_INFINITY))
+    write = stage.take(Path(job["stage"]), checkpoint.Progress(1, 2))
+    try:
+        write(Path(job["stage"]))
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return None
 
 
 def copies(state):

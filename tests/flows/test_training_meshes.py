@@ -150,11 +150,11 @@ def test_a_wrong_plan_is_an_error_and_never_a_wrong_number(gang, declared, told)
 
 
 def test_a_checkpoint_goes_on_on_another_mesh(gang, tmp_path):
-    """Saved at 4 ranks, resumed at 2 and at 1, in parts of other axes."""
+    """Saved at 4 ranks, for the second time, and resumed at 2 and at 1, in parts of other axes."""
     arguments = {"width": 64, "hidden": 96, "depth": 4}
     _, expected = gang.alone("llama", arguments=arguments)
     saved = tmp_path / "at-4"
-    gang("llama", "data=2,shard=2", last=5, save=str(saved), arguments=arguments)
+    gang("llama", "data=2,shard=2", last=5, save=str(saved), save_at=3, arguments=arguments)
     for mesh in ("tensor=2", "pipe=2", "data=1"):
         said, state = gang("llama", mesh, first=5, resume=str(saved), arguments=arguments)
         assert "message" not in said[0], said[0]

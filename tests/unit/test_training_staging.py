@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn, optim
 
+from modelyard.training import staging
 from modelyard.training.checkpoint import RECORD, Progress, load
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
@@ -66,6 +68,25 @@ def test_what_is_staged_is_of_that_moment_and_so_is_what_is_staged_next(tmp_path
         other, fresh = made()
         assert load(tmp_path / "c", other, fresh) == Progress(at)
         assert same(other, before)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_another_rank_writes_by_now_is_written_once(tmp_path, monkeypatch):
+    it, optimiser = made()
+    stages = [Stage(of_two(it, rank), optimiser) for rank in (0, 1)]
+    for turn in (0, 1):
+        monkeypatch.setattr(staging, "mine", lambda at, tensor, mesh, place, turn=turn: (at + turn) % 2 == place.shard)
+        writes = [stage.take(tmp_path / "c", PROGRESS) for stage in stages]
+        kept = {name: tensor.clone() for name, tensor in it.state().items()}
+        change(it)
+        for write in reversed(writes):
+            write(tmp_path / "c")
+    names = [set(load_file(path)) for path in (tmp_path / "c").glob("*.safetensors")]
+    assert all(names)
+    assert not set.intersection(*names)
+    other, fresh = made()
+    assert load(tmp_path / "c", other, fresh) == PROGRESS
+    assert same(other, kept)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -63,17 +63,20 @@ class Stage:
         return partial(self._whole, deepcopy(progress), copied)
 
     def _copy(self) -> Exception | None:
-        """Into the memory of the last time where that fits; what went wrong, such as too little of it."""
+        """Into the memory of the last time where that fits; what went wrong, such as too little of it. What another rank writes
+        by now, or nobody, is let go of."""
+        starts: dict[str, list[int]] = {}
         try:
             for name, part, start in _own(self._spread, self._optimiser, self._learned):
                 there = self._held.get(name)
                 if there is None or (there.shape, there.dtype) != (part.shape, part.dtype):
                     there = self._held[name] = torch.empty(part.shape, dtype=part.dtype)
                 there.copy_(part)
-                self._starts[name] = start
+                starts[name] = start
         except (RuntimeError, MemoryError) as error:
             self._held.clear()
             return error
+        self._held, self._starts = {name: self._held[name] for name in starts}, starts
         return None
 
     def _write(self, folder: Path) -> Exception | None:
