@@ -1,8 +1,12 @@
+import errno
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from types import SimpleNamespace as Of
 
 import pytest
 
-from modelyard.client.hub import _choose, fetch_dataset
+from modelyard.client import hub
+from modelyard.client.hub import _asking, _choose, fetch_dataset
 from modelyard.errors import Invalid, Unavailable
 
 
@@ -15,6 +19,11 @@ class Api:
     def dataset_info(self, name, revision):
         key = {"refs/convert/parquet": "converted", None: "main"}.get(revision, revision)
         return Of(sha=f"sha-{key}", siblings=[Of(rfilename=path) for path in self.commits.get(key, [])])
+
+    def snapshot_download(self, name, *, allow_patterns, local_dir, repo_type, revision):
+        for path in self.commits["main"]:
+            if not path.endswith("lost.jsonl") and any(fnmatch(path, pattern) for pattern in allow_patterns):
+                (local_dir / path).write_text(path)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +58,35 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
         fetch_dataset("hf:org/name", tmp_path)
     with pytest.raises(Invalid, match="expected hf:org/name"):
         fetch_dataset("hf:a/b/c/d", tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Makes `fetch_dataset` ask an `Api`."""
+
+    def ask(api):
+        @contextmanager
+        def asking(source):
+            yield api
+
+        monkeypatch.setattr(hub, "_asking", asking)
+
+    return ask
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_fetched_and_no_other_for_it(asked, tmp_path):
+    asked(Api(main=["train[1].jsonl", "train?.jsonl", "train1.txt", "a*.jsonl", "ab.md"]))
+    fetch_dataset("hf:org/name", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a*.jsonl", "train?.jsonl", "train[1].jsonl"]
+
+
+def test_a_file_that_does_not_come_is_missed(asked, tmp_path):
+    asked(Api(main=["train.jsonl", "lost.jsonl"]))
+    with pytest.raises(Unavailable, match=r"lists 'lost\.jsonl' in 'org/name' and did not give it"):
+        fetch_dataset("hf:org/name", tmp_path)
+
+
+def test_a_full_disk_is_no_silent_hub():
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(Unavailable, match=r"has no room in .*No space left.* set TMPDIR"), _asking("hf:org/name"):
+        raise OSError(errno.ENOSPC, "No space left on device")

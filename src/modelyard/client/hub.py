@@ -7,12 +7,14 @@ fetches by itself.
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from modelyard.errors import Forbidden, Invalid, NotFound, Unavailable
@@ -50,7 +52,7 @@ def fetch_dataset(source: str, folder: Path) -> tuple[Path, str]:
     name, config = match["name"], match["config"]
     with _asking(source) as api:
         commit, files = _choose(api, source, name, config, match["revision"])
-        api.snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=files, local_dir=folder)
+        _download(api, name, files, folder, repo_type="dataset", revision=commit)
     return folder, f"hf:{name}{f'/{config}' if config else ''}@{commit}"
 
 
@@ -63,8 +65,16 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, str]:
     with _asking(source) as api:
         info = api.model_info(match["name"], revision=match["revision"])
         files = model_files(source, [sibling.rfilename for sibling in info.siblings or ()])
-        api.snapshot_download(match["name"], revision=str(info.sha), allow_patterns=files, local_dir=folder)
+        _download(api, match["name"], files, folder, revision=str(info.sha))
     return folder, f"hf:{match['name']}@{info.sha}"
+
+
+def _download(api: Any, name: str, files: Sequence[str], folder: Path, **where: str) -> None:
+    """These files, all of them: a hub takes patterns, and a file's name may look like one."""
+    api.snapshot_download(name, allow_patterns=[glob.escape(path) for path in files], local_dir=folder, **where)
+    missing = [path for path in files if not (folder / path).is_file()]
+    if missing:
+        raise Unavailable(f"The hub lists '{missing[0]}' in '{name}' and did not give it; try again later.")
 
 
 def model_files(source: str, there: Sequence[str]) -> list[str]:
@@ -115,6 +125,10 @@ def _asking(source: str) -> Iterator[Any]:
             raise Unavailable(f"The hub cannot give '{source}' now ({error.response.status_code}); try again later.") from error
         raise Invalid(f"The hub refused '{source}': {str(error).strip().splitlines()[-1]}") from error
     except (failed, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(
+                f"'{source}' has no room in {gettempdir()} ({error}): make some, or set TMPDIR to a folder that has it."
+            ) from error
         raise Unavailable(
             f"'{source}' cannot be fetched, the hub does not answer ({type(error).__name__}). Where there is no network, fetch "
             "it elsewhere and give the files: --from FOLDER."
