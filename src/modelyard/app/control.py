@@ -11,9 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from modelyard import __version__, telemetry
+from modelyard.app.cluster import OWN
 from modelyard.app.migrate import pepper
 from modelyard.catalogue.routes import routes as catalogue_routes
 from modelyard.db import Database
+from modelyard.errors import Invalid
 from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.routes import routes as jobs_routes
 from modelyard.jobs.scheduler import Scheduler
@@ -76,9 +78,11 @@ def metrics() -> Response:
 
 
 def executor(settings: Settings) -> Executor:
-    """What runs gangs and replicas: this machine's supervisor, or the cluster that is named."""
+    """What runs gangs and replicas: this machine's supervisor, or the cluster that is named. Raises `Invalid`."""
     if not settings.cluster:
         return LocalExecutor(settings)
+    if settings.cluster == OWN:
+        raise Invalid(f"A cluster of its own ('{OWN}') is for `modelyard up`; give control one that runs: --cluster HOST:PORT.")
     made: Executor = load("modelyard.jobs.ray.executor:RayExecutor")(settings)
     return made
 

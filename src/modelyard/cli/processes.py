@@ -33,6 +33,13 @@ Cluster = Annotated[
     ),
 ]
 
+Running = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", help="Ray cluster that runs jobs and replicas: HOST:PORT or ray://HOST:PORT.", show_default=False
+    ),
+]
+
 
 def up(data: Folder = None, host: Host = None, port: Port = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
     """Start a whole platform on this machine; Ctrl-C ends it."""
@@ -69,7 +76,7 @@ def gateway(data: Folder = None, host: Host = None, port: Port = None, as_json: 
     _start("gateway", "gateway:run", as_json, data=data, host=host, port=port)
 
 
-def control(data: Folder = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
+def control(data: Folder = None, cluster: Running = None, as_json: AsJson = False) -> None:
     """Start control alone: the management API, the scheduler and the controller."""
     _start("control", "control:run", as_json, data=data, cluster=cluster)
 

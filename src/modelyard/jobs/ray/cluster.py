@@ -23,6 +23,8 @@ from modelyard.jobs.types import Amount
 
 # Seconds a cluster may take to appear, an actor to start, and what is known of the nodes to be looked at again.
 _JOIN, _START, _FRESH = 60.0, 60.0, 1.0
+# Characters of what Ray says of an error that are passed on.
+_LONGEST = 500
 _ACTOR: dict[str, Any] = {
     "num_cpus": 0,
     "max_concurrency": 8,
@@ -82,7 +84,7 @@ class Cluster:
         self._connect(address, namespace)
 
     def _connect(self, address: str, namespace: str) -> None:
-        """Join, as soon as the cluster is there. Raises `Unavailable`."""
+        """Join, as soon as the cluster is there. Raises `Unavailable`, at once where waiting does not help."""
         # Ray takes 127.0.0.1 for a mistake and puts the machine's own address in its place.
         host = address.rpartition(":")[0]
         local: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}
@@ -90,8 +92,11 @@ class Cluster:
         while True:
             try:
                 ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False, **local)
-            except (ConnectionError, RayError, ValueError) as error:
-                if isinstance(error, ValueError) or time.monotonic() > deadline:
+            except (ValueError, RuntimeError) as error:  # no address; another version of Ray or Python, in several lines
+                said = " ".join(str(error).split())[:_LONGEST]
+                raise Unavailable(f"The Ray cluster at {address} cannot be joined: {said}") from error
+            except (ConnectionError, RayError) as error:
+                if time.monotonic() > deadline:
                     raise Unavailable(f"The Ray cluster at {address} cannot be joined: {_short(error)}") from error
                 time.sleep(0.5)
             else:
@@ -173,4 +178,4 @@ def _bundle(ranks: int, each: Amount) -> dict[str, float]:
 
 
 def _short(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:500] or type(error).__name__
+    return str(error).strip().split("\n")[0][:_LONGEST] or type(error).__name__
