@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from modelyard.errors import Crashed, Invalid, ModelyardError
 from modelyard.jobs.ray import host as module
 from modelyard.jobs.ray.gang import ended
 from modelyard.jobs.ray.host import Host
-from modelyard.jobs.types import Event, Gang
+from modelyard.jobs.types import Event, Gang, ProcessStatus
 
 SAID = {"node": "n", "address": "127.0.0.1", "sandbox": "off", "job_memory": 1 << 30, "readonly": []}
 
@@ -39,10 +39,14 @@ class Part:
 class Executor:
     def __init__(self, *_: Any, **__: Any) -> None:
         self.parts: dict[str, Part] = {}
+        self.ran = dict[str, ProcessStatus]()
 
     def start_gang(self, gang: Gang) -> Part:
         part = self.parts[gang.token] = Part()
         return part
+
+    def replicas(self) -> Mapping[str, ProcessStatus]:
+        return self.ran
 
     def wake(self) -> None:
         return None
@@ -103,3 +107,18 @@ def test_gangs_that_nobody_listens_to_end_though_nothing_more_can_be_said(scene:
     scene.host._pass(False)
     scene.host._pass(False)
     assert part.kills == 1
+
+
+def test_a_node_that_nobody_needs_for_long_is_given_up_but_not_while_something_runs_there(scene: Scene) -> None:
+    assert not scene.host._given_up()
+    scene.start("t")
+    scene.now += module._GIVEN_UP + 1
+    assert not scene.host._given_up()
+    scene.host._pass(True)
+    assert scene.host._given_up()
+    scene.host._executor.ran["r"] = ProcessStatus("r", 1, None)
+    assert not scene.host._given_up()
+    scene.host._executor.ran["r"] = ProcessStatus("r", 1, 0)
+    assert scene.host._given_up()
+    scene.ask("two", do="take")
+    assert not scene.host._given_up()

@@ -37,6 +37,8 @@ _log = telemetry.log(__name__)
 _REPLICA = TypeAdapter(ReplicaSpec)
 # Seconds that gangs live on while no control listens.
 _LEASE = 30.0
+# Seconds after which an actor ends that nobody has listened to and that has nothing to do: its platform may be no more.
+_GIVEN_UP = 3600.0
 # Seconds between two looks at time and the supervisor.
 _TICK = 0.5
 _START = 30.0
@@ -146,6 +148,9 @@ class Host:
             while self._supervisor.poll() is None:
                 self._executor.wait(_TICK)
                 self._pass(self._outbox.wait_for_room(_TICK))
+                if self._given_up():
+                    _log.info("nobody has needed this node for long: its actor ends")
+                    os._exit(0)
             _log.error("the supervisor of this node is gone")
         except Exception:  # noqa: BLE001 — the edge of the process
             _log.exception("the node's loop failed")
@@ -165,6 +170,14 @@ class Host:
             self._unheard |= fresh
             for token in fresh:
                 self._gangs[token].kill()
+
+    def _given_up(self) -> bool:
+        with self._lock:
+            if self._gangs or self._left or time.monotonic() - self._heard <= _GIVEN_UP:
+                return False
+        with contextlib.suppress(Unavailable):
+            return all(replica.exit is not None for replica in self._executor.replicas().values())
+        return False
 
     def _turn(self) -> None:
         for token, handle in list(self._gangs.items()):
