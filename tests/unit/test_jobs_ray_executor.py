@@ -61,6 +61,9 @@ class Said:
     def tell(self, **message: Any) -> None:
         self.words.append(message["do"])
 
+    def listen(self) -> None:
+        return None
+
     def close(self) -> None:
         return None
 
@@ -88,6 +91,14 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     scene = Scene(tmp_path / "yard")
     yield scene
     scene.executor.close()
+
+
+def test_a_link_is_found_before_it_hears(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[bool]()
+    monkeypatch.setattr(Said, "listen", lambda link: seen.append(scene.executor._links[link.machine.id] is link))
+    scene.executor._gone(scene.links["a"])
+    scene.executor._link(NODES[0])
+    assert seen == [True]
 
 
 def test_a_gang_has_its_room_until_it_has_ended(scene: Scene) -> None:

@@ -55,6 +55,7 @@ class Scene:
         monkeypatch.setattr(module.cluster, "wait", self.wait)
         self.node, self.events, self.over = node, list[tuple[str, Event]](), threading.Event()
         self.link = Link(NODE, node, lambda *said: self.events.append(said), lambda _: self.over.set())  # type: ignore[arg-type]
+        self.link.listen()
 
     def wait(self, said: Sequence[Answer], timeout: float) -> list[Answer]:
         assert self.node.go.wait(30)

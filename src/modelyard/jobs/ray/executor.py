@@ -22,7 +22,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from modelyard.errors import Crashed, ModelyardError, Unavailable
-from modelyard.jobs import sandbox
 from modelyard.jobs.ray.cluster import Cluster, Machine, Remote
 from modelyard.jobs.ray.gang import RayGang, ended
 from modelyard.jobs.ray.link import Link
@@ -122,14 +121,12 @@ class RayExecutor:
             self._fail(handle, repr(error))
 
     def _begin_parts(self, handle: RayGang) -> None:
-        gang, first = handle.gang, handle.gang.nodes[0][0]
+        gang = handle.gang
         if handle.killed:
             raise Crashed("it was ended before")
         parts = self._parts(gang)
         self._cluster.reserve(gang.token, parts, gang.each, _ROOM)
         links = {machine.name: self._link(machine) for machine, _ in parts}
-        if warning := sandbox.warning(self._settings):
-            handle.hear(first, Event("log", {"rank": 0, "text": warning}))
         try:
             for node, link in links.items():
                 if handle.killed or handle.ended:
@@ -195,6 +192,7 @@ class RayExecutor:
     def _open(self, machine: Machine, remote: Remote) -> Link:
         link = self._links[machine.id] = Link(machine, remote, partial(self._heard, machine), self._gone)
         self._wrong |= link.wrong
+        link.listen()
         return link
 
     def _known(self) -> list[Link]:

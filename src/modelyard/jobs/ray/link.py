@@ -29,8 +29,8 @@ _OPEN, _PAUSE = 2.0, 0.25
 
 
 class Link:
-    """`heard(token, event)` is called with what gangs say, `lost(link)` once; both in the link's thread. `wrong`: by token what
-    had gone wrong with the gangs that an earlier control left here."""
+    """`heard(token, event)` is called with what gangs say, `lost(link)` once; both in the link's thread, which `listen` starts.
+    `wrong`: by token what had gone wrong with the gangs that an earlier control left here."""
 
     def __init__(
         self, machine: Machine, remote: Remote, heard: Callable[[str, Event], None], lost: Callable[[Link], None]
@@ -47,6 +47,9 @@ class Link:
             raise Unavailable(f"{theirs}: install the same on all nodes, and start Ray there anew.")
         self.wrong = {token: from_wire(error["code"], error["message"]) for token, error in taken["wrong"].items()}
         self._thread = threading.Thread(target=self._run, name=f"link to {machine.name}", daemon=True)
+
+    def listen(self) -> None:
+        """Begin to hear, once it is known where this link is found."""
         self._thread.start()
 
     def ask(self, **message: Any) -> Any:
