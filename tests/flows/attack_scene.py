@@ -47,7 +47,8 @@ class Scene:
         """A route's path, its parameters named for the owner's things. A parameter that is new here must be added."""
         names = dict.fromkeys(("name", "deployment", "alias"), CANARY) | {"ref": "1", "path:path": "model.onnx"}
         names |= {"job": self.job, "key": self.spare, "digest": self.blob if "/blobs/" in template else self.artefact}
-        return re.sub(r"\{([^}]+)\}", lambda match: names[match[1]], template)
+        query = f"?hashes={self.blob}" if template == "/api/blobs" else ""
+        return re.sub(r"\{([^}]+)\}", lambda match: names[match[1]], template) + query
 
 
 @pytest.fixture(name="data", scope="module")

@@ -1,8 +1,10 @@
 """A real Ray cluster on loopback, for tests: every node has an address of its own, 127.0.0.2, 127.0.0.3, …"""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
@@ -19,11 +21,13 @@ def cluster(*cpus: int) -> Iterator[tuple[Any, str]]:
 
     head, *others = cpus or (4,)
     common = {"object_store_memory": _STORE, "include_dashboard": False}
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the newest cluster, wherever that is
     made = Cluster(shutdown_at_exit=True)
-    made.add_node(num_cpus=head, node_ip_address="127.0.0.2", _system_config=_HEALTH, **common)
-    for number, cpus_ in enumerate(others, start=3):
-        made.add_node(num_cpus=cpus_, node_ip_address=f"127.0.0.{number}", **common)
-    try:
-        yield made, made.address
-    finally:
-        made.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made.add_node(num_cpus=head, node_ip_address="127.0.0.2", temp_dir=folder, _system_config=_HEALTH, **common)
+        for number, cpus_ in enumerate(others, start=3):
+            made.add_node(num_cpus=cpus_, node_ip_address=f"127.0.0.{number}", **common)
+        try:
+            yield made, made.address
+        finally:
+            made.shutdown()

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jobs_bench import Bench, bench, eventually, processes_with
 from ray_cluster import cluster
 
 from modelyard.client import Yard
+from modelyard.errors import ModelyardError, Unavailable
 from modelyard.jobs.types import State
 from modelyard.testing import yard
 
@@ -96,6 +98,12 @@ def test_a_parent_that_waits_leaves_its_room_to_its_children(there: Bench) -> No
     assert job.state is State.succeeded, there.log(job.id)
 
 
+def again(platform: Yard) -> Any:
+    """What is answered; nothing while there is no replica."""
+    with suppress(Unavailable):
+        return answered(platform)
+
+
 def answered(platform: Yard) -> Any:
     return next(iter(platform.predict("twice", {"x": [[3.0, 4.0]]}).outputs.values())).tolist()
 
@@ -113,5 +121,43 @@ def test_a_replica_on_the_cluster_answers_and_is_replaced_with_its_node(ray: Any
         pid = next(pid for pid in processes_with(f"{tmp_path}/yard/cache") if "modelyard.serving.replica" in line_of(pid)[0][1])
         os.kill(next(pid for pid, command in line_of(pid) if "ray::Host" in command), signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{pid}").exists())
-        eventually(lambda: platform.deployment("twice")["state"] == "ready")
-        assert answered(platform) == [[11.0]]
+        eventually(lambda: again(platform) == [[11.0]])
+
+
+def weights(platform: Yard, folder: Path) -> bytes:
+    """Of the digits, trained by two ranks."""
+    platform.import_dataset("digits", "sklearn:digits")
+    platform.train("cnn", "digits", recipe="image-classifier", ranks=2, epochs=2)
+    (file,) = platform.fetch("cnn@1", folder / "fetched").glob("*.safetensors")
+    return file.read_bytes()
+
+
+@pytest.mark.soak
+def test_training_across_nodes_gives_the_weights_that_one_machine_gives(tmp_path: Path) -> None:
+    with cluster(1, 1) as (_, address), yard(tmp_path / "many", "--cluster", address) as platform:
+        across = weights(platform, tmp_path / "many")
+    with yard(tmp_path / "one") as platform:
+        assert weights(platform, tmp_path / "one") == across
+
+
+def imported(platform: Yard) -> bool:
+    try:
+        return bool(platform.import_dataset("digits", "sklearn:digits"))
+    except ModelyardError:
+        return False
+
+
+@pytest.mark.soak
+def test_a_cluster_of_its_own_is_started_again_and_ends_with_the_platform(tmp_path: Path) -> None:
+    with yard(tmp_path / "yard", "--cluster", "ray") as platform:
+        heads = [line_of(pid) for pid in processes_with("--temp-dir")]
+        ours = [line[0][1] for line in heads if any(str(tmp_path) in command for _, command in line)]
+        (head,) = [command for command in ours if " start --head " in command]
+        folder = Path(head.partition("--temp-dir ")[2].split()[0])
+        (raylet,) = [pid for pid in processes_with(str(folder)) if "/raylet/raylet " in line_of(pid)[0][1]]
+        assert imported(platform)
+        os.kill(raylet, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{raylet}").exists())
+        eventually(lambda: imported(platform), 120)
+    eventually(lambda: not processes_with(str(folder)))
+    assert not folder.exists()
