@@ -11,21 +11,34 @@ from modelyard.training.estimate import Activations, bound, check, estimate, fit
 
 MB = 1_000_000
 FOUND = estimate(
-    parameters=8 * MB, learning=4 * MB, slots=2, activations=Activations(MB, MB // 2), rows=10, parts=2, slices=2, process=MB
+    parameters=8 * MB,
+    learning=4 * MB,
+    slots=2,
+    activations=Activations(MB, MB // 2),
+    rows=10,
+    copied=16 * MB,
+    parts=2,
+    slices=2,
+    process=MB,
 )
 
 
 def test_what_is_split_counts_in_part() -> None:
     assert (FOUND.parameters, FOUND.gradients, FOUND.optimiser) == (4 * MB, 2 * MB, 4 * MB)
     assert FOUND.activations == 3 * MB
-    assert FOUND.total == 14 * MB
+    assert FOUND.checkpoint == 8 * MB
+    assert FOUND.total == 22 * MB
+    assert FOUND.facts(None)["checkpoint"] == 8 * MB
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
-    check(FOUND, 14 * MB)
+    check(FOUND, 22 * MB)
     check(FOUND, None)
-    with pytest.raises(Invalid, match=r"activations of 10 rows 3\.0 MB .* = 14\.0 MB and may take 13\.9 MB\. Use a smaller"):
-        check(FOUND, 13_900_000)
+    with pytest.raises(
+        Invalid,
+        match=r"activations of 10 rows 3\.0 MB \+ a checkpoint's copy 8\.0 MB .* = 22\.0 MB and may take 21\.9 MB\. Use",
+    ):
+        check(FOUND, 21_900_000)
 
 
 def test_a_line_goes_through_two_measurements() -> None:

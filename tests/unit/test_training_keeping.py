@@ -53,7 +53,8 @@ def test_training_goes_on_while_one_is_stored_and_the_next_waits(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), Unavailable("the store is full"), RuntimeError("io")]
+    "error",
+    [OSError(28, "No space left on device"), Unavailable("the store is full"), RuntimeError("io"), MemoryError("too little")],
 )
 def test_what_fails_is_told_and_training_goes_on(tmp_path: Path, error: Exception) -> None:
     context = Context(tmp_path)

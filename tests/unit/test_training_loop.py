@@ -90,6 +90,8 @@ def test_digits_train_to_a_model_that_its_engine_and_transform_serve(digits, tmp
     assert [m["step"] for m in context.metrics] == list(range(1, 13))
     assert context.metrics[-1]["select_accuracy"] > context.metrics[0]["select_accuracy"]
     assert context.facts["samples"] == 12 * Dataset.open(digits.view.local()).rows("train")
+    foreseen = context.facts["memory_estimate"]
+    assert foreseen["checkpoint"] == foreseen["parameters"] + foreseen["optimiser"] == 3 * foreseen["parameters"]
 
 
 def test_the_same_job_twice_gives_the_same_bytes_and_another_seed_others(digits, tmp_path):

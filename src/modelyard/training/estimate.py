@@ -1,4 +1,5 @@
-"""How much memory a rank will need, before it takes its first step: parameters, gradients, optimiser state, activations.
+"""How much memory a rank will need, before it takes its first step: parameters, gradients, optimiser state, activations,
+and the copy of what a checkpoint holds.
 
 `prepare` measures what a few rows leave behind in one forward, `estimate` works out a whole micro-batch, `check` refuses what
 cannot fit, with the numbers. The estimate is what is needed at the least: buffers of libraries and of the exchange come on top.
@@ -31,18 +32,20 @@ class Activations:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of one rank. `process` is what it holds beside its model already; `rows` those of a micro-batch."""
+    """Bytes of one rank. `process` is what it holds beside its model already; `checkpoint` the copy that lies in main memory
+    from the first checkpoint on; `rows` those of a micro-batch."""
 
     process: int
     parameters: int
     gradients: int
     optimiser: int
     activations: int
+    checkpoint: int
     rows: int
 
     @property
     def total(self) -> int:
-        return self.process + self.parameters + self.gradients + self.optimiser + self.activations
+        return self.process + self.parameters + self.gradients + self.optimiser + self.activations + self.checkpoint
 
     def facts(self, bound: int | None) -> dict[str, Any]:
         return {**asdict(self), "total": self.total, "bound": bound}
@@ -54,6 +57,7 @@ class Estimate:
             f"gradients {_size(self.gradients)}",
             f"optimiser state {_size(self.optimiser)}",
             f"activations of {self.rows} rows {_size(self.activations)}",
+            *([f"a checkpoint's copy {_size(self.checkpoint)}"] if self.checkpoint else []),
             f"the process itself {_size(self.process)}",
         ]
         return f"{' + '.join(parts)} = {_size(self.total)}"
@@ -66,15 +70,17 @@ def estimate(
     slots: int,
     activations: Activations,
     rows: int,
+    copied: int = 0,
     parts: int = 1,
     slices: int = 1,
     process: int = 0,
 ) -> Estimate:
     """`parameters` and `learning` (those with gradients) in bytes of the whole model, `slots` tensors that the optimiser keeps
-    of each, `rows` of the micro-batch. `parts`: ranks that hold the model together; `slices`: those that compute a row
-    together. What is split is taken to be split evenly."""
+    of each, `rows` of the micro-batch, `copied` bytes that a checkpoint takes of the whole. `parts`: ranks that hold the model
+    together; `slices`: those that compute a row together. What is split is taken to be split evenly."""
     kept = activations.of(rows) // slices
-    return Estimate(process, parameters // parts, learning // parts, slots * learning // parts, kept, rows)
+    optimiser = slots * learning // parts
+    return Estimate(process, parameters // parts, learning // parts, optimiser, kept, copied // parts, rows)
 
 
 def check(found: Estimate, bound: int | None) -> None:

@@ -56,7 +56,7 @@ class Keeper:
                 self._context.checkpoint(step, folder, score=score, last=self._last)
         except Cancelled:
             return  # the loop hears of it too; what is stored at this moment is stored to its end, so the folder stays
-        except (ModelyardError, OSError, RuntimeError, ValueError) as error:
+        except (ModelyardError, OSError, RuntimeError, ValueError, MemoryError) as error:
             self.failed += 1
             self._context.log(f"WARNING: the checkpoint of {step} could not be kept, the last good one stays: {error}")
             self._context.report(checkpoints_failed=self.failed, checkpoint_error=str(error)[:500])

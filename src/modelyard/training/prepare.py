@@ -89,12 +89,16 @@ def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed
     line = memory.Activations() if config.recompute else memory.fit(1, kept(1), more, kept(more))
     parameters = list(plan.network.parameters())
     whole, on_gpu = sum(p.nbytes for p in parameters), gang.device.type == "cuda"
+    learning = sum(p.nbytes for p in parameters if p.requires_grad)
+    slots = 2 if config.optimiser == "adamw" else int(config.momentum > 0)
     found = memory.estimate(
         parameters=whole,
-        learning=sum(p.nbytes for p in parameters if p.requires_grad),
-        slots=2 if config.optimiser == "adamw" else int(config.momentum > 0),
+        learning=learning,
+        slots=slots,
         activations=line,
         rows=-(-config.batch_size // (mesh.replicas * options(config).count(mesh))),
+        # Where every rank holds everything rank 0 alone copies it; to the scheduler ranks are alike.
+        copied=0 if on_gpu else (learning if plan.fixed else whole) + slots * learning,
         parts=mesh.shard * mesh.tensor * mesh.pipe,
         slices=mesh.tensor,
         process=0 if on_gpu else max(0, memory.held() - whole),
