@@ -192,8 +192,11 @@ class FolderStore(BucketStore):
         try:
             with _translated("staged"):
                 file = os.fdopen(os.open(path, _NEW, 0o600), "wb")
-            with file:
+            try:
                 yield Staged(file, path)
+            finally:
+                with suppress(OSError):  # what a full disk did not take is tried once more
+                    file.close()
         finally:
             path.unlink(missing_ok=True)
 
