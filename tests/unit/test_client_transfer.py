@@ -11,7 +11,7 @@ import pytest
 
 from modelyard.client import transfer
 from modelyard.client.wire import Response
-from modelyard.errors import Conflict, Damaged, Invalid, Unavailable
+from modelyard.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from modelyard.storage import Manifest
 from modelyard.storage.batches import packed, unpacked
 
@@ -201,6 +201,23 @@ def test_bytes_that_are_not_the_artefact_s_are_refused_and_nothing_is_left(
     with pytest.raises(Damaged, match=said):
         transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_blob_that_is_missing_is_told_by_its_file(folder: Path, tmp_path: Path) -> None:
+    class Lossy(Platform):
+        def send(self, method: str, path: str) -> Response:
+            if path.startswith("/api/blobs?"):
+                raise NotFound("There is no blob 12ab in this project.")
+            return super().send(method, path)
+
+        def download(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
+            if path.endswith("/seven/a.png"):
+                raise NotFound("There is no file 'seven/a.png'.")
+            return super().download(path, headers)
+
+    platform = Lossy(folder)
+    with pytest.raises(NotFound, match=r"'seven/a\.png'"):
+        transfer.fetch(platform, platform.manifest.hash, tmp_path / "here")  # type: ignore[arg-type]
 
 
 def test_another_manifest_than_the_one_asked_for_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from modelyard.client.wire import PAUSES, Wire, with_query
-from modelyard.errors import Conflict, Damaged, Internal, Invalid, Unavailable
+from modelyard.errors import Conflict, Damaged, Internal, Invalid, NotFound, Unavailable
 from modelyard.storage.batches import HEADER, packed, unpacked
 from modelyard.storage.folders import in_parallel
 from modelyard.storage.manifest import Manifest, spans
@@ -126,8 +126,8 @@ def upload(wire: Wire, files: Files, progress: Progress | None = None) -> str:
     return published
 
 
-def batched(chunks: Iterable[Chunk], most: int = _BATCH) -> list[list[Chunk]]:
-    """What goes together: each larger chunk alone, then the small ones by about 1 MiB, at most so many."""
+def batched(chunks: Iterable[Chunk], most: int | None = None) -> list[list[Chunk]]:
+    """What goes together: each larger chunk alone, then the small ones by about 1 MiB, `most` of them where that is given."""
     alone: list[list[Chunk]] = []
     together: list[list[Chunk]] = []
     room = 0
@@ -205,7 +205,7 @@ def _fetch(wire: Wire, artefact: str, batch: Sequence[Chunk], folder: Path) -> i
     wanted = {"hashes": ",".join(dict.fromkeys(chunk.hash for chunk in batch))}
     try:
         came = dict(unpacked(wire.send("GET", with_query("/api/blobs", wanted)).content))
-    except Damaged:  # of one of them, which names its file when it is asked for by itself
+    except (Damaged, NotFound):  # of one of them, which names its file when it is asked for by itself
         return sum(_fetch_chunk(wire, artefact, chunk, folder / chunk.path) for chunk in batch)
     for chunk in batch:
         data = came.get(chunk.hash, b"")
