@@ -161,15 +161,20 @@ def test_a_full_disk_is_our_fault_and_names_no_folder(tmp_path: Path, monkeypatc
     assert not list((tmp_path / "a").iterdir())
 
 
+def stage_and_adopt(store: FolderStore, data: bytes) -> None:
+    with store.stage() as staged:
+        staged.write(data)
+        store.adopt(staged, "a/key")
+
+
 @pytest.mark.parametrize("size", [100, 1 << 20])
 def test_what_does_not_fit_while_it_is_staged_is_told_once(size: int, tmp_path: Path):
     """Small pieces are found too many only when they are flushed, and once more when the file is closed."""
     store, (soft, hard) = FolderStore(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
     try:
-        with pytest.raises(Unavailable, match="The object store failed"), store.stage() as staged:
-            staged.write(bytes(size))
-            store.adopt(staged, "a/key")
+        with pytest.raises(Unavailable, match="The object store failed"):
+            stage_and_adopt(store, bytes(size))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.glob("staged*"))
