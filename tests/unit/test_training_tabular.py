@@ -18,6 +18,7 @@ from modelyard.errors import Invalid, NotFound
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
 from modelyard.optimisation.evaluate import r2
 from modelyard.optimisation.examples import Source
+from modelyard.tensors import DATATYPES
 from modelyard.training.config import TrainConfig
 from modelyard.training.loop import run
 from modelyard.training.mesh import Mesh
@@ -33,6 +34,7 @@ FEATURES = {
     "photo": Feature(type="image"),
     "price": Feature(type="float"),
     "level": Feature(type="float"),
+    "since": Feature(type="float"),
     "kind": Feature(type="label", names=("flat", "house")),
     "only": Feature(type="label", names=("flat",)),
 }
@@ -48,6 +50,7 @@ def rows(count: int, **more: list) -> dict[str, list]:
         "photo": [tiny_datasets.png(n) for n in range(count)],
         "price": [2000.0 + n for n in range(count)],
         "level": [3.0] * count,
+        "since": [1.7e9 + 11 * n for n in range(count)],
         "kind": [n % 2 for n in range(count)],
         "only": [0] * count,
         **more,
@@ -104,14 +107,17 @@ def test_missing_numbers_missing_texts_and_new_categories_have_a_place(homes):
 
 
 def test_callers_send_what_was_trained_on(homes):
-    made = plan(homes, inputs=["area", "rooms", "town"])
-    columns = homes.columns("train", ["area", "rooms", "town"])
-    served = build(made.transform.config).before({**columns, "town": np.array([t.encode() for t in columns["town"]], object)})
+    names = ["area", "rooms", "town", "since"]
+    made, columns = plan(homes, inputs=names), homes.columns("train", names)
+    kinds = {column["name"]: column.get("datatype", "FP32") for column in made.transform.config["columns"]}
+    assert kinds == {"area": "FP32", "rooms": "INT64", "town": "BYTES", "since": "FP64"}
+    sent = {name: columns[name].astype(DATATYPES[kinds[name]]) for name in names if name != "town"}
+    served = build(made.transform.config).before({**sent, "town": np.array([t.encode() for t in columns["town"]], object)})
     assert np.array_equal(made.before(columns), served["columns"])
 
 
 def test_all_columns_are_inputs_but_the_target_and_what_is_left_out(homes):
-    made = plan(homes, leave_out=["photo", "note", "kind", "only"])
+    made = plan(homes, leave_out=["photo", "note", "kind", "only", "since"])
     assert made.features == ("area", "rooms", "town", "level")
     assert (made.task, made.target, made.labels) == ("tabular-regression", "price", None)
     named = plan(homes, target="kind", inputs=["area"])
@@ -141,6 +147,7 @@ def test_a_target_of_numbers_is_learned_in_deviations_and_told_as_it_is(homes):
         ({"inputs": ["photo"]}, r"'photo' is of type image; a column is numbers or text: leave it out"),
         ({"target": "only"}, "The target 'only' has one class, 'flat'"),
         ({"target": "level"}, "The target 'level' is 3 in every row of the train split"),
+        ({"target": "since"}, r"The target 'since' is 1\.7e\+09 on average and differs by .*: subtract an offset first"),
         ({"target": "town"}, "The target 'town' is of type text; numbers or classes were expected: import the dataset with"),
         ({"target": "area"}, "The target 'area' misses 16 values"),
     ],

@@ -118,7 +118,8 @@ def column(name: str, feature: Feature) -> dict[str, Any]:
     if feature.type in ("float", "int"):
         # a constant column is only centred; integers that are all there travel as what they are
         numbers = {"mean": known.get("mean", 0.0), "std": known.get("std") or 1.0, "indicator": known["missing"] > 0}
-        return {"name": name, "datatype": "INT64" if feature.type == "int" else "FP32", **numbers}
+        datatype = "INT64" if feature.type == "int" else "FP64" if _coarse(known) else "FP32"
+        return {"name": name, "datatype": datatype, **numbers}
     if feature.type != "text":
         raise Invalid(f"'{name}' is of type {feature.type}; a column is numbers or text: {_leave_out(name)}.")
     categories = known.get("values")
@@ -138,7 +139,18 @@ def _spread(feature: Feature, name: str) -> tuple[float, float]:
     known = feature.statistics["train"]
     if not known["std"]:
         raise Invalid(f"The target '{name}' is {known['mean']:g} in every row of the train split; there is nothing to learn.")
+    if _coarse(known):
+        raise Invalid(
+            f"The target '{name}' is {known['mean']:g} on average and differs by {known['std']:g} only, which float32 does not "
+            f"tell apart well enough: subtract an offset first, such as {known['min']:g}."
+        )
     return known["mean"], known["std"]
+
+
+def _coarse(known: Mapping[str, Any]) -> bool:
+    """Whether float32 rounds these numbers by more than a thousandth of their deviation, as it does seconds since 1970."""
+    most = max(abs(known.get("min", 0.0)), abs(known.get("max", 0.0)))
+    return bool(most * 2**-24 > 1e-3 * (known.get("std") or 1.0))
 
 
 def _leave_out(name: str) -> str:
