@@ -295,7 +295,7 @@ def test_what_a_gang_cannot_share_is_refused(strict: Yard, tmp_path: Path) -> No
     with pytest.raises(Invalid, match=r"is of 4 ranks \(data 2 × shard 2\); the job has 2"):
         strict.train("mesh", "numbers", "module", code=tmp_path / "model.py", module=LINE, ranks=2, mesh="data=2,shard=2")
     assert len(strict.jobs()) == before
-    with pytest.raises(Invalid, match=r"The train split has 1 rows for 2 ranks"):
+    with pytest.raises(Invalid, match=r"The train split has 1 row for 2 ranks"):
         strict.train("few", "few", "module", code=tmp_path / "model.py", module=LINE, ranks=2)
     with pytest.raises(NotFound, match=r"No feature 'z'\. There are: 'x', 'y'"):
         strict.train("z", "numbers", "module", code=tmp_path / "model.py", module={**LINE, "inputs": ["z"]})

@@ -118,6 +118,8 @@ def test_the_shuffle_of_all_rows_never_changes():
     ("rows", "world", "batch", "said"),
     [
         (3, 4, 8, "3 rows for 4 ranks; each rank needs at least one: use fewer ranks"),
+        (1, 2, 8, "has 1 row for 2 ranks"),
+        (4, 2, 1, r"Batches of 1 row \(4 rows, batch_size 1\)"),
         (100, 4, 3, r"Batches of 2 rows \(100 rows, batch_size 3\).*larger batch_size or fewer ranks"),
     ],
 )

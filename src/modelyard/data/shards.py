@@ -46,11 +46,11 @@ def share(rows: int, world: int, rank: int) -> range:
 def check(rows: int, world: int, batch: int) -> None:
     """Raises `Invalid` where some rank would have a step without a row. Batches are even: they differ by at most a row."""
     if rows < world:
-        raise Invalid(f"The train split has {rows} rows for {world} ranks; each rank needs at least one: use fewer ranks.")
+        raise Invalid(f"The train split has {_rows(rows)} for {world} ranks; each rank needs at least one: use fewer ranks.")
     smallest = rows // steps(rows, batch)
     if smallest < world:
         raise Invalid(
-            f"Batches of {smallest} rows ({rows} rows, batch_size {batch}) leave some of {world} ranks without one: "
+            f"Batches of {_rows(smallest)} ({_rows(rows)}, batch_size {batch}) leave some of {world} ranks without one: "
             "use a larger batch_size or fewer ranks."
         )
 
@@ -127,6 +127,10 @@ def parts(order: Order, world: int, rank: int, batch: int, first: int = 0, stop:
     """The rank's part of every step of an epoch, from step `first` on and up to `stop`."""
     count = steps(order.rows, batch)
     for step in range(first, count if stop is None else stop):
-        start, stop = order.rows * step // count, order.rows * (step + 1) // count
-        whole, own = order.take(start, stop), order.cut(start, stop, world, rank)
+        start, end = order.rows * step // count, order.rows * (step + 1) // count
+        whole, own = order.take(start, end), order.cut(start, end, world, rank)
         yield Part(whole[own.start : own.stop], own.start, len(whole))
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
