@@ -28,7 +28,8 @@ _LIBRARIES = ("torch", "numpy", "safetensors")
 
 class Still:
     """Called in the thread that made it: for how many seconds of its life it has stood still, neither computing nor waiting for
-    a processor. In forward and backward on processors nothing but the other ranks lets it stand."""
+    a processor. In forward and backward on processors that is for other ranks, or for the interpreter while another thread of
+    this rank holds it (a streamed feed's, a checkpoint's)."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter() - time.thread_time()
