@@ -58,6 +58,10 @@ def test_a_gang_takes_the_node_that_is_left_with_least() -> None:
     assert assign(cluster(8, 3, 4), line(3), []).start == {"j0": (("n1", 3),)}
 
 
+def test_a_node_that_is_away_is_given_nothing() -> None:
+    assert assign([Node("a", Amount(4), away=True), Node("b", Amount(4))], line(2), []).start == {"j0": (("b", 2),)}
+
+
 def test_a_gang_that_needs_no_gpu_leaves_nodes_with_gpus_to_those_that_do() -> None:
     nodes = [Node("a", Amount(4, 4)), Node("b", Amount(8))]
     assert assign(nodes, line(2), []).start == {"j0": (("b", 2),)}

@@ -101,6 +101,11 @@ def test_a_link_is_found_before_it_hears(scene: Scene, monkeypatch: pytest.Monke
     assert seen == [True]
 
 
+def test_a_node_that_was_lost_just_now_is_away(scene: Scene) -> None:
+    scene.executor._gone(scene.links["a"])
+    assert [(node.name, node.away) for node in scene.executor.nodes()] == [("a", True), ("b", False)]
+
+
 def test_a_gang_has_its_room_until_it_has_ended(scene: Scene) -> None:
     gang = scene.gang()
     scene.executor._begin(gang)

@@ -12,9 +12,10 @@ from modelyard.catalogue import service as catalogue
 from modelyard.errors import Forbidden, Invalid, NotFound
 from modelyard.jobs import service
 from modelyard.jobs.tables import JobRow
-from modelyard.jobs.types import Amount, State
+from modelyard.jobs.types import Amount, Node, State
 from modelyard.tenancy import ledger
 from modelyard.tenancy.types import Principal, Scope
+from modelyard.testing import InlineExecutor
 
 OTHER = Principal("other", "key2", Scope.write)
 MODEL = {"kind": "model", "name": "m"}
@@ -73,6 +74,11 @@ def test_what_is_wrong_is_said(office: Office, asked: dict[str, Any], error: typ
         office.submit(**{**right, **asked})
     with office.db.read() as session:
         assert len(service.jobs(session, "team")) == 1
+
+
+def test_what_lacks_only_a_node_that_is_away_waits_for_it(office: Office) -> None:
+    office.executor = InlineExecutor(nodes=[Node("a", Amount(4)), Node("b", Amount(4), away=True)])
+    assert office.submit("makes", ranks=6).state is State.queued
 
 
 def test_more_ranks_than_there_could_ever_be_are_refused(office: Office) -> None:

@@ -87,11 +87,11 @@ def assign(
     running: Iterable[Running],
     used: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
-    """Give the nodes' room. `used` is what each project held on average over the window that is past (CPUs, GPUs, bytes).
-    Those that resume come first: what they hold is lost time for everybody."""
+    """Give the room of the nodes that are not away. `used` is what each project held on average over the window that is past
+    (CPUs, GPUs, bytes). Those that resume come first: what they hold is lost time for everybody."""
     running = sorted(running, key=lambda gang: gang.id)
     queued = list(queued)
-    pass_ = _Pass(nodes, running)
+    pass_ = _Pass([node for node in nodes if not node.away], running)
     standing = Standing(pass_.room.capacity, used or {})
     for gang in running:
         if not gang.waits:

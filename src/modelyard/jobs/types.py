@@ -63,10 +63,11 @@ class Resources(Config):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine that gangs run on, and what there is of it in all."""
+    """A machine that gangs run on, and what there is of it in all. `away`: it is given nothing now, and may come back."""
 
     name: str
     room: Amount
+    away: bool = False
 
 
 class Target(Config):

@@ -83,10 +83,10 @@ class RayExecutor:
         return {token: ProcessStatus(token, pid, code) for token, pid, code in listed}
 
     def nodes(self) -> Sequence[Node]:
-        """The nodes with processors; what one has is Ray's word."""
+        """The nodes with processors; what one has is Ray's word. One that was lost just now is away."""
         there = [machine for machine in self._cluster.machines() if machine.room.cpus]
         shunned = {name for name, since in list(self._lost.items()) if time.monotonic() - since < _SHUNNED}
-        return [Node(machine.name, machine.room) for machine in there if machine.id not in shunned]
+        return [Node(machine.name, machine.room, machine.id in shunned) for machine in there]
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         self._known()
