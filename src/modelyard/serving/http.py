@@ -132,6 +132,10 @@ class InferenceProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._skip:
             return
+        if self.parser.get_http_version() not in _VERSIONS:  # llhttp takes a line without one for HTTP/0.9
+            self.incoming, self._skip = None, True
+            self._break(400, "The request's line names no version known here; expected HTTP/1.1.")
+            return
         codings = [coding for name, value in self.headers if name == b"transfer-encoding" for coding in value.split(b",")]
         if len(codings) > 1 and codings[-1].strip().lower() == b"chunked":  # all else is an error to llhttp
             self.incoming, self._skip = None, True
@@ -388,5 +392,6 @@ class InferenceProtocol(HttpToolsProtocol):
         self.answer(exchange, status, None, self.gateway.door(exchange.url).error(exchange.refusal))
 
 
+_VERSIONS = frozenset({"1.0", "1.1"})
 _PLAIN = frozenset({b"content-length", b"x-request-id"})
 _SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})
