@@ -114,7 +114,7 @@ def test_the_curl_line_works_as_it_is_printed(served: dict[str, Any], environmen
 def test_a_prediction_and_its_receipt(served: dict[str, Any], cli: Cli) -> None:
     answer = cli("predict digits --image", ROOT / "examples" / "seven.png")
     assert answer["outputs"]["label"] == ["7"]
-    assert answer["version"] == served["version"]
+    assert (answer["version"], answer["model"]) == (served["version"], served["model"])
     kinds = {job["kind"] for job in cli("receipt digits")["jobs"]}
     assert kinds == {"optimise", "train", "import-dataset"}
 

@@ -96,7 +96,7 @@ class Front:
         route = await self._route(principal, _segment(name), None if version is None else _segment(version))
         if what == b"/ready":
             check_ready(route)
-            return {"name": route.deployment, "ready": True}
+            return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}"}
         if not route.metadata:  # no replica has told its tensors yet
             check_ready(route)
         return _described(route)
