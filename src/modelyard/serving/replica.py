@@ -55,7 +55,7 @@ _BACKLOG = 1024  # a connect that finds the queue full fails at once where the p
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What to serve and where. `settings`: at most 'rows' in a batch, 'calls' at once; `model`: what answers say they are of."""
+    """What to serve and where. `settings`: at most 'rows' in a batch, 'calls' at once; `model`: what answers name."""
 
     token: str
     engine: str
