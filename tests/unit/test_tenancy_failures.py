@@ -79,6 +79,18 @@ def test_a_bug_is_counted_and_told_as_internal(web: Web, capsys: pytest.CaptureF
     assert CANARY in said.out + said.err
 
 
+def test_what_is_logged_of_a_request_says_which_it_was(web: Web, capsys: pytest.CaptureFixture[str]):
+    traced = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "x-request-id": "mine"}
+    lines = []
+    for path, headers in (("bug", traced), ("ours/internal_error", traced), ("bug", {})):
+        web.ask("GET", f"/fail/{path}", "infer", headers=headers)
+        said = capsys.readouterr()
+        lines.append(said.out + said.err)
+    assert [("mine" in line, "4bf92f3577b34da6a3ce929d0e0e4736" in line) for line in lines] == [(True, True)] * 2 + [
+        (False, False)
+    ]
+
+
 def test_a_database_that_does_not_answer_is_unavailable(web: Web):
     answer = web.ask("GET", "/fail/database", "infer")
     assert error(answer) == (503, "unavailable")

@@ -321,7 +321,7 @@ class Replica:
 
 def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
-    _log.exception("call failed", call=frame.head.get("x-request-id"), error=repr(error)[:500])
+    _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
     return Internal()
 
 

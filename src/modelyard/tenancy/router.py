@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Message
 
+from modelyard import telemetry
 from modelyard.db import joined
 from modelyard.errors import Invalid
 from modelyard.tenancy import access, door, idempotency
@@ -65,6 +66,7 @@ class Route(APIRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            telemetry.bind(request.headers)  # each request is a task of its own
             # Sync work that may touch the database: a thread, never the loop.
             request.state.principal = await run_in_threadpool(authorise, request, self.scope)
             request = _bounded(request, self.largest)
