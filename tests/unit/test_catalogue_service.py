@@ -89,8 +89,11 @@ def test_an_artefact_must_be_recorded_in_this_project(session):
     other = manifest("other")
     service.record_artefact(session, "q", other)
     service.record_artefact(session, "q", other)
-    with pytest.raises(NotFound, match="upload"):
+    mine = manifest("mine")
+    service.record_artefact(session, "p", mine)
+    with pytest.raises(NotFound, match=f"No artefact '{other.hash}'.* The newest are: '{mine.hash}'") as caught:
         service.register(session, "p", kind="model", name="m", artefact=other.hash)
+    assert caught.value.message.count(other.hash) == 1
 
 
 def test_references(session):

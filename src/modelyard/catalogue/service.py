@@ -19,12 +19,24 @@ from modelyard.catalogue.lineage import lineage
 from modelyard.catalogue.tables import AliasRow, ArtefactRow, EdgeRow, NameRow, VersionRow
 from modelyard.catalogue.types import ALIAS, NAME, Kind, Name, Parent, Version
 from modelyard.db import Session, insert_new, now
-from modelyard.errors import Conflict, Invalid, NotFound, not_found
+from modelyard.errors import Conflict, Invalid, not_found
 from modelyard.storage import Manifest
 
-__all__ = ["InUse", "delete", "lineage", "names", "record_artefact", "register", "resolve", "set_alias", "versions"]
+__all__ = [
+    "InUse",
+    "check_artefact",
+    "delete",
+    "lineage",
+    "names",
+    "record_artefact",
+    "register",
+    "resolve",
+    "set_alias",
+    "versions",
+]
 
 InUse = Callable[[Session, Version], str | None]
+_LOOKED_AT = 1000  # artefacts among which the nearest to a wrong hash is sought
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -32,6 +44,14 @@ def record_artefact(session: Session, project: str, manifest: Manifest) -> None:
     """Note that the store holds this artefact for the project; noting it twice is fine."""
     row = {"project": project, "hash": manifest.hash, "size": manifest.size, "files": len(manifest.files), "created": now()}
     insert_new(session, ArtefactRow, [row])
+
+
+def check_artefact(session: Session, project: str, digest: str) -> None:
+    """Raises `NotFound` unless the artefact was recorded in this project, naming the newest that were."""
+    if session.get(ArtefactRow, (project, digest)) is None:
+        mine = select(ArtefactRow.hash).where(ArtefactRow.project == project)
+        recorded = session.scalars(mine.order_by(ArtefactRow.created.desc(), ArtefactRow.hash).limit(_LOOKED_AT))
+        raise not_found("artefact", digest[:80], recorded, newest=3)
 
 
 def register(
@@ -53,8 +73,7 @@ def register(
         json.dumps(metadata or {}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise Invalid(f"The metadata of {kind} '{name}' is not JSON (NaN and infinity are not): {error}.") from error
-    if session.get(ArtefactRow, (project, artefact)) is None:
-        raise NotFound(f"There is no artefact {artefact} in this project; upload it first.")
+    check_artefact(session, project, artefact)
     row = VersionRow(
         project=project,
         kind=kind,
