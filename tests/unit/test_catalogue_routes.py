@@ -250,6 +250,11 @@ def test_names_versions_aliases_and_lineage(desk, artefact, kind):
     assert desk("GET", f"{kind}s/m/versions/2").json()["reference"] == two.reference
     tree = desk("GET", f"{kind}s/m/versions/2/lineage").json()
     assert (tree["hash"], tree["job"], tree["parents"]) == (artefact, "j2", [])
+    assert desk("DELETE", f"{kind}s/m/versions/1").status_code == 409, "an alias points to it"
+    extra = desk.version(kind=kind, artefact=artefact)
+    gone = desk("DELETE", f"{kind}s/m/versions/{extra.number}")
+    assert gone.json() == {"kind": kind, "name": "m", "deleted": [3]}
+    assert (f"{kind}.delete", "m@3") in desk.audited()
     gone = desk("DELETE", f"{kind}s/m")
     assert gone.json() == {"kind": kind, "name": "m", "deleted": [1, 2]}
     assert {(f"{kind}.alias", "m@best"), (f"{kind}.delete", "m")} <= desk.audited()

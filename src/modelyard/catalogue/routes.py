@@ -198,3 +198,13 @@ def delete(request: Request, caller: Caller, kind: KindOf, name: str) -> dict[st
         numbers = service.delete(session, caller.project, kind, name, state.in_use)
         audit(session, caller.project, caller.key, f"{kind}.delete", name, {"versions": numbers})
     return {"kind": kind, "name": name, "deleted": numbers}
+
+
+@twins("delete", "/{name}/versions/{ref}", scope=Scope.write)
+def delete_version(request: Request, caller: Caller, kind: KindOf, name: str, ref: str) -> dict[str, Any]:
+    """Delete one version, unless a deployment uses it or an alias points to it."""
+    state = request.app.state
+    with state.db.begin() as session:
+        version = service.delete_version(session, caller.project, kind, f"{name}@{ref}", state.in_use)
+        audit(session, caller.project, caller.key, f"{kind}.delete", version.reference, {"versions": [version.number]})
+    return {"kind": kind, "name": name, "deleted": [version.number]}

@@ -26,6 +26,7 @@ __all__ = [
     "InUse",
     "check_artefact",
     "delete",
+    "delete_version",
     "lineage",
     "names",
     "record_artefact",
@@ -151,14 +152,30 @@ def delete(session: Session, project: str, kind: Kind, name: str, in_use: InUse 
     """Delete a name with all its versions and aliases; returns the numbers. Raises `Conflict` while `in_use` names a user
     of one of them. Artefacts stay in the store, numbers are never used again, lineage still reads through."""
     found = versions(session, project, kind, name)
+    _bury(session, found, f"The {kind} '{name}'", in_use)
+    return [version.number for version in found]
+
+
+def delete_version(session: Session, project: str, kind: Kind, reference: str, in_use: InUse | None = None) -> Version:
+    """Delete one version, as `delete` does all. Raises `Conflict`, too, while an alias points to it: what it stands for would
+    change unseen."""
+    version = resolve(session, project, kind, reference)
+    if version.aliases:
+        aliases = ", ".join(f"'{version.name}@{alias}'" for alias in version.aliases)
+        raise Conflict(f"{aliases} points to {version.reference}. Point it to another version first.")
+    _bury(session, [version], version.reference, in_use)
+    return version
+
+
+def _bury(session: Session, found: Sequence[Version], what: str, in_use: InUse | None) -> None:
+    """Leave tombstones of versions that nobody uses, and no alias to them."""
     users = [f"{version.reference} by {user}" for version in found if in_use and (user := in_use(session, version))]
     if users:
-        raise Conflict(f"The {kind} '{name}' is in use: {', '.join(users)}. Stop what uses it first.")
-    here = (AliasRow.project == project, AliasRow.kind == kind, AliasRow.name == name)
-    session.execute(remove(AliasRow).where(*here))
-    mine = (*_live(project, kind), VersionRow.name == name)
-    session.execute(update(VersionRow).where(*mine).values({VersionRow.details: {}, VersionRow.deleted: now()}))
-    return [version.number for version in found]
+        raise Conflict(f"{what} is in use: {', '.join(users)}. Stop what uses it first.")
+    keys = [version.id for version in found]
+    session.execute(remove(AliasRow).where(AliasRow.version.in_(keys)))
+    gone = update(VersionRow).where(VersionRow.id.in_(keys))
+    session.execute(gone.values({VersionRow.details: {}, VersionRow.deleted: now()}))
 
 
 def _check(text: str, pattern: str, what: str, expected: str) -> None:

@@ -151,9 +151,11 @@ class Yard:
         self._wire.put(path, {"version": version["version"]})
         return self.version(f"{version['name']}@{alias}", kind)
 
-    def delete(self, name: str, kind: Kind = "model") -> None:
-        """Forget a name with all its versions. Raises `Conflict` while something still uses it."""
-        self._wire.delete(f"{_collection(kind)}/{segment(name)}")
+    def delete(self, reference: str, kind: Kind = "model") -> None:
+        """Forget a name with all its versions, or one version of it ('name@3'). Raises `Conflict` while something still uses
+        it. The files stay, by their hash, until they are collected."""
+        name, at, version = reference.partition("@")
+        self._wire.delete(f"{_collection(kind)}/{segment(name)}" + (f"/versions/{segment(version)}" if at else ""))
 
     def lineage(self, reference: str, kind: Kind = "model") -> Json:
         """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
