@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,33 @@ def test_every_option_is_documented() -> None:
     options = [(name, p.opts[0]) for name, command in commands(typer.main.get_command(assemble())) for p in command.params]
     missing = [" ".join(pair) for pair in options if pair[1].startswith("--") and pair[1] not in page]
     assert not missing, f"docs/cli.md does not say {', '.join(missing)}"
+
+
+def typed_lines() -> list[tuple[str, list[str]]]:
+    """Every line of a shell block that types `modelyard`, by its page, lines that go on joined."""
+    found = []
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
+        for block in re.findall(r"^```(?:bash|console)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            lines = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+            found += [(page.name, words[1:]) for words in lines if words[:1] == ["modelyard"]]
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), typed_lines(), ids=lambda value: value if isinstance(value, str) else value[0])
+def test_the_command_line_takes_what_a_page_types(page: str, words: list[str]) -> None:
+    command: Any = typer.main.get_command(assemble())
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{page}: there is no {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, list(words))  # raises where an option or argument is none
+
+
+@pytest.mark.parametrize("page", ["fields", "kinds", "plugins", "telemetry", "tensors", "testing"])
+def test_the_examples_of_a_room_that_is_one_module_run(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_metric_has_a_row() -> None:

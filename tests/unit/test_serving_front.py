@@ -127,6 +127,10 @@ def test_other_methods(bench, method, path):
     assert ask(bench, method, path).status_code == 405
 
 
+def test_who_is_ready_says_by_which_model(bench):
+    assert ask(bench, "GET", "/v2/models/digits/ready").json() == {"name": "digits", "ready": True, "model": "cnn@3"}
+
+
 def test_the_index_lists_ones_own(bench):
     assert ask(bench, "POST", "/v2/repository/index").json() == [
         {"name": "bad", "version": "3", "state": "UNAVAILABLE", "reason": "no file"},

@@ -15,7 +15,7 @@ from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from uvicorn.server import ServerState
 
 from modelyard.serving.follower import State
-from modelyard.serving.frames import Fault, PartFrame, Usage
+from modelyard.serving.frames import PIECE, Fault, PartFrame, Usage, append
 from modelyard.serving.http import IDLE, LINGER, MAX_HEAD, MAX_PIPELINED, InferenceProtocol
 from modelyard.serving.metrics import exposition
 
@@ -143,6 +143,20 @@ async def test_a_connection_is_kept(c):
         c.feed(post(b"%d" % number))
         c.router.answer(c.router.sent[-1], b"%d" % number)
     assert [body for _, _, body in c.answers()] == [b"0", b"1", b"2"]
+
+
+@scene()
+async def test_a_trace_goes_with_its_call_and_is_never_made_up(c):
+    traced = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    c.feed(post(), post(more=f"Traceparent: {traced}\r\n"), post())
+    assert [call.frame.head.get("traceparent") for call in c.router.sent] == [None, traced, None]
+
+
+@scene()
+async def test_headers_that_go_with_a_call_leave_room_in_its_frame(c):
+    for name in ("Traceparent", "Inference-Header-Content-Length"):
+        c.feed(post(b"x" * PIECE, more=f"{name}: {'1' * 50_000}\r\n"))
+        append(bytearray(), c.router.sent.pop().frame)
 
 
 @scene()

@@ -134,7 +134,7 @@ def test_the_answer_echoes_what_was_asked():
         "inputs": [X, {"name": "k", "shape": [1], "datatype": "INT64", "data": [7]}],
         "outputs": [{"name": "label"}],
     }
-    codec = OIP.codec(TWO)
+    codec = OIP.codec(TWO, "cnn@3")
     question = codec.decode({}, json.dumps(body).encode())
     assert question.outputs == ("label",)
     label = np.array([b"seven"], object)
@@ -142,6 +142,7 @@ def test_the_answer_echoes_what_was_asked():
     assert json.loads(answer) == {
         "model_name": "digits",
         "model_version": "3",
+        "parameters": {"model": "cnn@3"},
         "id": 'a"b',
         "outputs": [{"name": "label", "shape": [1], "datatype": "BYTES", "data": ["seven"]}],
     }

@@ -75,8 +75,8 @@ def predict(
         raise Invalid("Say what to predict on: either --image FILE or --input NAME=VALUE.")
     with open_yard(data) as yard:
         answer = yard.predict(name, tensors(inputs) if inputs else None, image=images or None, version=version)
-    body = {"deployment": answer.deployment, "version": number(answer.version), "id": answer.id, "outputs": answer.plain()}
-    say(as_json, body, f"{answer_text(answer)}\n\nversion {answer.version}, request {answer.id}")
+    body = {"deployment": answer.deployment, "model": answer.model, "version": number(answer.version), "id": answer.id}
+    say(as_json, body | {"outputs": answer.plain()}, f"{answer_text(answer)}\n\n{answer.model}, request {answer.id}")
 
 
 def number(version: str) -> int | str:

@@ -9,17 +9,17 @@ import time
 from typing import Any
 
 from modelyard.client.wire import Wire, segment
-from modelyard.errors import Crashed, TimedOut, Unavailable
+from modelyard.errors import Crashed, NotFound, TimedOut, Unavailable
 
 # Seconds between looks at a deployment that is on its way.
 _LOOK = 0.05
 
 
 def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0) -> dict[str, Any]:
-    """Wait until control calls a deployment ready and the gateway routes to its version. Raises `Crashed` where it failed,
+    """Wait until control calls a deployment ready and the gateway routes to its model. Raises `Crashed` where it failed,
     `TimedOut` after `patience` seconds."""
     name, gives_up = deployment["name"], time.monotonic() + patience
-    while deployment["state"] != "ready" or not _is_routed(wire, name, deployment["version"]):
+    while deployment["state"] != "ready" or not _is_routed(wire, deployment):
         if deployment["state"] == "failed":
             raise Crashed(f"Deployment '{name}' of {deployment['model']} failed: {deployment['error']}")
         if time.monotonic() > gives_up:
@@ -36,8 +36,11 @@ def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
         time.sleep(_LOOK)
 
 
-def _is_routed(wire: Wire, name: str, version: str) -> bool:
+def _is_routed(wire: Wire, deployment: dict[str, Any]) -> bool:
+    """Not by the version's number alone: another model may have had the same."""
+    version = segment(str(deployment["version"]))
     try:
-        return wire.exists(f"/v2/models/{segment(name)}/versions/{segment(str(version))}/ready")
-    except Unavailable:
+        routed = wire.get(f"/v2/models/{segment(deployment['name'])}/versions/{version}/ready")
+    except (NotFound, Unavailable):
         return False
+    return bool(routed["model"] == deployment["model"])

@@ -151,9 +151,11 @@ class Yard:
         self._wire.put(path, {"version": version["version"]})
         return self.version(f"{version['name']}@{alias}", kind)
 
-    def delete(self, name: str, kind: Kind = "model") -> None:
-        """Forget a name with all its versions. Raises `Conflict` while something still uses it."""
-        self._wire.delete(f"{_collection(kind)}/{segment(name)}")
+    def delete(self, reference: str, kind: Kind = "model") -> None:
+        """Forget a name with all its versions, or one version of it ('name@3'). Raises `Conflict` while something still uses
+        it. The files stay, by their hash, until they are collected."""
+        name, at, version = reference.partition("@")
+        self._wire.delete(f"{_collection(kind)}/{segment(name)}" + (f"/versions/{segment(version)}" if at else ""))
 
     def lineage(self, reference: str, kind: Kind = "model") -> Json:
         """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
@@ -330,13 +332,11 @@ class Yard:
     # Who used what
 
     def receipt(self, of: Answer | str) -> Json:
-        """What an answer (or, by name, a deployment) rests on and what it used: {deployment, model, lineage, jobs, usage}.
-        `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those jobs and of
-        serving that version."""
-        name = of if isinstance(of, str) else of.deployment
-        serving = self.deployment(name)
-        version = serving["version"] if isinstance(of, str) else of.version
-        tree = self.lineage(f"{serving['model'].partition('@')[0]}@{version}")
+        """What an answer (or, by name, what a deployment serves now) rests on and what it used: {deployment, model, lineage,
+        jobs, usage}. `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those
+        jobs and of serving that version."""
+        name, model = (of, self.deployment(of)["model"]) if isinstance(of, str) else (of.deployment, of.model)
+        tree = self.lineage(model)
         jobs = [self.job(job) for job in dict.fromkeys(node["job"] for node in origins(tree) if node.get("job"))]
         used = [row for row in self.usage() if concerns(row, name, tree["reference"], [job["id"] for job in jobs])]
         return {"deployment": name, "model": tree["reference"], "lineage": tree, "jobs": jobs, "usage": used}

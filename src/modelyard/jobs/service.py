@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 
 from modelyard.db import Session, now
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Invalid, not_found
 from modelyard.jobs import records, submission
 from modelyard.jobs.tables import EventRow, JobRow
 from modelyard.jobs.types import Job, Node, State, Submission
@@ -77,10 +77,11 @@ def submit(
 
 
 def get(session: Session, project: str, job: str) -> Job:
-    """Raises `NotFound`, also for another project's job."""
+    """Raises `NotFound`, also for another project's job, naming the newest of the project's own."""
     row = session.get(JobRow, job, populate_existing=True)
     if row is None or row.project != project:
-        raise NotFound(f"There is no job '{job[:80]}' in this project; GET /api/jobs lists them.")
+        mine = select(JobRow.id).where(JobRow.project == project).order_by(JobRow.created.desc(), JobRow.id).limit(_PAGE)
+        raise not_found("job", job[:80], session.scalars(mine), newest=5)
     return records.load(row)
 
 

@@ -294,7 +294,8 @@ class GangHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """A replica to start. `folder` holds the verified artefact; it listens on the Unix socket `socket` (mode 0600)."""
+    """A replica to start. `folder` holds the verified artefact of the version `model` ('digits@3'); it listens on the Unix
+    socket `socket` (mode 0600)."""
 
     token: str
     engine: str
@@ -303,6 +304,7 @@ class ReplicaSpec:
     log: Path
     threads: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

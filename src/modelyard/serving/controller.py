@@ -268,6 +268,7 @@ class Controller:
                     folder,
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
+                    model=f"{deployment.model}@{deployment.version}",
                 )
             )
         except (ModelyardError, OSError) as error:

@@ -26,6 +26,7 @@ MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
 IDLE = 75.0  # seconds a connection may be silent between requests
 LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
+_FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 _READ = 256 << 10  # the most that arrives in one piece
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -190,7 +191,7 @@ class InferenceProtocol(HttpToolsProtocol):
             elif name in _SPECIAL:
                 special[name] = value
             elif name in gateway.headers:
-                head[gateway.headers[name]] = value.decode("latin-1")
+                head[gateway.headers[name]] = value[:_FORWARDED].decode("latin-1")
         began = time.time()
         exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
         refusal: ModelyardError | None = None
