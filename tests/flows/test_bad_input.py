@@ -236,7 +236,7 @@ def test_a_module_that_gives_up_fails_its_job_with_its_own_words(
     assert ("model", "gives-up") not in kept(platform)
     job = platform.jobs()[0]
     raised = [event["at"] for event in platform.events(job["id"]) if event["type"] == "log" and "Error" in event["text"]]
-    assert bool(raised) == any("Error" in text for text in says)  # a rank that only ends shows no traceback
+    assert raised or not any("Error" in text for text in says)
     ended = datetime.fromisoformat(job["finished"])
     assert all(ended - datetime.fromisoformat(moment) < timedelta(seconds=10) for moment in raised)
 
