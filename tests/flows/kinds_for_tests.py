@@ -321,6 +321,15 @@ def bombs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     wait_for_ever(context)
 
 
+def forks(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Every process forks, and its children do, `number` deep: 2 ** `number` in all, which wait for a minute."""
+    for _ in range(min(config.number, 11)):
+        os.fork()
+        time.sleep(0.05)
+    time.sleep(60)
+    os._exit(0)
+
+
 def links(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Hand over a folder outside of the work folder, by a link or openly."""
     if config.text == "link":
@@ -353,6 +362,7 @@ NAMES = [
     "strays",
     "links",
     "bombs",
+    "forks",
     "fills",
     "signals",
     "breeds",

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,29 @@ def test_a_fork_bomb_is_ended(tmp_path: Path, mode: str) -> None:
         assert job.error == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
         eventually(lambda: not processes_with(mark))
         assert yard.run("copy").state is State.succeeded
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_a_bomb_whose_every_process_forks_is_ended(tmp_path: Path, mode: str) -> None:
+    """2,048 processes in all if nothing ended it: no more than a machine can bear."""
+    with bench(tmp_path, sandbox=mode) as yard:
+        (supervisor,) = processes_with(str(yard.settings.run))
+        bomb, slowest = yard.submit("forks", number=11, timeout=60), 0.0
+
+        def ended() -> bool:
+            nonlocal slowest
+            began = time.monotonic()
+            yard.executor.processes()  # asks the supervisor
+            slowest = max(slowest, time.monotonic() - began)
+            return yard.job(bomb).state.ended
+
+        yard.until(ended)
+        job = yard.job(bomb)
+        assert (job.state, job.attempt) == (State.failed, 1)
+        assert job.error == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
+        assert slowest < 5
+        assert yard.run("copy").state is State.succeeded
+        assert processes_with(str(yard.settings.run)) == [supervisor]
 
 
 def test_a_required_sandbox_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
