@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     )
     body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
     call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")
+    idle_timeout: float = Field(default=75.0, gt=0, description="Seconds a connection may be silent, or its answers unread.")
     grace: float = Field(default=10.0, ge=0, description="Seconds the gateway serves on without control or the database.")
     replica_timeout: float = Field(default=60.0, gt=0, description="Seconds a replica may take to become ready.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity logged.")

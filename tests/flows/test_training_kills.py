@@ -139,8 +139,7 @@ def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mesh", ["data", "shard=2"])
-def test_thirty_kills_change_nothing(yard: Bench, dataset: str, mesh: str) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
+def test_thirty_kills_change_nothing(yard: Bench, dataset: str, mesh: str, seed: int) -> None:
     ended, killer = disturbed(yard, dataset, 30, seed=seed, epochs=150, mesh=mesh)
     check(yard, ended, killer, undisturbed(yard, dataset, epochs=150, mesh=mesh), 30, SOON)
     assert killer.while_keeping >= 5

@@ -18,7 +18,7 @@ import msgspec
 from modelyard import __version__
 from modelyard.errors import Internal, Invalid, ModelyardError, NotFound
 from modelyard.serving.exchange import is_stale
-from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway, check_ready
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway, check_ready
 from modelyard.serving.metrics import exposition
 from modelyard.serving.types import DeploymentState, Route
 from modelyard.tenancy import door
@@ -116,18 +116,27 @@ class Front:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path: bytes = scope.get("raw_path") or b""
         if scope["type"] != "http" or not (path in self._paths or path.startswith(b"/v2/")):
-            await self._relay(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         try:
             body = await self._answer(scope, path)
         except NotAllowed as error:
             await respond(scope, send, 405, msgspec.json.encode(_error(path, Invalid(str(error)))), _JSON, {})
         except ModelyardError as error:
-            body = msgspec.json.encode(_error(path, error))
-            await respond(scope, send, door.status(error), body, _JSON, door.headers(error))
+            await _refuse(scope, send, path, error)
         else:
             text = isinstance(body, bytes)
             await respond(scope, send, 200, body if text else msgspec.json.encode(body), _TEXT if text else _JSON, {})
+
+    async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Leave a request to control. A long body takes room there while it comes: only for a key that is known."""
+        try:
+            if scope["type"] == "http" and _is_long(scope):
+                await self._principal(scope)
+        except ModelyardError as error:
+            await _refuse(scope, send, scope["raw_path"], error)
+        else:
+            await self._relay(scope, receive, send)
 
     async def _answer(self, scope: Message, path: bytes) -> Any:
         found = next(((route, match) for pattern, route in self._table.items() if (match := pattern.fullmatch(path))), None)
@@ -211,6 +220,14 @@ async def respond(scope: Message, send: Send, status: int, body: bytes, media: s
     all_headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _refuse(scope: Message, send: Send, path: bytes, error: ModelyardError) -> None:
+    await respond(scope, send, door.status(error), msgspec.json.encode(_error(path, error)), _JSON, door.headers(error))
+
+
+def _is_long(scope: Message) -> bool:
+    return any(n == b"transfer-encoding" or (n == b"content-length" and int(v) > SMALL) for n, v in scope["headers"])
 
 
 def _credentials(scope: Message) -> Credentials:

@@ -21,14 +21,13 @@ from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
 from modelyard.serving.heads import Defaults, Known
+from modelyard.serving.pace import RATE, Flow, Reader, Upload
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
-IDLE = 75.0  # seconds a connection may be silent between requests
 LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
 _FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 _READ = 256 << 10  # the most that arrives in one piece
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class InferenceProtocol(HttpToolsProtocol):
@@ -44,6 +43,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self.incoming: Exchange | None = None
         self.now = time.monotonic  # the loop's own clock, in finer steps
         self.since = 0.0
+        self._upload, self._reader = Upload(), Reader(self.now())
         self._in_head = True
         self._skip = False  # the message being parsed is not to be acted on
         self._last = False  # no request after this one is answered
@@ -58,6 +58,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport, self._may_read)
         self.since = self.now()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -101,7 +102,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._read_on()
+        self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """The server ends: answer what was asked, and close."""
@@ -113,11 +114,21 @@ class InferenceProtocol(HttpToolsProtocol):
         (turn if isinstance(turn, Exchange) else turn[0]).keep_alive = False
 
     def sweep(self, now: float, patience: float) -> None:
-        """Called about twice a second with the loop's clock: end what is idle, and requests that never become whole."""
-        if self.incoming is not None and now - self.incoming.started > patience and not self._held:
+        """Called about twice a second with the loop's clock: end what is idle, what never is whole, and who never reads."""
+        idle = self.gateway.settings.idle_timeout
+        if self._reader.is_stuck(now, idle, self.transport.get_write_buffer_size()):
+            self.transport.abort()
+        elif self.incoming is not None and now - self.incoming.started > patience and not self._held:
             self._break(408, f"The request was not whole within {patience:g} seconds.")
-        elif not self.turns and now - self.since > IDLE:
+        elif self._uploads() and self._upload.is_late(now, patience, self._body, self.flow.read_paused):
+            self._break(408, f"The request's body stopped, or came slower than {RATE} bytes a second.")
+        elif not self.turns and now - self.since > idle:
             self.transport.close()
+
+    def _uploads(self) -> bool:
+        """Whether the body of an ASGI request is being read."""
+        last = self.turns[-1] if self.turns else None
+        return isinstance(last, tuple) and last[0].more_body
 
     # httptools callbacks
 
@@ -137,8 +148,7 @@ class InferenceProtocol(HttpToolsProtocol):
             self.incoming, self._skip = None, True
             self._break(400, "The request's line names no version known here; expected HTTP/1.1.")
             return
-        codings = [coding for name, value in self.headers if name == b"transfer-encoding" for coding in value.split(b",")]
-        if len(codings) > 1 and codings[-1].strip().lower() == b"chunked":  # all else is an error to llhttp
+        if heads.is_coded_twice(self.headers):
             self.incoming, self._skip = None, True
             self._break(501, "The Transfer-Encoding is not known here; expected 'chunked' alone.")
             return
@@ -188,7 +198,7 @@ class InferenceProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name in CREDENTIALS:
                 credentials += ((name, value),)
-            elif name in _SPECIAL:
+            elif name in heads.SPECIAL:
                 special[name] = value
             elif name in gateway.headers:
                 head[gateway.headers[name]] = value[:_FORWARDED].decode("latin-1")
@@ -211,7 +221,7 @@ class InferenceProtocol(HttpToolsProtocol):
             self._held += 1
             self.flow.pause_reading()
             gateway.refresh(lambda seen: self._look_again(exchange, special, seen))
-        elif refusal is not None or special.keys() - _PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
+        elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
             self._plain = Known(b"", 0, self.url, credentials, head, special.get(b"x-request-id"))
@@ -244,7 +254,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes], seen: bool) -> None:
         """The memory is now what the database was after this request came, if that was `seen`."""
         self._held -= 1
-        self._read_on()
+        self.flow.resume_reading()
         if self.transport.is_closing() or exchange.refusal is not None:
             return
         refusal: ModelyardError | None = None
@@ -277,7 +287,7 @@ class InferenceProtocol(HttpToolsProtocol):
                 refusal = error
         if refusal is None:
             if expects and self.turns[0] is exchange and not exchange.whole:
-                self.transport.write(_CONTINUE)
+                self.transport.write(heads.CONTINUE)
         elif exchange.whole or (length <= SMALL and not expects and not chunked and not isinstance(refusal, TooLarge)):
             exchange.refusal = refusal
         else:
@@ -317,7 +327,7 @@ class InferenceProtocol(HttpToolsProtocol):
             if not turn.keep_alive:
                 self._finish(turn.whole)
                 return
-        self._read_on()
+        self.flow.resume_reading()
 
     def _finish(self, whole: bool) -> None:
         """Close, but let a client that is still sending see its answer."""
@@ -329,13 +339,13 @@ class InferenceProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
-    def _read_on(self) -> None:
-        if len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused:
-            self.flow.resume_reading()
+    def _may_read(self) -> bool:
+        return len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused
 
     def _begin_asgi(self) -> None:
         """Let uvicorn see the request as if it had parsed it."""
         url, headers = self.url, self.headers
+        self._upload = Upload()
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)
@@ -365,10 +375,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             self._break(400, "This is no proxy.")
             return
-        kept = [(n, v) for n, v in self.headers if n not in (b"upgrade", b"http2-settings", b"connection")]
-        if not self.parser.should_keep_alive():
-            kept.append((b"connection", b"close"))
-        lines = b"".join(b"%b: %b\r\n" % pair for pair in kept)
+        lines = heads.without_upgrade(self.headers, self.parser.should_keep_alive())
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
@@ -380,10 +387,13 @@ class InferenceProtocol(HttpToolsProtocol):
         self._dropping = self._last = True
         exchange, self.incoming = self.incoming, None
         if exchange is None:
-            last = self.turns[-1] if self.turns else None
-            if isinstance(last, tuple) and last[0].more_body:
-                self.transport.abort()  # the app may have begun its answer
+            if self._uploads() and self.cycle.response_started:
+                self.transport.abort()
                 return
+            if self._uploads():
+                self.turns.pop()
+                self.cycle.disconnected = True  # so hears its app
+                self.cycle.message_event.set()
             exchange = Exchange(self.gateway, self, self.url, (), time.time(), self.now())
             exchange.id = self.gateway.call_id(None)
             self.turns.append(exchange)
@@ -394,5 +404,3 @@ class InferenceProtocol(HttpToolsProtocol):
 
 
 _VERSIONS = frozenset({"1.0", "1.1"})
-_PLAIN = frozenset({b"content-length", b"x-request-id"})
-_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})

@@ -349,7 +349,7 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
     except ModelyardError as error:
         _log.error("model not loaded", code=error.code, error=error.message)
         replica.failed(error)
-    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever a model's code raises is why it is not ready
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a model's code raises is why
         _log.exception("model not loaded")
         why = str(error).partition("\n")[0].replace(spec.folder, "")[:300]  # the machine's paths are nobody's business
         replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {why}"))
