@@ -35,7 +35,8 @@ def made(job):
     dtype = getattr(torch, job.get("dtype", "float64"))
     network = kind(**job.get("arguments", {})).to(dtype)
     draw = torch.Generator().manual_seed(1)
-    rows = [batch(draw, ROWS + step % 2) for step in range(STEPS)]
+    rows = [batch(draw, ROWS + step % 2) for step in range(job.get("batches", STEPS))]
+    rows = [rows[step % len(rows)] for step in range(STEPS)]
     rows = [tuple(t.to(dtype) if t.is_floating_point() else t for t in pair) for pair in rows]
     return network, {**declared, **job.get("declared", {})}, rows, measure
 
@@ -43,7 +44,7 @@ def made(job):
 def alone(job, folder):
     """What is compared with: a script as anybody would write it."""
     network, _, rows, measure = made(job)
-    optimiser = optim.AdamW(network.parameters(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    optimiser = optim.AdamW(network.parameters(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     losses, lengths = [], []
     for inputs, target in rows[: job.get("steps", STEPS)]:
         optimiser.zero_grad()
@@ -68,7 +69,7 @@ def together(job, folder, gang):
     it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2], most=most)
     if before:
         verify(it, before, *check, bf16=options.precision == "bf16")
-    optimiser = optim.AdamW(it.parameters().values(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    optimiser = optim.AdamW(it.parameters().values(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     if job.get("resume"):
         checkpoint.load(Path(job["resume"]), it, optimiser)
     if job.get("broken"):

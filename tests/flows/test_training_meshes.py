@@ -6,12 +6,14 @@ axis runs always, the whole matrix in `make soak`.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from mesh_models import MODELS
 from safetensors.torch import load_file
 
@@ -107,12 +109,37 @@ def test_an_axis_that_a_model_says_nothing_of_is_refused(gang):
     assert all(one["error"] == "invalid_request" and "tensor" in one["message"] for one in said), said
 
 
+SMALL = {"width": 64, "hidden": 96, "depth": 4}
+
+
+@pytest.mark.parametrize("mesh", ["tensor=2", "pipe=2"])
+def test_clipping_measures_the_whole_gradient(gang, mesh):
+    agrees(gang, "llama", mesh, clip=0.5, arguments=SMALL)
+
+
+@pytest.mark.parametrize("mesh", [f"{axis}=2" for axis in AXES])
+def test_bf16_computes_in_half_of_float32_and_learns_the_same(gang, mesh):
+    job = {"dtype": "float32", "arguments": SMALL, "batches": 2, "lr": 3e-3}
+    said, state = gang("llama", mesh, options={"precision": "bf16"}, **job)
+    assert "message" not in said[0], said[0]
+    alone, _ = gang.alone("llama", **job)
+    off = [abs(a - b) for a, b in zip(said[0]["losses"], alone["losses"], strict=True)]
+    assert 1e-6 < max(off) <= 1e-2, off
+    assert alone["losses"][0] - alone["losses"][-1] > 0.5, "it learns, so that losses may differ at all"
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: there is no c++")
+def test_compiled_blocks_learn_the_same(gang, tmp_path):
+    agrees(gang, "mlp", "shard=2", options={"compile": True})
+
+
 @pytest.mark.parametrize("mesh", ["data=2,shard=2", pytest.param("shard=2,tensor=2,pipe=2", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("options", [{"pieces": 2}, pytest.param({"recompute": True}, marks=pytest.mark.soak)])
 def test_clipping_and_pieces_change_nothing(gang, mesh, options):
     if "pipe" in mesh and "pieces" in options:
         options = {"pieces": 4}
-    agrees(gang, "llama", mesh, clip=0.5, options=options, arguments={"width": 64, "hidden": 96, "depth": 4})
+    agrees(gang, "llama", mesh, clip=0.5, options=options, arguments=SMALL)
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "interleaved"])
@@ -157,17 +184,16 @@ def test_a_wrong_plan_is_an_error_and_never_a_wrong_number(gang, declared, told)
 
 def test_a_checkpoint_goes_on_on_another_mesh(gang, tmp_path):
     """Saved at 4 ranks, for the second time, and resumed at 2 and at 1, in parts of other axes."""
-    arguments = {"width": 64, "hidden": 96, "depth": 4}
-    _, expected = gang.alone("llama", arguments=arguments)
+    _, expected = gang.alone("llama", arguments=SMALL)
     saved = tmp_path / "at-4"
-    gang("llama", "data=2,shard=2", last=5, save=str(saved), save_at=3, arguments=arguments)
+    gang("llama", "data=2,shard=2", last=5, save=str(saved), save_at=3, arguments=SMALL)
     for mesh in ("tensor=2", "pipe=2", "data=1"):
-        said, state = gang("llama", mesh, first=5, resume=str(saved), arguments=arguments)
+        said, state = gang("llama", mesh, first=5, resume=str(saved), arguments=SMALL)
         assert "message" not in said[0], said[0]
         assert apart(state, expected) <= 1e-12
     whole = tmp_path / "at-1"
-    gang("llama", "data=1", last=5, save=str(whole), arguments=arguments)
-    _, state = gang("llama", "shard=2", first=5, resume=str(whole), arguments=arguments)
+    gang("llama", "data=1", last=5, save=str(whole), arguments=SMALL)
+    _, state = gang("llama", "shard=2", first=5, resume=str(whole), arguments=SMALL)
     assert apart(state, expected) <= 1e-12
 
 
