@@ -53,6 +53,7 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
     yield "state", body["state"]
     yield "note", _error(body).partition("\n")[0] or body["why"]
     yield "attempt", body["attempt"]
+    yield "resumed from", body.get("resume")
     yield "made room", f"{body['preempted']}×, for a higher priority" if body["preempted"] else None
     yield "priority", body["priority"] or None
     for name, moment in (("submitted", "created"), ("started", "started"), ("ended", "finished")):
