@@ -61,6 +61,7 @@ def alone(job, folder):
 def together(job, folder, gang):
     """The same by `Spread`."""
     network, declared, rows, measure = made(job)
+    network, rows = network.to(gang.device), [tuple(t.to(gang.device) for t in pair) for pair in rows]
     mesh, options = Mesh(**parse(job["mesh"])), Options(**job.get("options", {}))
     most = ROWS + 1
     check = [part[: mesh.replicas * options.count(mesh) + 1] for part in rows[0]]
@@ -100,7 +101,14 @@ def together(job, folder, gang):
     state = it.full_state()
     if gang.rank == 0:
         save_file(copies(state), folder / "state.safetensors")
-    return {"kept": kept, "losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+    return {
+        "kept": kept,
+        "device": str(gang.device),
+        "losses": losses,
+        "lengths": lengths,
+        "scored": scored[0] / scored[2],
+        "rows": scored[2],
+    }
 
 
 def keep_to_itself(it):
