@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import operator
 import os
 import platform
 import subprocess
@@ -47,12 +48,21 @@ class Record:
     busy: tuple[float, float] = field(default_factory=lambda: (busy_seconds(), cpu_of([os.getpid()])))
 
     def figure(
-        self, name: str, measured: float, unit: str, *, least: float | None = None, most: float | None = None, **more: Any
+        self,
+        name: str,
+        measured: float,
+        unit: str,
+        *,
+        least: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+        **more: Any,
     ) -> None:
-        """One figure; `least` or `most` is its target, None where it is only recorded. `more` is kept with it."""
-        bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", least), ("≤", most)) if bound is not None]
-        target = " and ".join(bounds) or None
-        met = None if target is None else (least is None or measured >= least) and (most is None or measured <= most)
+        """One figure; `least`, `most` or `below` is its target, none where it is only recorded. `more` is kept with it."""
+        asked = [("≥", least, operator.ge), ("≤", most, operator.le), ("<", below, operator.lt)]
+        bounds = [(sign, bound, holds) for sign, bound, holds in asked if bound is not None]
+        target = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds) or None
+        met = all(holds(measured, bound) for _, bound, holds in bounds) if bounds else None
         self.figures[name] = {"measured": measured, "unit": unit, "target": target, "met": met, **more}
         verdict = "recorded" if met is None else "met" if met else "MISSED"
         print(

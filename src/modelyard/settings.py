@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     job_disk: int = Field(default=64 << 30, gt=0, description="Bytes on disk that a job's work folder may take.")
     job_files: int = Field(default=200_000, gt=0, description="Files and folders that a job's work folder may hold.")
     job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
-    checkpoint_days: float = Field(default=14.0, ge=0, description="Days that a failed job's last checkpoints are kept.")
+    checkpoint_days: float = Field(
+        default=14.0, ge=0, description="Days that the last checkpoints of a failed or cancelled job are kept."
+    )
     job_share_half_life: float = Field(
         default=24 * 3600.0, gt=0, description="Seconds after which what a project held counts half in its fair share."
     )

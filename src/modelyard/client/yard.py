@@ -179,6 +179,7 @@ class Yard:
         max_restarts: int | None = None,
         priority: int | None = None,
         resources: Mapping[str, int] | None = None,
+        resume: str | None = None,
         sweep: Mapping[str, Any] | str | None = None,
         trials: int = 20,
         parallel: int | None = None,
@@ -189,13 +190,15 @@ class Yard:
         """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
         version to continue, `base` one to fine-tune; `config` the recipe's (epochs=…, lr=…). Returns the version, or the job.
         With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them: by `metric`,
-        `direction`, `grace` and `factor`, which go with `config`. `resources`: a rank's {'cpus', 'gpus', 'memory' in bytes}."""
+        `direction`, `grace` and `factor`, which go with `config`. `resources`: a rank's {'cpus', 'gpus', 'memory' in bytes}.
+        `resume`: a job that failed or was cancelled, from whose newest checkpoint to go on, on whatever ranks and mesh."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"base": f"model:{base}"} if base else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
         limits: Json = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resources": resources}
+        limits["resume"] = resume
         kind, full, ranks = load("modelyard.client.sweep:asked")(config, ranks, sweep, trials, parallel)
         job = self.submit(kind, full, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
@@ -238,7 +241,7 @@ class Yard:
         **limits: Any,
     ) -> Json:
         """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'. `limits`:
-        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes})."""
+        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes}), resume."""
         body = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "target": target, "ranks": ranks, **limits}
         return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
 

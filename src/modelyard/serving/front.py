@@ -132,7 +132,7 @@ class Front:
         """Leave a request to control. A long body takes room there while it comes: only for a key that is known."""
         try:
             if scope["type"] == "http" and _is_long(scope):
-                await self._principal(scope)
+                await self._principal(scope, Scope.infer)  # control asks for the scope that its route needs
         except ModelyardError as error:
             await _refuse(scope, send, scope["raw_path"], error)
         else:
