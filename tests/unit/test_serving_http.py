@@ -16,8 +16,9 @@ from uvicorn.server import ServerState
 
 from modelyard.serving.follower import State
 from modelyard.serving.frames import PIECE, Fault, PartFrame, Usage, append
-from modelyard.serving.http import LINGER, MAX_HEAD, MAX_PIPELINED, InferenceProtocol
+from modelyard.serving.http import MAX_HEAD, InferenceProtocol
 from modelyard.serving.metrics import exposition
+from modelyard.serving.turns import LINGER, MAX_PIPELINED
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 

@@ -1,54 +1,43 @@
 """The gateway's HTTP/1.1: uvicorn's httptools protocol, which takes the inference requests before ASGI sees them.
 
 A POST that a door answers becomes an `Exchange` and leaves as frames; every other request goes the ordinary way to the ASGI
-app. Both kinds may follow each other on one connection, pipelined too, and are answered in order. llhttp is strict about
-framing (a length given twice, or beside chunks, ends the connection), and nothing here is lenient about it.
+app; `turns` answers them in order. llhttp is strict about framing (a length given twice, or beside chunks, ends the
+connection), and nothing here is lenient about it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
-from modelyard.serving.heads import Defaults, Known
-from modelyard.serving.pace import RATE, Flow, Reader, Upload
+from modelyard.serving.heads import Known
+from modelyard.serving.patience import RATE, Flow, Reader
+from modelyard.serving.turns import MAX_PIPELINED, Turns
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
-MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
-LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
 _FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 _READ = 256 << 10  # the most that arrives in one piece
 
 
-class InferenceProtocol(HttpToolsProtocol):
-    """A connection. `turns` holds its unanswered requests in order: exchanges, and (cycle, app) of ASGI. The first is being
-    answered; `incoming` is the exchange whose body is being read."""
+class InferenceProtocol(Turns):
+    """A connection, and what is parsed of it. `incoming` is the exchange whose body is being read."""
 
     gateway: ClassVar[Gateway]
-    _defaults: ClassVar[Defaults] = Defaults()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.turns: deque[Exchange | tuple[RequestResponseCycle, Any]] = deque()
         self.incoming: Exchange | None = None
-        self.now = time.monotonic  # the loop's own clock, in finer steps
-        self.since = 0.0
-        self._upload, self._reader = Upload(), Reader(self.now())
+        self._reader = Reader(self.now())
         self._in_head = True
         self._skip = False  # the message being parsed is not to be acted on
-        self._last = False  # no request after this one is answered
-        self._dropping = False  # nothing more is parsed
-        self._held = 0  # requests that wait for a look at the database
         self._completed = self._fed = self._body = 0
         self._between = True  # the parser is between two messages
         self._known: Known | None = None
@@ -299,73 +288,6 @@ class InferenceProtocol(HttpToolsProtocol):
         self._last = self._skip = True
         self.incoming = None
         exchange.refuse(error)
-
-    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
-        """Write an answer when it is its turn."""
-        if self.transport.is_closing():
-            return
-        defaults = self._defaults.lines(self.server_state.default_headers)
-        exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
-        if self.turns and self.turns[0] is exchange:
-            self._advance()
-
-    # Turns
-
-    def _advance(self) -> None:
-        """Write every answer whose turn it is; start the ASGI request whose turn it is."""
-        turns = self.turns
-        while turns:
-            turn = turns[0]
-            if not isinstance(turn, Exchange):
-                super()._start_asgi_task(*turn)
-                return
-            if turn.response is None:
-                return
-            turns.popleft()
-            self.transport.write(turn.response)
-            self.since = self.now()
-            if not turn.keep_alive:
-                self._finish(turn.whole)
-                return
-        self.flow.resume_reading()
-
-    def _finish(self, whole: bool) -> None:
-        """Close, but let a client that is still sending see its answer."""
-        self._last = self._dropping = True
-        if whole:
-            self.transport.close()
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER, self.transport.close)
-
-    def _may_read(self) -> bool:
-        return len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused
-
-    def _begin_asgi(self) -> None:
-        """Let uvicorn see the request as if it had parsed it."""
-        url, headers = self.url, self.headers
-        self._upload = Upload()
-        super().on_message_begin()
-        self.url = url
-        self.headers.extend(headers)
-        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers)
-        self.cycle = None  # type: ignore[assignment] # uvicorn would queue behind it; `turns` does
-        super().on_headers_complete()
-        self._last = not self.cycle.keep_alive
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.turns.append((cycle, app))
-        if len(self.turns) == 1:
-            super()._start_asgi_task(cycle, app)
-
-    def on_response_complete(self) -> None:
-        self.turns.popleft()
-        self.since = self.now()
-        super().on_response_complete()
-        if self.turns and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
-            self._advance()
 
     # What cannot be parsed
 

@@ -173,7 +173,6 @@ def upgrade() -> None:
         sa.Column("timeout", sa.Double(), nullable=True),
         sa.Column("spent", sa.Double(), nullable=False),
         sa.Column("max_restarts", sa.Integer(), nullable=True),
-        sa.Column("resume", sa.String(), nullable=True),
         sa.Column("parent", sa.String(), nullable=True),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("place", sa.DateTime(timezone=True), nullable=False),

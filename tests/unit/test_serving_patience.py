@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelyard.serving.pace import RATE, Reader, Upload
+from modelyard.serving.patience import RATE, Reader, Upload
 
 
 def ended(rate: float, until: int = 1000, patience: float = 60, held: bool = False) -> float | None:
