@@ -128,11 +128,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit the working tree is at; '+' where it differs from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
+    """The commit the working tree is at; '+' where it differs from it, in more than the records that were just made."""
+    at = _git("describe", "--always", "--abbrev=12")
+    changed = _git("status", "--porcelain", "--", ".", f":(exclude){RESULTS.relative_to(ROOT)}")
+    return f"{at}+" if changed else at or "unknown"
+
+
+def _git(*words: str) -> str:
+    said = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return said.stdout.strip()
 
 
 def median(values: Iterable[float]) -> float:
