@@ -39,7 +39,7 @@ soak: setup
 
 # About a quarter of an hour, on a machine that does nothing else; docs/benchmarks.md says what each figure means.
 bench: setup
-	@status=0; for name in scheduler footprint jobcost serving training importing fashion; do \
+	@status=0; for name in scheduler rollback footprint jobcost serving training importing fashion; do \
 		$(BIN)/python benchmarks/$$name.py || status=1; done; exit $$status
 
 migration: setup
