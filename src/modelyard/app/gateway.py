@@ -9,7 +9,7 @@ from modelyard import migrations, telemetry
 from modelyard.app.migrate import pepper
 from modelyard.app.supervise import listen
 from modelyard.db import Database, revision
-from modelyard.serving import serve, service, settlement
+from modelyard.serving import observations, serve, service, settlement
 from modelyard.serving.follower import State
 from modelyard.settings import Settings
 from modelyard.tenancy.access import load_keys
@@ -27,6 +27,7 @@ def run(settings: Settings, listener: int | None = None) -> None:
         settle=partial(settlement.settle, database),
         settled=partial(settlement.settled, database),
         forget=partial(settlement.forget, database),
+        observe=partial(observations.write, database),
     )
     try:
         serve.run(settings, pepper(settings), books, bound)

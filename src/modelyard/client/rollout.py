@@ -29,6 +29,20 @@ def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0)
     return deployment
 
 
+def until_tried(wire: Wire, deployment: dict[str, Any], patience: float = 600.0) -> dict[str, Any]:
+    """Wait until a version on trial is given calls. Raises `Crashed` where it cannot be served, `TimedOut` as `until_ready`."""
+    name, gives_up = deployment["name"], time.monotonic() + patience
+    version = str(deployment["trial"]["model"]).partition("@")[2]
+    while not (trial := deployment["trial"]) or trial["state"] != "ready" or not _is_routed(wire, name, version):
+        if not trial or trial["state"] == "failed":
+            raise Crashed(f"Deployment '{name}' goes on as before: {deployment['note'] or (trial or {}).get('error')}")
+        if time.monotonic() > gives_up:
+            raise TimedOut(f"Nothing was on trial at '{name}' within {patience:g} s; `modelyard deployment show {name}`.")
+        time.sleep(_LOOK)
+        deployment = dict(wire.get(f"/api/deployments/{segment(name)}"))
+    return deployment
+
+
 def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
     """Wait until the gateway knows no deployment of this name, for at most `patience` seconds."""
     gives_up = time.monotonic() + patience

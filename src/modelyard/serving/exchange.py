@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from modelyard.errors import ModelyardError, Unavailable, from_wire
+from modelyard.serving.cache import Cache, Key, key_of
 from modelyard.serving.frames import Fault, PartFrame, Usage
 from modelyard.serving.gateway import SMALL, Admission, Credentials, Gateway, too_large
 from modelyard.serving.router import Link, Underway
@@ -44,6 +45,7 @@ class Exchange(Underway):
     _answered = _gone = False
     _answer_head: dict[str, str] | None = None
     _answer: bytes | bytearray = b""
+    _key: Key | None = None
 
     def __init__(
         self, gateway: Gateway, connection: Connection, url: bytes, credentials: Credentials, began: float, started: float
@@ -84,9 +86,28 @@ class Exchange(Underway):
             self._reserved = SMALL
 
     def send(self) -> None:
-        """Give the whole request to a replica."""
-        assert self.admission is not None
-        self._gateway.send(self, self.admission, self.head, self.body, self.began)
+        """Give the whole request to a replica, where its answer is not known already."""
+        admission = self.admission
+        assert admission is not None
+        if admission.cache is not None and self._known(admission, admission.cache):
+            return
+        self._gateway.send(self, admission, self.head, self.body, self.began)
+
+    def _known(self, admission: Admission, cache: Cache) -> bool:
+        """Answer from memory where the same was asked before. Such a call is counted; it used nothing."""
+        route, envelope = admission.route, admission.envelope
+        self._key = key_of(
+            route.project, route.deployment, admission.version, envelope.door, envelope.verb, self.head, self.body
+        )
+        kept = cache.get(self._key)
+        if kept is None:
+            return False
+        seconds = self._connection.now() - self.started
+        self._answered = True
+        self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds)
+        self._connection.answer(self, 200, kept.head, kept.body)
+        self.drop()
+        return True
 
     def refuse(self, error: ModelyardError) -> None:
         """Answer a request that never became a call."""
@@ -129,7 +150,17 @@ class Exchange(Underway):
         else:
             self._count(usage, CLIENT_GONE if self._gone else 200, len(self._answer))
             self._connection.answer(self, 200, self._answer_head, self._answer)
+            self._pass_on()
         self.drop()
+
+    def _pass_on(self) -> None:
+        """Keep the answer, and show it to the release on trial, where the deployment wants that."""
+        admission = self.admission
+        assert admission is not None
+        if admission.cache is not None and self._key is not None:
+            admission.cache.put(self._key, self._answer_head, bytes(self._answer))
+        if admission.shadow is not None:
+            self._gateway.mirror(self, admission, self._answer, self._answer_head)
 
     def late(self, error: Fault) -> None:
         if not self._answered:

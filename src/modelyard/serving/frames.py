@@ -110,6 +110,7 @@ class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     error: Fault | None = None
     queue_depth: int = 0
     steps: int = 0
+    stats: dict[str, Any] = {}
 
 
 class SubcallFrame(msgspec.Struct, array_like=True, tag=9, gc=False):

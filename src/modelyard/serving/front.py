@@ -7,6 +7,7 @@ table and the same access function.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +20,7 @@ from modelyard.errors import Invalid, ModelyardError, NotFound
 from modelyard.serving.exchange import is_stale
 from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway, check_ready
 from modelyard.serving.metrics import exposition
+from modelyard.serving.sleepers import Asleep
 from modelyard.serving.types import DeploymentState, Route
 from modelyard.tenancy import door
 from modelyard.tenancy.types import Principal, Scope
@@ -35,7 +37,12 @@ EXTENSIONS = ("binary_tensor_data",)
 _MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 _JSON = "application/json"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = {DeploymentState.ready: "READY", DeploymentState.pending: "LOADING", DeploymentState.failed: "UNAVAILABLE"}
+_STATES = {
+    DeploymentState.ready: "READY",
+    DeploymentState.pending: "LOADING",
+    DeploymentState.failed: "UNAVAILABLE",
+    DeploymentState.asleep: "READY",
+}
 
 
 class NotAllowed(Exception):
@@ -95,7 +102,8 @@ class Front:
         _allow(reads and what != b"/infer", "POST" if what == b"/infer" else "GET")
         route = await self._route(principal, _segment(name), None if version is None else _segment(version))
         if what == b"/ready":
-            check_ready(route)
+            with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
+                check_ready(route)
             return {"name": route.deployment, "ready": True}
         if not route.metadata:  # no replica has told its tensors yet
             check_ready(route)
@@ -166,7 +174,7 @@ def _described(route: Route) -> dict[str, Any]:
     metadata = route.metadata
     return {
         "name": route.deployment,
-        "versions": [route.version],
+        "versions": list(route.versions),
         "platform": metadata.get("platform", ""),
         "inputs": metadata.get("inputs", []),
         "outputs": metadata.get("outputs", []),

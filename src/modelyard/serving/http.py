@@ -47,7 +47,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self._skip = False  # the message being parsed is not to be acted on
         self._last = False  # no request after this one is answered
         self._dropping = False  # nothing more is parsed
-        self._held = 0  # requests that wait for a look at the database
+        self._held = 0  # requests that wait for the gateway to know more
         self._completed = self._fed = self._body = 0
         self._between = True  # the parser is between two messages
         self._known: Known | None = None
@@ -207,9 +207,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self.incoming = exchange
         self.turns.append(exchange)
         if refusal is not None and is_stale(refusal, credentials):
-            self._held += 1
-            self.flow.pause_reading()
-            gateway.refresh(lambda seen: self._look_again(exchange, special, seen))
+            self._wait(exchange, special, refusal)
         elif refusal is not None or special.keys() - _PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
@@ -240,6 +238,12 @@ class InferenceProtocol(HttpToolsProtocol):
         if self._plain is not None:
             self._known = self._plain._replace(head=data[: len(data) - self._body], size=len(data))
 
+    def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError) -> None:
+        """Hold a request until the gateway knows more, or a deployment is awake."""
+        self._held += 1
+        self.flow.pause_reading()
+        self.gateway.wait(refusal, exchange, lambda seen: self._look_again(exchange, special, seen))
+
     def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes], seen: bool) -> None:
         """The memory is now what the database was after this request came, if that was `seen`."""
         self._held -= 1
@@ -250,6 +254,9 @@ class InferenceProtocol(HttpToolsProtocol):
         try:
             exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time())
         except ModelyardError as error:
+            if self.gateway.may_wake(error, exchange.began):
+                self._wait(exchange, special, error)
+                return
             refusal = self.gateway.after_look(error, exchange.credentials, seen)
         self._judge(exchange, special, refusal)
         if exchange.whole:

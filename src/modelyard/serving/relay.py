@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -89,6 +90,12 @@ class Relay:
         except (httpx.TransportError, TimeoutError):
             return None
         return answer.content if answer.is_success else None
+
+    async def wake(self, deployment: str, credentials: Credentials) -> None:
+        """Have control wake a deployment for whoever has these credentials; where it does not answer, a later call asks."""
+        path = f"/api/deployments/{quote(deployment, safe='')}/wake"
+        with contextlib.suppress(httpx.TransportError):
+            await self._client.post(f"http://localhost{path}", headers=list(credentials))
 
     async def close(self) -> None:
         await self._client.aclose()
