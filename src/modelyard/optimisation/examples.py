@@ -40,7 +40,7 @@ class Source:
         if target is None:
             raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
         self._dataset, self._card, self._target = dataset, card, target
-        self._transform = build(card.transform)
+        self._transform = build(card.transform, folder)
         self._kind = str(self._transform.config["name"])
         self._labels = dataset.feature(target).names
         self._features = tuple(trained.get("inputs") or self._feature_names())
