@@ -97,6 +97,7 @@ def predict(
     images: Annotated[
         list[Path] | None, typer.Option("--image", help="An image file. May be repeated.", metavar="FILE")
     ] = None,
+    texts: Annotated[list[str] | None, typer.Option("--text", help="A text. May be repeated.", metavar="TEXT")] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,10 +109,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask a deployment."""
-    if bool(images) == bool(inputs):
-        raise Invalid("Say what to predict on: either --image FILE or --input NAME=VALUE.")
+    if sum(map(bool, (images, texts, inputs))) != 1:
+        raise Invalid("Say what to predict on: one of --image FILE, --text TEXT and --input NAME=VALUE.")
     with open_yard(data) as yard:
-        answer = yard.predict(name, tensors(inputs) if inputs else None, image=images or None, version=version)
+        answer = yard.predict(
+            name, tensors(inputs) if inputs else None, image=images or None, text=texts or None, version=version
+        )
     body = {"deployment": answer.deployment, "version": number(answer.version), "id": answer.id, "outputs": answer.plain()}
     say(as_json, body, f"{answer_text(answer)}\n\nversion {answer.version}, request {answer.id}")
 

@@ -30,6 +30,7 @@ from modelyard.errors import Invalid
 from modelyard.plugins import load
 
 Json = dict[str, Any]
+Tensors = Mapping[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
 Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
@@ -285,14 +286,14 @@ class Yard(Serving):
     # Serving
 
     def predict(
-        self, name: str, inputs: Mapping[str, Any] | None = None, *, image: Any = None, version: str | None = None
+        self, name: str, inputs: Tensors | None = None, *, image: Any = None, text: Any = None, version: str | None = None
     ) -> Answer:
         """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
-        `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these. `version`: only that one may answer."""
-        if (inputs is None) == (image is None):
-            raise Invalid("Say what to predict on: either inputs={'name': values} or image=….")
+        `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these; `text`: one, or a list. `version`: only
+        that one may answer."""
+        asked = {"inputs": inputs, "image": image, "text": text}
         # numpy costs more than all the rest of the client, so it comes with the first prediction
-        headers, body = load("modelyard.client.oip:request")(inputs, image, lambda: self._signature(name))
+        headers, body = load("modelyard.client.oip:request")(asked, lambda: self._signature(name))
         path = f"/v2/models/{segment(name)}" + (f"/versions/{segment(version)}" if version else "") + "/infer"
         response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
         answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)

@@ -121,11 +121,14 @@ class Controller:
     def _scale(self, deployment: DeploymentRow, stable: ReleaseRow, rows: Sequence[ReplicaRow]) -> bool:
         """Want as many replicas as what is outstanding asks for. True where that is another number than before."""
         options = releases.options_of(deployment)
-        serving = [row.token for row in rows if row.generation == stable.generation and row.state == ReplicaState.ready]
-        rising, falling, us_a_row = self._watch.load((deployment.id, stable.generation), serving)
-        quiet = (now() - deployment.used).total_seconds()
+        serving = [row for row in rows if row.generation == stable.generation and row.state == ReplicaState.ready]
+        if not serving and stable.replicas:
+            return False  # it is on its way, or broken: what is asked of it cannot be seen
+        tokens = [row.token for row in serving]
+        rising, falling, us_a_row = self._watch.load((deployment.id, stable.generation), tokens)
+        quiet = (now() - max([deployment.used, *(row.changed for row in serving)])).total_seconds()
         wanted = scale(Demand(stable.replicas, rising, falling, us_a_row, quiet), options)
-        if wanted == stable.replicas or (wanted and not stable.settled and wanted < stable.replicas):
+        if wanted == stable.replicas or (not stable.settled and wanted < stable.replicas):
             return False
         with self._db.begin() as session:
             row = session.get(ReleaseRow, (stable.deployment, stable.generation))

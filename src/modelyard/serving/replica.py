@@ -109,7 +109,7 @@ def load(spec: Spec) -> Model:
     engine: Any = ENGINES.get(spec.engine)(folder, card)
     if not hasattr(engine, "forward"):
         raise Invalid(f"Engine '{spec.engine}' is no batch engine, the only kind this replica runs.")
-    return Model(engine, build(card.transform), card.task, f"modelyard_{spec.engine}")
+    return Model(engine, build(card.transform, folder), card.task, f"modelyard_{spec.engine}")
 
 
 class Peer:
