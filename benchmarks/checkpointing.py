@@ -92,7 +92,7 @@ def told(record: Record, what: str, job: dict[str, Any]) -> None:
         f"{what}: cost of a checkpoint every {EVERY} steps, of the steps a second",
         median(costs),
         "of them",
-        most=None if "shard" in what or record.quick else MOST,
+        most=None if record.quick else MOST,
         each=costs,
         seconds_paused=facts["checkpoint_seconds"] / len(job["behind"]),
     )

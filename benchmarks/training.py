@@ -36,7 +36,7 @@ Step = tuple[float, float]  # seconds, and seconds of the processor
 
 def main() -> None:
     with recording("training", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        pairs, warm, measured = (2, 20, 40) if record.quick else (5, 50, 100)
+        pairs, warm, measured = (2, 20, 40) if record.quick else (7, 50, 100)
         record.parameters = {
             "pairs": pairs,
             "warm": warm,

@@ -133,7 +133,7 @@ class Demo:
 
     def receipt(self, answer: Answer) -> None:
         body = self.used_by(answer)
-        say(f"answer {answer.id} of deployment {answer.deployment}, version {answer.version}")
+        say(f"answer {answer.id} of deployment {answer.deployment}, by {answer.model}")
         say(receipt_text(body))
         self.result["receipt"] = body
 

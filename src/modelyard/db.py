@@ -51,7 +51,8 @@ def now() -> datetime:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware datetimes on every database. SQLite forgets the zone: all are stored in UTC and it is put back."""
+    """Aware datetimes in UTC on every database. SQLite forgets the zone: all are stored in UTC and it is put back. PostgreSQL
+    gives moments in the zone of the connection."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -62,7 +63,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):

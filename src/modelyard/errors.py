@@ -140,11 +140,13 @@ def from_wire(code: str, message: str) -> ModelyardError:
     return Internal(message)
 
 
-def not_found(what: str, name: str, existing: Iterable[str]) -> NotFound:
-    """A `NotFound` that says what exists and which name is nearest: `what` as in 'model'."""
-    names = sorted(existing)
+def not_found(what: str, name: str, existing: Iterable[str], *, newest: int = 0) -> NotFound:
+    """A `NotFound` that says what exists and which name is nearest: `what` as in 'model'. With `newest`, so many are shown of
+    those that exist, which then come newest first."""
+    names = list(existing) if newest else sorted(existing)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    shown = ", ".join(f"'{n}'" for n in names[:10]) + (", …" if len(names) > 10 else "")
-    there = f" There are: {shown}." if names else f" There is no {what} yet."
+    most = newest or 10
+    shown = ", ".join(f"'{n}'" for n in names[:most]) + (", …" if len(names) > most else "")
+    there = f" {'The newest are' if newest else 'There are'}: {shown}." if names else f" There is no {what} yet."
     return NotFound(f"No {what} '{name}'.{hint}{there}")

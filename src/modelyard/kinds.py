@@ -157,7 +157,8 @@ class JobKind:
     `inputs` are the roles that must be given, `optional` those that may be. `gang`: may have several ranks. `target`: what
     its outputs become versions of; a submitter must then name it (a child job need not). `check` raises `Invalid` for inputs,
     by role, that the catalogue already knows to be wrong: it is called at submission and must be cheap. `rejoins`: where its
-    gang is lost its children go on, and the next one takes them up again (`watch`); another kind's are cancelled."""
+    gang is lost its children go on, and the next one takes them up again (`watch`); another kind's are cancelled. `resumable`:
+    options that may differ where a job goes on from the checkpoint of another; None: it cannot."""
 
     name: str
     config: type[Config]
@@ -168,6 +169,7 @@ class JobKind:
     target: Literal["dataset", "model"] | None = None
     check: Check | None = None
     rejoins: bool = False
+    resumable: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)

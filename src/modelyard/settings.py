@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     job_disk: int = Field(default=64 << 30, gt=0, description="Bytes on disk that a job's work folder may take.")
     job_files: int = Field(default=200_000, gt=0, description="Files and folders that a job's work folder may hold.")
     job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
-    checkpoint_days: float = Field(default=14.0, ge=0, description="Days that a failed job's last checkpoints are kept.")
+    checkpoint_days: float = Field(
+        default=14.0, ge=0, description="Days that the last checkpoints of a failed or cancelled job are kept."
+    )
     job_share_half_life: float = Field(
         default=24 * 3600.0, gt=0, description="Seconds after which what a project held counts half in its fair share."
     )
@@ -63,6 +65,7 @@ class Settings(BaseSettings):
         default=64 << 20, ge=0, description="Bytes of answers a gateway keeps for deployments that ask for a cache."
     )
     call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")
+    idle_timeout: float = Field(default=75.0, gt=0, description="Seconds a connection may be silent, or its answers unread.")
     grace: float = Field(default=10.0, ge=0, description="Seconds the gateway serves on without control or the database.")
     serving_memory: int = Field(
         default=0, ge=0, description="Bytes that all replicas of a machine may take together; 0: three quarters of its memory."
@@ -124,7 +127,8 @@ def _folder(flag: Any) -> Path:
 def read(**flags: Any) -> Settings:
     """Settings from flags (None: not given), environment and file. Raises `Invalid` naming every wrong setting."""
     known = {f"MODELYARD_{name.upper()}" for name in Settings.model_fields} | {"MODELYARD_URL", "MODELYARD_KEY"}
-    unknown = sorted(name for name in os.environ if name.startswith("MODELYARD_") and name not in known)
+    given = (name for name in os.environ if name.startswith("MODELYARD_") and not name.startswith("MODELYARD_TEST_"))
+    unknown = sorted(name for name in given if name not in known)
     if unknown:
         raise Invalid(f"Unknown setting {', '.join(unknown)} in the environment; known are {', '.join(sorted(known))}.")
     try:

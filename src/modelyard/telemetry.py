@@ -1,4 +1,4 @@
-"""Logs, metrics and trace ids for every process. Logs are one JSON object a line on stderr, never a request's
+"""Logs, metrics and the trace of a request for every process. Logs are one JSON object a line on stderr, never a request's
 content; metrics carry the prefix `modelyard_` and bounded labels only.
 """
 
@@ -7,8 +7,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
+import re
 import sys
+from collections.abc import Mapping
 from typing import TextIO, cast
 
 import structlog
@@ -18,7 +19,9 @@ from modelyard import QUIET as QUIET
 
 UNEXPECTED = Counter("modelyard_unexpected_errors_total", "Exceptions nobody expected, by process.", ["process"])
 
-__all__ = ["QUIET", "UNEXPECTED", "Counter", "Gauge", "Histogram", "configure", "exposition", "log", "trace_id"]
+__all__ = ["QUIET", "UNEXPECTED", "Counter", "Gauge", "Histogram", "asked_by", "bind", "configure", "exposition", "log"]
+# Version 00 ends with its flags; a later one may say more behind a dash.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:(?<!^00.{53})-.*)?")
 
 
 def configure(process: str, level: str = "info") -> None:
@@ -60,9 +63,17 @@ def log(name: str) -> structlog.BoundLogger:
     return cast(structlog.BoundLogger, structlog.get_logger(module=name))
 
 
-def trace_id() -> str:
-    """A fresh 32-digit trace id (W3C trace context)."""
-    return secrets.token_hex(16)
+def asked_by(head: Mapping[str, str]) -> dict[str, str]:
+    """What log lines say of the request with these headers, where it has them: `call`, its x-request-id, and `trace`, the trace
+    id of its traceparent (W3C Trace Context, level 1). What is no such header is left out, as the standard asks."""
+    said = {"call": head["x-request-id"][:128]} if "x-request-id" in head else {}
+    traced = _TRACEPARENT.fullmatch(head["traceparent"]) if "traceparent" in head else None
+    return said | {"trace": traced[1]} if traced else said
+
+
+def bind(head: Mapping[str, str]) -> None:
+    """Put that on every line of this task, and of the threads it starts."""
+    structlog.contextvars.bind_contextvars(**asked_by(head))
 
 
 def exposition() -> bytes:

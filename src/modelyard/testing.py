@@ -24,7 +24,7 @@ from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.rank import load, perform
 from modelyard.jobs.types import Amount, Event, Gang, Node, ProcessStatus, ReplicaSpec
 from modelyard.storage.stores import Buffer, Staged, check_key
-from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
+from modelyard.tensors import DATATYPES, Array, Call, Reply, Signature, Tensor, TensorSpec
 
 FAKE_CARD = ModelCard(
     task="tabular-regression",
@@ -132,6 +132,44 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeStreamEngine:
+    """A `StreamEngine` without a model: it reads a call's first input number by number and says the sum so far, a number and a
+    unit a step, so that answers tell which call and which part they are. `steps` counts what it was asked."""
+
+    def __init__(self, folder: Path = Path(), card: ModelCard = FAKE_CARD) -> None:
+        self._card = card
+        self._loop: dict[str, Iterator[tuple[str, Reply, bool]]] = {}
+        self.steps = 0
+        self.closed = False
+
+    @property
+    def signature(self) -> Signature:
+        return self._card.signature
+
+    def add(self, call: Call) -> None:
+        self._loop[call.id] = self._parts(call)
+
+    def step(self) -> list[tuple[str, Reply, bool]]:
+        self.steps += 1
+        said = [next(parts) for parts in self._loop.values()]
+        for call in [call for call, _, last in said if last]:
+            del self._loop[call]
+        return said
+
+    def cancel(self, call: str) -> None:
+        self._loop.pop(call, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _parts(self, call: Call) -> Iterator[tuple[str, Reply, bool]]:
+        spec = self.signature.outputs[0]
+        sums = np.cumsum(call.inputs[0].array, dtype=DATATYPES[spec.datatype])[: call.grant]
+        for number, value in enumerate(sums, 1):
+            yield call.id, Reply((Tensor(spec.name, spec.datatype, value.reshape(1, 1)),), 1), number == len(sums)
+        yield call.id, Reply((), 0), True  # only where there was nothing to say
 
 
 def _row_sums(array: Array) -> Array:

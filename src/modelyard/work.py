@@ -11,7 +11,7 @@ from modelyard.data.config import ImportDatasetConfig
 from modelyard.kinds import JobKind
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.plugins import Registry
-from modelyard.training.config import TrainConfig
+from modelyard.training.config import RESUMABLE, TrainConfig
 from modelyard.training.sweep.config import SweepConfig
 
 IMPORT_DATASET = JobKind(
@@ -36,6 +36,7 @@ TRAIN = JobKind(
     inputs=("dataset",),
     optional=("code", "model", "base"),
     gang=True,
+    resumable=RESUMABLE,
 )
 SWEEP = JobKind(
     name="sweep",

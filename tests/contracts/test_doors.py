@@ -74,6 +74,14 @@ def test_a_call_there_and_back(door):
     assert b"0.25" in body
 
 
+def test_an_answer_names_the_model_version_that_made_it(door):
+    for model in ("cnn@3", "other@3"):
+        codec = door.codec(SIGNATURE, model)
+        question = codec.decode({}, REQUESTS[door.name][2])
+        head, body = codec.encode(question, "digits", "3", {"y": np.array([[0.5], [0.25]], np.float32)})
+        assert model in body.decode() or model in (head or {}).values()
+
+
 def test_a_codec_keeps_nothing_of_a_call(door):
     codec = door.codec(SIGNATURE)
     body = REQUESTS[door.name][2]

@@ -1,22 +1,33 @@
 """What every `Executor` promises, over local processes, over a Ray cluster and over threads."""
 
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray_cluster import cluster
 
+from modelyard.engines.base import ModelCard, ModuleCard, TensorCard
 from modelyard.errors import Conflict
 from modelyard.jobs.executor import LocalExecutor
-from modelyard.jobs.types import Event, Executor, Gang, GangHandle, GangInput
+from modelyard.jobs.types import Event, Executor, Gang, GangHandle, GangInput, ReplicaSpec
 from modelyard.plugins import load
 from modelyard.settings import Settings
 from modelyard.testing import InlineExecutor
 
+SUM = """
+from torch import nn
+
+
+class Sum(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1, bias=False)
+"""
 KINDS = Path(__file__).parents[1] / "flows"
 
 
@@ -164,6 +175,49 @@ def test_questions_of_several_ranks_get_their_own_answers(executor: Executor, tm
     assert {body["rank"]: body["facts"] for body in of(heard, "report")} == {
         rank: {"child": f"child of {rank}"} for rank in range(3)
     }
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A version that adds two numbers."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    source = (
+        "from torch import nn\n\n\nclass Sum(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 1, bias=False)\n"
+    )
+    (folder / "model.py").write_text(source)
+    torch.save({"weight": torch.ones(1, 2)}, folder / "model.pth")
+    (given,), (answered,) = (
+        (TensorCard(name=name, datatype="FP32", shape=shape),) for name, shape in (("x", (-1, 2)), ("y", (-1, 1)))
+    )
+    ModelCard(task="tabular-regression", engines=("torch",), files={"weights": "model.pth"}, inputs=(given,),
+              outputs=(answered,), module=ModuleCard(file="model.py", name="Sum")).save(folder)  # fmt: skip
+    return folder
+
+
+def test_a_replica_is_started_listed_and_stopped(
+    executor: Executor, model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    address = tmp_path_factory.mktemp("r") / "replica.sock"  # short: a socket's path has a limit
+    executor.start_replica(ReplicaSpec("token1", "torch", model, address, tmp_path / "replica.log"))
+    eventually(lambda: "token1" in executor.replicas())
+    said = executor.replicas()["token1"]
+    assert (said.token, said.exit) == ("token1", None)
+    assert Path(f"/proc/{said.pid}").exists()
+    if not isinstance(executor, InlineExecutor):  # which only notes them
+        eventually(address.exists)
+        assert stat.S_IMODE(address.stat().st_mode) == 0o600
+        assert f"{address}" in Path(f"/proc/{said.pid}/cmdline").read_text()
+    executor.stop_replica("token1")
+    eventually(lambda: "token1" not in executor.replicas() or executor.replicas()["token1"].exit is not None)
+    assert isinstance(executor, InlineExecutor) or not Path(f"/proc/{said.pid}").exists()
+
+
+def eventually(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_wake_ends_a_wait(executor: Executor) -> None:

@@ -1,68 +1,120 @@
-"""Kills processes of a working platform at random moments, by a seeded generator, then has everything checked.
+"""Kills processes of a working platform at random moments, by a seeded generator, then has everything checked. Every other kill
+waits a while for that kind of work to be in progress that was killed least.
 
 `kill_processes` has the platform, `kill_work` what goes on meanwhile, `kill_checks` what must hold afterwards.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from kill_checks import check, trainings_resumed
+from kill_checks import check, rows, trainings_resumed
 from kill_processes import Platform, Process, until
 from kill_work import Caller, Jobs, Moves, scene
 
 VICTIMS = ("supervisor", "gateway", "control", "replica", "launcher", "rank")
+KINDS = {"import-dataset": "import", "import-model": "import", "train": "training", "optimise": "optimisation"}
+WORK = ("import", "training", "optimisation", "deployment", "inference", "publication")
+MOVING = (
+    "select r.token from replicas r join deployments d on r.deployment = d.id where d.name = 'moving' and r.state = 'starting'"
+)
 
 
-def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> int:
-    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked. Returns how many
-    trainings went on from a checkpoint."""
+@dataclass
+class Ordeal:
+    """`amid`: of each kind of work, how many kills came while it was in progress. `resumed`: trainings that went on from a
+    checkpoint."""
+
+    amid: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(WORK, 0)))
+    resumed: int = 0
+
+
+def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> Ordeal:
+    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked."""
     print(f"seed: KILLS_SEED={seed} plays these kills again", flush=True)
-    rng = random.Random(seed)
+    rng, found = random.Random(seed), Ordeal()
     callers: list[Caller] = []
     with scene(folder) as stage:
         for number in range(1, storms + 1):
             print(f"storm {number}", flush=True)
-            works = [work(stage.platform, folder, random.Random(rng.random())) for work in (Jobs, Moves)]
-            callers.append(Caller(stage.platform, stage.key))
+            jobs, moves = (work(stage.platform, folder, random.Random(rng.random())) for work in (Jobs, Moves))
+            callers.append(caller := Caller(stage.platform, stage.key))
             with ExitStack() as closing:  # every one of them is closed, whatever another's end was
-                for thread in (*works, callers[-1]):
+                for thread in (jobs, moves, caller):
                     thread.start()
                     closing.callback(thread.close)
-                storm(stage.platform, rng, kills)
+                storm(stage.platform, rng, kills, partial(under_way, stage.platform, moves, caller), found.amid)
             check(stage, callers)
-            did = dict(works[0].done + works[1].done)
-            print(f"did {did}; answered {dict(callers[-1].answered)}, cut off {dict(callers[-1].lost)}", flush=True)
-        resumed = trainings_resumed(stage.platform.data)
-        print(f"{resumed} trainings went on from a checkpoint", flush=True)
-        return resumed
+            did = dict(jobs.done + moves.done)
+            print(f"did {did}; answered {dict(caller.answered)}, cut off {dict(caller.lost)}", flush=True)
+        found.resumed = trainings_resumed(stage.platform.data)
+        print(f"{found.resumed} trainings went on from a checkpoint; killed amid {dict(found.amid)}", flush=True)
+        return found
 
 
-def seed_of(environment: str | None) -> int:
-    return int(environment) if environment else random.SystemRandom().randrange(1 << 32)
+def under_way(platform: Platform, moves: Moves, caller: Caller) -> set[str]:
+    """The kinds of work in progress."""
+    found = {KINDS[kind] for (kind,) in rows(platform.data, "select kind from jobs where state = 'running'")}
+    told = {
+        "deployment": bool(rows(platform.data, MOVING)),
+        "inference": caller.calling,
+        "publication": moves.doing == "publish",
+    }
+    return found | {kind for kind, there in told.items() if there}
 
 
-def storm(platform: Platform, rng: random.Random, kills: int) -> None:
+def storm(platform: Platform, rng: random.Random, kills: int, doing: Callable[[], set[str]], amid: Counter[str]) -> None:
     """Kill processes of every role in turn, in random order, at random moments."""
     order: list[str] = []
     for number in range(1, kills + 1):
         order = order or rng.sample(VICTIMS, len(VICTIMS))
         role, pause, which, late = order.pop(), rng.uniform(0.0, 2.0), rng.random(), rng.random() < 0.5
-        if late and role in ("launcher", "rank"):
-            _await_checkpoint(platform)
-        while not platform.kill(victim := _victim(platform, role, pause, which)):
+        gang = role in ("launcher", "rank") and (late or number <= len(VICTIMS))
+        while True:
+            if gang and (found := _await_resumable(platform, role)):
+                victim = found[int(which * len(found))]
+            else:
+                victim = _victim(platform, role, pause, which)
+                if late:
+                    _await(lambda: min(WORK, key=amid.__getitem__) in doing(), 5.0)
+            going_on = doing()
+            if platform.kill(victim):
+                break
             print(f"{role} {victim.pid} had just ended", flush=True)
-        print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s", flush=True)
+        amid.update(going_on)
+        print(f"kill {number}: {role} {victim.pid} after {pause:.2f} s, amid {sorted(going_on)}", flush=True)
 
 
-def _await_checkpoint(platform: Platform, patience: float = 10.0) -> None:
-    """Wait a while for a training that could be resumed."""
+def _await(true: Callable[[], bool], patience: float) -> None:
+    """Wait a while for something that may not come."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and not list(platform.data.glob("store/projects/*/checkpoints/*/latest.json")):
-        time.sleep(0.05)
+    while time.monotonic() < deadline and not true():
+        time.sleep(0.01)
+
+
+def _await_resumable(platform: Platform, role: str, patience: float = 10.0) -> list[Process]:
+    """The processes of a role in gangs that have a checkpoint, once there are any; none if they do not come."""
+    found: list[Process] = []
+
+    def look() -> bool:
+        kept = {path.parent.name for path in platform.data.glob("store/projects/*/checkpoints/*/latest.json")}
+        running = rows(platform.data, "select id, pids from jobs where state = 'running'") if kept else []
+        pids = {pid for job, listed in running if job in kept for pid in json.loads(listed)}
+        ranks = [process for process in platform.find("rank") if process.pid in pids] if pids else []
+        parents = {process.parent for process in ranks}
+        found[:] = ranks if role == "rank" else [p for p in platform.find("launcher") if p.pid in parents]
+        return bool(found)
+
+    _await(look, patience)
+    return found
 
 
 def _victim(platform: Platform, role: str, pause: float, which: float) -> Process:

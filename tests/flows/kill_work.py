@@ -45,6 +45,7 @@ class Work(threading.Thread):
         self._yard = platform.yard()
         self._stop_it = threading.Event()
         self.done: Counter[str] = Counter()
+        self.doing = ""  # the action under way
         self.failure: BaseException | None = None
 
     def actions(self) -> list[Callable[[], None]]:
@@ -60,7 +61,9 @@ class Work(threading.Thread):
                 if insist(self.may_go_on):
                     line = line or self._rng.sample(self.actions(), len(self.actions()))
                     action = line.pop()
+                    self.doing = action.__name__
                     insist(action)
+                    self.doing = ""
                     self.done[action.__name__] += 1
         except BaseException as error:
             self.failure = error
@@ -113,7 +116,7 @@ class Moves(Work):
 
     def publish(self) -> None:
         file = self._folder / f"{self._rng.randrange(1 << 32)}.bin"
-        file.write_bytes(self._rng.randbytes(100_000))
+        file.write_bytes(self._rng.randbytes(4_000_000))
         self._yard.upload(file)
 
     def alias(self) -> None:
@@ -127,6 +130,7 @@ class Caller(threading.Thread):
         super().__init__(name="caller", daemon=True)
         self._url, self._key = platform.url, key
         self.stop = threading.Event()
+        self.calling = False
         self.answered: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()  # may have been computed: the connection broke before the answer was whole
         self.refused: Counter[int] = Counter()
@@ -136,7 +140,9 @@ class Caller(threading.Thread):
         with httpx.Client(headers={"Authorization": f"Bearer {self._key}"}, timeout=70, trust_env=False) as client:
             while not self.stop.is_set():
                 for name in DEPLOYMENTS:
+                    self.calling = True
                     self._call(client, name)
+                    self.calling = False
                 time.sleep(0.01)
 
     def _call(self, client: httpx.Client, name: str) -> None:

@@ -203,7 +203,11 @@ def asks(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 
 def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
-    """Try to reach what a gang may not reach; each fact says what happened."""
+    """Try to reach what a gang may not reach; each fact says what happened. `text`: the data folder, the run folder, then
+    files by name."""
+    data, run, *files = config.text.split("\n")
+    folders = {"store": Path(data, "store"), "cache": Path(data, "cache"), "logs": Path(data, "logs"), "run": Path(run)}
+    named = dict(file.split("=", 1) for file in files)
 
     def attempt(what: Any) -> str:
         try:
@@ -214,10 +218,18 @@ def escapes(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     def connect() -> None:
         socket.create_connection(("1.1.1.1", 80), timeout=2)
 
+    def call(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(path))
+
     context.report(
+        **{name: attempt(lambda path=path: Path(path).read_bytes()) for name, path in named.items()},
+        **{f"{name}_list": attempt(lambda folder=folder: list(folder.iterdir())) for name, folder in folders.items()},
+        other_jobs=sorted(path.name for path in Path(data, "jobs").iterdir()),
+        control=attempt(lambda: call(Path(run, "control.sock"))),
+        supervisor=attempt(lambda: call(Path(run, "supervisor.sock"))),
         network=attempt(connect),
         shadow=attempt(lambda: Path("/etc/shadow").read_text()),
-        database=attempt(lambda: Path(config.text).read_bytes()),
         home=attempt(lambda: list(Path("/home").iterdir())),
         write_system=attempt(lambda: Path("/usr/canary").write_text("x")),
         write_root=attempt(lambda: Path("/canary").write_text("x")),
@@ -309,6 +321,15 @@ def bombs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     wait_for_ever(context)
 
 
+def forks(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Every process forks, and its children do, `number` deep: 2 ** `number` in all, which wait for a minute."""
+    for _ in range(min(config.number, 11)):
+        os.fork()
+        time.sleep(0.05)
+    time.sleep(60)
+    os._exit(0)
+
+
 def links(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Hand over a folder outside of the work folder, by a link or openly."""
     if config.text == "link":
@@ -341,6 +362,7 @@ NAMES = [
     "strays",
     "links",
     "bombs",
+    "forks",
     "fills",
     "signals",
     "breeds",

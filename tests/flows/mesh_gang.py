@@ -4,7 +4,9 @@
 import json
 import resource
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import mesh_models
 import torch
@@ -12,6 +14,7 @@ import torch.distributed.checkpoint  # imported once, before the ranks are forke
 from forked_ranks import serve
 from safetensors.torch import save_file
 from torch import optim
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
 
 from modelyard.data import shards
 from modelyard.errors import ModelyardError
@@ -32,7 +35,8 @@ def made(job):
     dtype = getattr(torch, job.get("dtype", "float64"))
     network = kind(**job.get("arguments", {})).to(dtype)
     draw = torch.Generator().manual_seed(1)
-    rows = [batch(draw, ROWS + step % 2) for step in range(STEPS)]
+    rows = [batch(draw, ROWS + step % 2) for step in range(job.get("batches", STEPS))]
+    rows = [rows[step % len(rows)] for step in range(STEPS)]
     rows = [tuple(t.to(dtype) if t.is_floating_point() else t for t in pair) for pair in rows]
     return network, {**declared, **job.get("declared", {})}, rows, measure
 
@@ -40,9 +44,9 @@ def made(job):
 def alone(job, folder):
     """What is compared with: a script as anybody would write it."""
     network, _, rows, measure = made(job)
-    optimiser = optim.AdamW(network.parameters(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    optimiser = optim.AdamW(network.parameters(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     losses, lengths = [], []
-    for inputs, target in rows:
+    for inputs, target in rows[: job.get("steps", STEPS)]:
         optimiser.zero_grad()
         loss, _ = measure(network(inputs), target)
         loss.backward()
@@ -57,6 +61,7 @@ def alone(job, folder):
 def together(job, folder, gang):
     """The same by `Spread`."""
     network, declared, rows, measure = made(job)
+    network, rows = network.to(gang.device), [tuple(t.to(gang.device) for t in pair) for pair in rows]
     mesh, options = Mesh(**parse(job["mesh"])), Options(**job.get("options", {}))
     most = ROWS + 1
     check = [part[: mesh.replicas * options.count(mesh) + 1] for part in rows[0]]
@@ -65,13 +70,11 @@ def together(job, folder, gang):
     it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2], most=most)
     if before:
         verify(it, before, *check, bf16=options.precision == "bf16")
-    optimiser = optim.AdamW(it.parameters().values(), lr=mesh_models.MODELS[job["model"]][4], weight_decay=0.1)
+    optimiser = optim.AdamW(it.parameters().values(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     if job.get("resume"):
         checkpoint.load(Path(job["resume"]), it, optimiser)
-    if job.get("broken"):  # the control: a rank keeps its gradients to itself
-        for part in it.parts:
-            part.set_requires_gradient_sync(False) if hasattr(part, "set_requires_gradient_sync") else None
-        it.runner._exchange = lambda last: getattr(it.runner.model, "no_sync", nullcontext)()
+    if job.get("broken"):
+        keep_to_itself(it)
     losses, lengths, stage = [], [], staging.Stage(it, optimiser)
     with it.epoch():
         it.train(True)
@@ -98,7 +101,21 @@ def together(job, folder, gang):
     state = it.full_state()
     if gang.rank == 0:
         save_file(copies(state), folder / "state.safetensors")
-    return {"kept": kept, "losses": losses, "lengths": lengths, "scored": scored[0] / scored[2], "rows": scored[2]}
+    return {
+        "kept": kept,
+        "device": str(gang.device),
+        "losses": losses,
+        "lengths": lengths,
+        "scored": scored[0] / scored[2],
+        "rows": scored[2],
+    }
+
+
+def keep_to_itself(it):
+    """The control: a rank's gradients are not added up with those of others along `data` and, of what is whole, `tensor`."""
+    collectives.dist = SimpleNamespace(**{**vars(torch.distributed), "all_reduce": lambda *given, **named: None})
+    import_module("modelyard.training.parallel.spread").add_up = lambda parameters, group: None
+    it.runner._exchange = lambda last: getattr(it.runner.model, "no_sync", nullcontext)()
 
 
 def save(job, stage):

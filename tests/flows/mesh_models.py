@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 MLP_PARALLEL = {"tensor": {"0": "columns", "2": "rows"}, "blocks": "*", "sequence": ["*"]}
-CNN_PARALLEL = {"sequence": ["stem", "blocks.*", "head"], "blocks": "blocks.*"}
+CNN_PARALLEL = {"tensor": {"head.2": "scattered"}, "sequence": ["stem", "blocks.*", "head"], "blocks": "blocks.*"}
 LLAMA_PARALLEL = {
     "tensor": {
         "embed": "rows",

@@ -114,7 +114,7 @@ def test_the_curl_line_works_as_it_is_printed(served: dict[str, Any], environmen
 def test_a_prediction_and_its_receipt(served: dict[str, Any], cli: Cli) -> None:
     answer = cli("predict digits --image", ROOT / "examples" / "seven.png")
     assert answer["outputs"]["label"] == ["7"]
-    assert answer["version"] == served["version"]
+    assert (answer["version"], answer["model"]) == (served["version"], served["model"])
     kinds = {job["kind"] for job in cli("receipt digits")["jobs"]}
     assert kinds == {"optimise", "train", "import-dataset"}
 
@@ -176,8 +176,9 @@ def test_a_key_may_do_what_its_scope_says(served: dict[str, Any], cli: Cli) -> N
         ("dataset import d --from sklearn:digit", "not_found", 4, "sklearn:digits"),
         ("delete digits-cnn", "usage", 2, "--yes"),
         ("delete digits-cnn --yes", "conflict", 6, "digits"),
-        ("logs nothing", "not_found", 4, "ps --all"),
-        ("stop nothing", "not_found", 4, "ps --all"),
+        ("logs nothing", "not_found", 4, "The newest are"),
+        ("stop nothing", "not_found", 4, "The newest are"),
+        ("job show nothing", "not_found", 4, "The newest are"),
         ("dataset import d --from http://example.org/rows.csv", "invalid_request", 6, "not supported"),
         ("key create --scope root", "usage", 2, "infer"),
     ],

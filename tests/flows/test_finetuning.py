@@ -79,6 +79,8 @@ def test_two_ranks_learn_by_tokens_what_one_learns(launch, tmp_path: Path) -> No
     given = {"dataset": dataset.folder, "base": tmp_path / "llama"}
     for ranks in (1, 2):
         facts(launch(tmp_path / str(ranks), config, given, ranks))
+    made = [(tmp_path / str(ranks) / "work" / "rows-train" / "inputs.npy").exists() for ranks in (1, 2)]
+    assert made == [False, True], "of several ranks one reads, and all map its file"
     one, two = (load_file(tmp_path / str(ranks) / "model" / "model.safetensors") for ranks in (1, 2))
     assert one["model.embed_tokens.weight"].dtype == torch.float64
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-12

@@ -83,8 +83,7 @@ def strike(yard: Bench, draw: random.Random) -> str:
 
 
 @pytest.mark.soak
-def test_ten_kills_among_jobs_of_several_priorities_lose_nothing(yard: Bench) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
+def test_ten_kills_among_jobs_of_several_priorities_lose_nothing(yard: Bench, seed: int) -> None:
     draw, struck = random.Random(seed), []
     print(f"seed {seed}")
     plain = [submit(yard, yard.principal, "climbs", ranks=1 + n % 2, priority=-n, number=60) for n in range(5)]
@@ -118,8 +117,7 @@ def check_books(yard: Bench, row: JobRow) -> None:
 
 
 @pytest.mark.soak
-def test_one_that_makes_room_again_and_again_gets_there(yard: Bench) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
+def test_one_that_makes_room_again_and_again_gets_there(yard: Bench, seed: int) -> None:
     draw = random.Random(seed)
     print(f"seed {seed}")
     quiet = submit(yard, yard.principal, "climbs", ranks=2, number=100)

@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -49,16 +51,45 @@ def test_a_gang_reaches_nothing_but_its_own(tmp_path: Path, monkeypatch: pytest.
     (given / "a.txt").write_text("a")
     with bench(tmp_path / "yard") as yard:
         reference = f"artefact:{yard.artefact(given)}"
-        job = yard.run("escapes", inputs={"files": reference}, text=str(yard.settings.data / "modelyard.db"))
+        (given / "a.txt").write_text("of another project")
+        theirs = yard.artefacts.publish("rival", given)
+        copied = yard.artefacts.local("rival", theirs.hash) / "a.txt"
+        other = yard.submit("waits")
+        yard.until(lambda: yard.job(other).state is State.running)
+        data = yard.settings.data
+        (data / "secret").write_text("pepper")
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(yard.settings.run / "control.sock"))
+        listening.listen()
+        files = {
+            "database": data / "modelyard.db",
+            "secret": data / "secret",
+            "blob": next(path for path in (data / "store" / "projects" / "rival" / "blobs").rglob("*") if path.is_file()),
+            "manifest": next((data / "store" / "projects" / "rival" / "artefacts").glob("*.json")),
+            "cached": copied,
+            "other_job": next(path for path in (data / "jobs" / other).rglob("*") if path.is_file()),
+        }
+        sockets = [yard.settings.run / "control.sock", yard.settings.run / "supervisor.sock"]
+        assert all(path.is_file() for path in files.values())
+        assert sorted(yard.settings.run.glob("*.sock")) == sockets
+        text = "\n".join([str(data), str(yard.settings.run), *(f"{name}={path}" for name, path in files.items())])
+        job = yard.run("escapes", inputs={"files": reference}, text=text)
+        listening.close()
         assert job.state is State.succeeded, yard.log(job.id)
         facts = dict(job.facts["0"])
         assert set(facts.pop("environment")) <= ALLOWED
         assert facts.pop("processes") <= 4
         assert int(str(facts.pop("capabilities")), 16) == 0
+        assert facts.pop("other_jobs") == [job.id]
+        assert re.fullmatch(
+            r"REACHED \[PosixPath\('[^']*'\)\]", str(facts.pop("cache_list"))
+        )  # the way to its own input, alone
         assert not [fact for fact in facts.items() if "REACHED" in str(fact[1])]
         assert sorted(facts) == [
-            "database", "home", "network", "shadow", "write_input", "write_package", "write_root", "write_system",
+            "blob", "cached", "control", "database", "home", "logs_list", "manifest", "network", "other_job", "run_list",
+            "secret", "shadow", "store_list", "supervisor", "write_input", "write_package", "write_root", "write_system",
         ]  # fmt: skip
+        yard.cancel(other)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +181,29 @@ def test_a_fork_bomb_is_ended(tmp_path: Path, mode: str) -> None:
         assert job.error == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
         eventually(lambda: not processes_with(mark))
         assert yard.run("copy").state is State.succeeded
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_a_bomb_whose_every_process_forks_is_ended(tmp_path: Path, mode: str) -> None:
+    """2,048 processes in all if nothing ended it: no more than a machine can bear."""
+    with bench(tmp_path, sandbox=mode) as yard:
+        (supervisor,) = processes_with(str(yard.settings.run))
+        bomb, slowest = yard.submit("forks", number=11, timeout=60), 0.0
+
+        def ended() -> bool:
+            nonlocal slowest
+            began = time.monotonic()
+            yard.executor.processes()  # asks the supervisor
+            slowest = max(slowest, time.monotonic() - began)
+            return yard.job(bomb).state.ended
+
+        yard.until(ended)
+        job = yard.job(bomb)
+        assert (job.state, job.attempt) == (State.failed, 1)
+        assert job.error == {"code": "invalid_request", "message": "The job was ended: it started more than 512 processes."}
+        assert slowest < 5
+        assert yard.run("copy").state is State.succeeded
+        assert processes_with(str(yard.settings.run)) == [supervisor]
 
 
 def test_a_required_sandbox_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,24 @@ def test_the_loop_from_data_to_a_metered_answer(platform: Yard, digits: str, tmp
     assert {row["kind"] for row in platform.usage()} == {"serving", "job"}
 
 
+def test_a_receipt_is_of_the_model_that_answered_whatever_is_served_since(platform: Yard, tensors: str, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "model.py").write_text(MODULE)
+    torch.save({"scale.weight": torch.tensor([[3.0, 4.0]])}, tmp_path / "other.pth")
+    platform.import_model("other", tmp_path / "other.pth", module=f"{tmp_path / 'model.py'}:Twice", inputs=["x:FP32[-1,2]"])
+    platform.deploy("moving", "twice@1")
+    answer = platform.predict("moving", inputs={"x": [[1, 1]]})
+    before = platform.receipt(answer)
+    assert (answer.model, before["model"], before["lineage"]["reference"]) == ("twice@1", "twice@1", "twice@1")
+    platform.deploy("moving", "other@1")
+    again = platform.predict("moving", inputs={"x": [[1, 1]]})
+    assert [platform.receipt(of)["model"] for of in (answer, again, "moving")] == ["twice@1", "other@1", "other@1"]
+    platform.undeploy("moving")
+    assert platform.receipt(answer)["lineage"] == before["lineage"]
+    assert platform.receipt(again)["lineage"]["hash"] == platform.version("other@1")["artefact"]
+
+
 def test_the_same_job_twice_gives_the_same_weights(platform: Yard, digits: str, tmp_path: Path) -> None:
     folders = []
     for number in (1, 2):

@@ -11,9 +11,14 @@ import pytest
 from jobs_bench import Bench, bench, eventually, processes_with
 from ray_cluster import cluster
 
+from modelyard import work
 from modelyard.client import Yard
+from modelyard.data.config import ImportDatasetConfig
+from modelyard.data.importing import run as import_dataset
 from modelyard.errors import ModelyardError, Unavailable
-from modelyard.jobs.types import State
+from modelyard.jobs import service
+from modelyard.jobs.types import State, Submission, Target
+from modelyard.kinds import FolderContext, FolderOutputs
 from modelyard.testing import yard
 
 MODULE = """
@@ -138,6 +143,52 @@ def test_training_across_nodes_gives_the_weights_that_one_machine_gives(tmp_path
         across = weights(platform, tmp_path / "many")
     with yard(tmp_path / "one") as platform:
         assert weights(platform, tmp_path / "one") == across
+
+
+def shard_training(yard: Bench, folder: Path) -> str:
+    """Two ranks, each of which takes all that a node has, hold halves of a network of the digits."""
+    folder.mkdir()
+    outputs = FolderOutputs(folder)
+    import_dataset(ImportDatasetConfig(source="sklearn:digits"), {}, outputs, FolderContext(folder))
+    yard.kinds.add("train", work.TRAIN)
+    asked = Submission(
+        kind="train",
+        config={"epochs": 8, "seed": 7, "mesh": "shard=2", "checkpoint_steps": 4, "image_classifier": {"width": 8}},
+        inputs={"dataset": f"artefact:{yard.artefact(outputs.published['dataset']['folder'])}"},
+        ranks=2,
+        resources={"cpus": 2},
+        target=Target(kind="model", name="m"),
+    )
+    with yard.db.begin() as session:
+        job = service.submit(session, yard.principal, asked, yard.kinds, nodes=yard.executor.nodes())
+    yard.scheduler.wake()
+    return job.id
+
+
+def staging(yard: Bench, job: str) -> list[Path]:
+    return [folder for attempt in (yard.settings.jobs / job).glob("*") for folder in (attempt / "work").glob("checkpoint-*")]
+
+
+@pytest.mark.soak
+def test_a_node_lost_while_a_checkpoint_is_kept_costs_no_weights(tmp_path: Path) -> None:
+    with cluster(2, 2, 2) as ray, bench(tmp_path / "many", cluster=ray[1], job_memory=2 << 30) as many:
+        job = shard_training(many, tmp_path / "digits")
+        # after the second checkpoint, so that there is a whole one to go on from
+        many.until(lambda: (many.job(job).progress or {}).get("done", 0) > 12 and staging(many, job), 120)
+        first = many.scheduler._active[job].nodes
+        assert [ranks for _, ranks in first] == [1, 1]
+        lost = next(name for name, _ in first if any(name.endswith(one.node_id[:8]) for one in ray[0].worker_nodes))
+        assert staging(many, job)
+        lose(ray, lost)
+        many.until(lambda: many.job(job).state.ended, 180)
+        ended = many.job(job)
+        assert (ended.state, ended.attempt) == (State.succeeded, 2), many.log(job)
+        assert "resumed after" in many.log(job)
+        across = [output["hash"] for output in ended.outputs]
+    with bench(tmp_path / "one", job_cpus=4, job_memory=2 << 30) as one:
+        job = shard_training(one, tmp_path / "again")
+        one.until(lambda: one.job(job).state.ended, 180)
+        assert [output["hash"] for output in one.job(job).outputs] == across
 
 
 def imported(platform: Yard) -> bool:

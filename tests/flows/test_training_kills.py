@@ -1,12 +1,17 @@
 """Ranks killed at random moments, some while a checkpoint is being kept: the job always recovers, soon, and ends with the
-weights of a run that nobody disturbed, bit for bit. Three kills here; thirty in the soak. The seeds are printed.
+weights of a run that nobody disturbed, bit for bit. Three kills here; thirty in the soak.
+
+What came of it (the seed, and of each kill the seconds until the next gang's first step) is printed and written as JSON: to
+the file that MODELYARD_RECORD names, where it does, otherwise to pytest's folder.
 """
 
+import json
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +24,11 @@ from modelyard.jobs import service
 from modelyard.jobs.types import Job, State, Submission, Target
 from modelyard.kinds import FolderContext, FolderOutputs
 
-# Seconds from a kill to the first step of the next gang: on a quiet machine, and on one with other tests beside.
+# Seconds from a kill to the first step of the next gang: on a quiet machine, and on one that is busy with other things, as in
+# `make test`, which runs two files at once: there a gang's start, two seconds of processor time, waits for its turn.
 SOON, LATER = 5.0, 30.0
+QUIET = 0.5  # processes that were ready to run in the minute before, at most
+RECORD = os.environ.pop("MODELYARD_RECORD", None)  # it is no setting of the platform, which refuses what it does not know
 CONFIG = {"epochs": 12, "batch_size": 24, "seed": 7, "image_classifier": {"width": 8}}
 
 
@@ -64,23 +72,31 @@ def keeping(yard: Bench, job: str) -> bool:
 
 
 class Killer:
-    """Kills ranks of one job; remembers how soon it was back."""
+    """Kills ranks of one job; remembers of each kill whether a checkpoint was being kept, and how soon the job was back."""
 
     def __init__(self, yard: Bench, job: str, seed: int) -> None:
-        self.yard, self.job, self.draw = yard, job, random.Random(seed)
-        self.recoveries: list[float] = []
-        self.while_keeping = 0
+        self.yard, self.job, self.seed, self.draw = yard, job, seed, random.Random(seed)
+        self.kills: list[dict[str, Any]] = []
+
+    @property
+    def recoveries(self) -> list[float]:
+        return [kill["seconds"] for kill in self.kills]
+
+    @property
+    def while_keeping(self) -> int:
+        return sum(kill["during_checkpoint"] for kill in self.kills)
 
     def strike(self, *, while_keeping: bool) -> bool:
         """Wait for a random moment, kill a random rank, wait for the next gang's first step. False: the job was done before."""
         yard, before = self.yard, self.yard.job(self.job)
         wanted = steps(before) + self.draw.randint(1, 60)
-        moment = yard.until(lambda: self._moment(wanted, while_keeping=while_keeping))
-        if moment == "over":
-            return False
-        attempt = yard.job(self.job).attempt
-        pid = self.draw.choice(list(yard.job(self.job).pids))
-        self.while_keeping += keeping(yard, self.job)
+        during, pids = False, []
+        while not pids or (while_keeping and not during):  # the checkpoint may be stored by the time that this is looked at
+            if yard.until(lambda: self._moment(wanted, while_keeping=while_keeping)) == "over":
+                return False
+            attempt, pids = yard.job(self.job).attempt, list(yard.job(self.job).pids)
+            during = keeping(yard, self.job)
+        at, pid = steps(yard.job(self.job)), self.draw.choice(pids)
         began = time.monotonic()
         try:
             os.kill(pid, signal.SIGKILL)
@@ -89,7 +105,8 @@ class Killer:
         yard.until(lambda: self._again(attempt) or yard.job(self.job).state.ended)
         if yard.job(self.job).state.ended:
             return False
-        self.recoveries.append(time.monotonic() - began)
+        seconds = round(time.monotonic() - began, 3)
+        self.kills.append({"step": at, "seconds": seconds, "during_checkpoint": during})
         return True
 
     def _moment(self, wanted: int, *, while_keeping: bool) -> str | None:
@@ -107,7 +124,7 @@ class Killer:
 
 def disturbed(yard: Bench, dataset: str, kills: int, seed: int, **config: Any) -> tuple[Job, Killer]:
     """A job under so many kills, every third of them while a checkpoint is kept."""
-    print(f"kills: {kills}, seed: {seed}")
+    print(f"kills: {kills}, seed: {seed}", flush=True)
     job = submit(yard, dataset, **config)
     killer = Killer(yard, job, seed)
     while len(killer.recoveries) < kills and killer.strike(while_keeping=len(killer.recoveries) % 3 == 1):
@@ -126,22 +143,43 @@ def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int, soon:
     assert len(killer.recoveries) == kills
     assert ended.attempt == 1 + kills
     assert max(killer.recoveries) < soon, killer.recoveries
-    assert [output["hash"] for output in ended.outputs] == [output["hash"] for output in quiet.outputs]
+    assert hashes(ended) == hashes(quiet)
     assert sum("resumed after" in line for line in yard.log(ended.id).splitlines()) >= 1
 
 
-def test_three_kills_change_nothing(yard: Bench, dataset: str) -> None:
+def hashes(job: Job) -> list[str]:
+    return [output["hash"] for output in job.outputs]
+
+
+def write(folder: Path, name: str, ended: Job, killer: Killer, quiet: Job) -> None:
+    """The outcome, beside what is recorded already, also of a run that does not pass."""
+    file = Path(RECORD) if RECORD else folder / "kills.json"
+    said = json.loads(file.read_text()) if file.exists() else {}
+    said[name] = {
+        "seed": killer.seed,
+        "kills": killer.kills,
+        "attempts": ended.attempt,
+        "hashes": {"disturbed": hashes(ended), "undisturbed": hashes(quiet), "equal": hashes(ended) == hashes(quiet)},
+    }
+    file.write_text(json.dumps(said, indent=1) + "\n")
+    print(json.dumps(said[name]))
+
+
+def test_three_kills_change_nothing(yard: Bench, dataset: str, tmp_path: Path) -> None:
+    soon = SOON if os.getloadavg()[0] < QUIET else LATER
     config = {"epochs": 10, "checkpoint_steps": 20}  # within an epoch, too
     ended, killer = disturbed(yard, dataset, 3, seed=1, **config)
-    check(yard, ended, killer, undisturbed(yard, dataset, **config), 3, LATER)
-    print("recovered in", [round(seconds, 2) for seconds in killer.recoveries])
+    quiet = undisturbed(yard, dataset, **config)
+    write(tmp_path, "three kills", ended, killer, quiet)
+    check(yard, ended, killer, quiet, 3, soon)
+    assert killer.while_keeping >= 1
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mesh", ["data", "shard=2"])
-def test_thirty_kills_change_nothing(yard: Bench, dataset: str, mesh: str) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
+def test_thirty_kills_change_nothing(yard: Bench, dataset: str, mesh: str, seed: int, tmp_path: Path) -> None:
     ended, killer = disturbed(yard, dataset, 30, seed=seed, epochs=150, mesh=mesh)
-    check(yard, ended, killer, undisturbed(yard, dataset, epochs=150, mesh=mesh), 30, SOON)
+    quiet = undisturbed(yard, dataset, epochs=150, mesh=mesh)
+    write(tmp_path, f"thirty kills, {mesh}", ended, killer, quiet)
+    check(yard, ended, killer, quiet, 30, SOON)
     assert killer.while_keeping >= 5
-    print(f"seed {seed}: recovered in", sorted(round(seconds, 2) for seconds in killer.recoveries))

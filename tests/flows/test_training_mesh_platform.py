@@ -1,6 +1,8 @@
 """Meshes through the whole platform: asked for at submission, run by a gang in its sandbox, published as one whole model."""
 
 import csv
+import re
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,67 @@ def test_a_mesh_of_other_ranks_is_refused_before_a_gang_starts(owner, tmp_path):
     with pytest.raises(Invalid, match="axis 'depth'"):
         train(owner, tmp_path / "m", 2, mesh="depth=2")
     assert len(owner.jobs()) == before
+
+
+FRAGILE = """
+import torch
+
+PARALLEL = MLP_PARALLEL
+
+
+class Fragile(MLP):
+    \"\"\"Says which rows it learns from. Among others it fails after some steps.\"\"\"
+
+    steps = 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if torch.distributed.is_initialized() and self.steps > 15:
+                raise RuntimeError("the machine was needed for something else")
+            print("learns", *(repr(float(number)) for number in x[:, 0]), flush=True)
+        return super().forward(x)
+"""
+
+
+def learned(owner: Yard, job: str) -> list[list[str]]:
+    """The rows of each step that a job computed, of all ranks: by their first number."""
+    by_rank: dict[int, list[list[str]]] = {}
+    for event in owner.events(job):
+        if event["type"] == "log" and event["text"].startswith("learns"):
+            by_rank.setdefault(event["rank"], []).append(event["text"].split()[1:])
+    return [list(chain(*parts)) for parts in zip(*by_rank.values(), strict=False)]
+
+
+def test_a_job_that_failed_is_resumed_by_another_on_other_ranks(owner, tmp_path):
+    (tmp_path / "mesh_models.py").write_text((HERE / "mesh_models.py").read_text() + FRAGILE)
+    module = {**CONFIG["module"], "name": "Fragile"}
+    config = {**CONFIG, "module": module, "code": tmp_path / "mesh_models.py", "epochs": 6, "checkpoint_steps": 2}
+    alone = owner.train("fragile", "rows", "module", **config)
+    failed = owner.train("fragile", "rows", "module", ranks=2, wait=False, **config)["id"]
+    with pytest.raises(Invalid, match="needed for something else"):
+        owner.wait(failed)
+    with pytest.raises(Invalid, match=f"of job {failed} is of other work: option batch_size is 8, there 16"):
+        owner.train("fragile", "rows", "module", resume=failed, **{**config, "batch_size": 8})
+    with pytest.raises(Invalid, match="is succeeded; one that failed or was cancelled is resumed"):
+        owner.train("fragile", "rows", "module", resume=alone["job"], **config)
+    version = owner.train("fragile", "rows", "module", resume=failed, **config)
+    job = owner.job(version["job"])
+    assert (job["resume"], job["facts"]["0"]["resumed_from"], job["ranks"], job["attempt"]) == (failed, failed, 1, 1)
+    assert owner.lineage(version["reference"])["resumed"] == failed
+    kept = [tmp_path / name for name in ("alone", "resumed")]
+    one, other = (
+        torch.load(owner.fetch(made["reference"], folder) / "model.pth", weights_only=True)
+        for made, folder in zip((alone, version), kept, strict=True)
+    )
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) <= 1e-12
+    (line,) = [line for line in owner.logs(job["id"]) if line.startswith("resumed after epoch")]
+    whole = learned(owner, alone["job"])
+    steps = len(whole) // 6
+    epoch, step = re.findall(r"epoch (\d+) of 6(?:, step (\d+))?", line)[0]
+    done = int(epoch) * steps + int(step or 0)
+    assert 0 < done <= 15
+    rows = [*learned(owner, failed)[:done], *learned(owner, job["id"])]
+    assert len(rows) == 6 * steps
+    for at in range(6):
+        assert sorted(chain(*rows[at * steps : (at + 1) * steps])) == sorted(chain(*whole[:steps]))

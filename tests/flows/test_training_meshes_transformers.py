@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_training_meshes import HERE, Launcher, agrees, apart
+from test_training_meshes import HERE, Launcher, agrees, apart, misses_nothing
 
 LORA, TIED = {"adapted": {}}, {"tie_word_embeddings": True}
 MESHES = ["data=2", "shard=2", "tensor=2", "pipe=2", "data=2,shard=2", "data=2,tensor=2", "shard=2,tensor=2", "tensor=2,pipe=2",
@@ -71,6 +71,11 @@ def test_every_way_through_a_pipe_agrees(gang, options):
     agrees(gang, "llama", "pipe=2", arguments=LORA, options=options)
 
 
+def test_the_comparison_sees_gradients_of_whole_layers_that_are_not_added_up(gang):
+    """The control along `tensor`, where a norm of each head is whole and applied to a part of the heads."""
+    misses_nothing(gang, "qwen", "tensor=2", arguments={})
+
+
 @pytest.mark.parametrize(
     ("model", "mesh", "arguments", "told"),
     [
@@ -78,6 +83,8 @@ def test_every_way_through_a_pipe_agrees(gang, options):
         ("llama", "pipe=2", TIED, "are one parameter that learns, but lie in stages [0, 1] of the axis pipe"),
         ("gpt2", "tensor=2", {}, "transformers says nothing of GPT2LMHeadModel; use the axes data, shard and pipe"),
         ("gpt2", "pipe=2", {}, "The model cannot be run in stages"),
+        ("llama", "tensor=2", {**LORA, "forgotten": "columns"}, "the model cannot be computed as PARALLEL splits it"),
+        ("llama", "tensor=2", {**LORA, "forgotten": "rows"}, "the model cannot be computed as PARALLEL splits it"),
         ("qwen", "tensor=2", {"forgotten": "shared"}, "the gradient of 'model.model.layers.0.self_attn.q_norm.weight' is off"),
     ],
 )

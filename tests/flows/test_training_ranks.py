@@ -1,7 +1,9 @@
 """Gangs of real processes that meet over a file: n ranks do what one does, twice the same, also when cut off in between."""
 
 import json
+import math
 import os
+import random
 import re
 import socket
 import subprocess
@@ -40,20 +42,9 @@ EXACT = {
 IMAGES = {"epochs": 3, "image_classifier": {"width": 16}}
 
 
-class Context(FolderContext):
-    """Cancels itself after the `limit`-th step, which only rank 0 tells; prints what a launcher would be told."""
-
-    limit = 0
-
-    def progress(self, done: int, total: int, unit: str = "steps") -> None:
-        self.limit -= 1
-        if self.limit == 0:
-            raise Cancelled
-
-
-def keep_journal(path: Path) -> None:
-    """Have the feed write what rows it hands to this rank: a line a step."""
-    batches = Feed.batches
+def keep_journal(path: Path, limit: int = 0) -> None:
+    """Have the feed write what rows it hands to this rank: a line a step. After so many steps, if any, the rank is cut off."""
+    batches, left = Feed.batches, iter(range(limit - 1, -1, -1))
 
     def journalled(self, seed, epoch, *wanted):
         with path.open("a") as journal:
@@ -61,16 +52,25 @@ def keep_journal(path: Path) -> None:
                 journal.write(json.dumps([epoch, made.step, made.positions.tolist()]) + "\n")
                 journal.flush()
                 yield made
+                if next(left, None) == 0:
+                    raise Cancelled
 
     Feed.batches = journalled
+
+
+def stream(held: int) -> None:
+    """Have the feed hold no more than so many bytes of a split, and keep nothing that it made."""
+    read = Feed.read.__func__
+    Feed.read = classmethod(lambda cls, *given, **named: read(cls, *given, kept=0, held=held, **named))
 
 
 def rank_main(job: dict, rank: int) -> int:
     """One rank; returns its exit code: 0, 3 with the error on stdout, or 4 where it was cut off."""
     folder = Path(job["folder"])
-    keep_journal(folder / f"journal-{job['ranks']}-{rank}.txt")
-    context = Context(folder / "work", rank=rank, world_size=job["ranks"])
-    context.limit = job["limit"]
+    keep_journal(folder / f"journal-{job['ranks']}-{rank}.txt", job["limit"] if rank == job["victim"] else 0)
+    if job["held"]:
+        stream(job["held"])
+    context = FolderContext(folder / "work", rank=rank, world_size=job["ranks"])
     inputs = {role: Input(role, {}, FolderView(Path(path), role)) for role, path in job["inputs"].items()}
     try:
         run(TrainConfig.model_validate(job["config"]), inputs, FolderOutputs(folder), context)
@@ -87,12 +87,15 @@ def rank_main(job: dict, rank: int) -> int:
 def launch():
     process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def gang(folder: Path, config: dict, inputs: dict[str, Path], ranks: int, limit: int = 0) -> list[tuple[int, str]]:
-        """Run a gang to its end: exit code and output by rank."""
+    def gang(
+        folder: Path, config: dict, inputs: dict[str, Path], ranks: int, limit: int = 0, victim: int = 0, held: int = 0
+    ) -> list[tuple[int, str]]:
+        """Run a gang to its end, or until rank `victim` is cut off after `limit` steps: exit code and output by rank."""
         (folder / "work").mkdir(parents=True, exist_ok=True)
         (folder / "work" / "rendezvous").unlink(missing_ok=True)
         given = {role: str(path) for role, path in inputs.items()}
-        job = {"folder": str(folder), "config": config, "inputs": given, "ranks": ranks, "limit": limit}
+        job = {"folder": str(folder), "config": config, "inputs": given, "ranks": ranks, "limit": limit, "victim": victim}
+        job |= {"held": held}
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         codes = json.loads(process.stdout.readline())
@@ -195,6 +198,47 @@ def test_cut_off_within_an_epoch_the_same_gang_goes_on_bit_for_bit(launch, digit
     for limit in (8, 14):  # 17 steps an epoch
         assert any(code == 4 for code, _ in launch(tmp_path / "cut", config, digits, 2, limit=limit))
     facts(launch(tmp_path / "cut", config, digits, 2))
+    ours, theirs = (tmp_path / name / "model" for name in ("quiet", "cut"))
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
+        path.name: path.read_bytes() for path in theirs.iterdir()
+    }
+
+
+@pytest.mark.parametrize("held", [0, 15_000], ids=["in memory", "streamed"])
+def test_every_row_is_read_once_an_epoch_whichever_rank_is_cut_off_at_whatever_step(launch, numbers, tmp_path, held):
+    seed = random.SystemRandom().randrange(1 << 31)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    config = EXACT | {"checkpoint_steps": 2, "checkpoint_keep": 2}  # 7 steps an epoch, 21 in all
+    (quiet,) = facts(launch(tmp_path / "quiet", config, numbers, 1, held=held))
+    for ranks in (3, 2):
+        limit, victim = draw.randint(1, 9), draw.randrange(ranks)
+        cut = launch(tmp_path / "cut", config, numbers, ranks, limit=limit, victim=victim, held=held)
+        assert cut[victim][0] == 4, cut
+    facts(launch(tmp_path / "cut", config, numbers, 1, held=held))
+    journal = seen(tmp_path / "cut", [3, 2, 1])
+    orders = [[row for step in range(7) for row in journal[epoch, step]] for epoch in range(3)]
+    assert all(sorted(order) == list(range(quiet["samples"] // 3)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    one, many = (torch.load(tmp_path / name / "model" / "simple_model.pth") for name in ("quiet", "cut"))
+    assert max(float((one[name] - many[name]).abs().max()) for name in one) <= 1e-12
+
+
+@pytest.mark.parametrize("mesh", ["data=2,shard=2", "tensor=2", "pipe=2"])
+def test_cut_off_within_an_epoch_any_mesh_goes_on_bit_for_bit(launch, numbers, tmp_path, mesh):
+    ranks = math.prod(int(part.partition("=")[2]) for part in mesh.split(","))
+    (tmp_path / "code").mkdir()
+    declared = (Path(__file__).parent / "mesh_models.py").read_text() + "\nPARALLEL = MLP_PARALLEL\n"
+    (tmp_path / "code" / "model.py").write_text(declared)
+    module = MODULE | {"name": "MLP", "arguments": {"inputs": 10, "outputs": 1}}
+    config = EXACT | {"dtype": "float32", "optimiser": "adamw", "checkpoint_steps": 3, "mesh": mesh, "module": module}
+    given = {"dataset": numbers["dataset"], "code": tmp_path / "code"}
+    quiet = facts(launch(tmp_path / "quiet", config, given, ranks))
+    cut = launch(tmp_path / "cut", config, given, ranks, limit=12, victim=ranks - 1)  # 7 steps an epoch: in the second
+    assert cut[ranks - 1][0] == 4, cut
+    resumed = facts(launch(tmp_path / "cut", config, given, ranks))
+    # not from the start, nor from the epoch's
+    assert 0 < sum(rank["samples"] for rank in resumed) < 2 * sum(rank["samples"] for rank in quiet) // 3
     ours, theirs = (tmp_path / name / "model" for name in ("quiet", "cut"))
     assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
         path.name: path.read_bytes() for path in theirs.iterdir()

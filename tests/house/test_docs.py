@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,16 +42,26 @@ def metrics() -> dict[str, str]:
     """Every metric that the source makes, by the name it is scraped under, with the file that makes it."""
     found: dict[str, str] = {}
     for path in sorted((ROOT / "src").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            kind = ast.unparse(node.func).rpartition(".")[2]
-            if kind not in METRICS or not node.args or not isinstance(name := node.args[0], ast.Constant):
-                continue
-            if isinstance(name.value, str):
-                counter = kind.startswith("Counter") and not name.value.endswith("_total")
-                found[f"{name.value}_total" if counter else name.value] = path.name
+        found |= dict.fromkeys(metrics_in(path.read_text(), path.name), path.name)
     return found
+
+
+def metrics_in(source: str, file: str) -> Iterator[str]:
+    """The metrics that a file makes. Their names must be literals: another could not be held against the page."""
+    tree = ast.parse(source)
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "collections"]
+    others = {alias.asname or alias.name for node in imported for alias in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        kind = called.rpartition(".")[2]
+        if kind not in METRICS or called in others | {"collections.Counter"}:
+            continue
+        name = next(iter([*node.args, *(word.value for word in node.keywords if word.arg == "name")]), None)
+        text = name.value if isinstance(name, ast.Constant) else None
+        assert isinstance(text, str), f"{file}:{node.lineno}: the name of this metric is no literal"
+        yield f"{text}_total" if kind.startswith("Counter") and not text.endswith("_total") else text
 
 
 def test_every_setting_has_a_row() -> None:
@@ -80,10 +93,48 @@ def test_every_option_is_documented() -> None:
     assert not missing, f"docs/cli.md does not say {', '.join(missing)}"
 
 
+def typed_lines() -> list[tuple[str, list[str]]]:
+    """Every line of a shell block that types `modelyard`, by its page, lines that go on joined."""
+    found = []
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
+        for block in re.findall(r"^```(?:bash|console)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            lines = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+            found += [(page.name, words[1:]) for words in lines if words[:1] == ["modelyard"]]
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), typed_lines(), ids=lambda value: value if isinstance(value, str) else value[0])
+def test_the_command_line_takes_what_a_page_types(page: str, words: list[str]) -> None:
+    command: Any = typer.main.get_command(assemble())
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{page}: there is no {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, list(words))  # raises where an option or argument is none
+
+
+@pytest.mark.parametrize("page", ["fields", "kinds", "plugins", "telemetry", "tensors", "testing"])
+def test_the_examples_of_a_room_that_is_one_module_run(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_metric_has_a_row() -> None:
     made = metrics()
     assert made, "no metric was found: has the way they are made changed?"
     assert rows("metrics.md") == set(made)
+
+
+@pytest.mark.parametrize(
+    "given", ["name, 'about'", "f'modelyard_{x}', 'about'", "'modelyard_' + x, 'about'", "*all", "name=x", "**all"]
+)
+def test_a_metric_whose_name_is_no_literal_is_found(given: str) -> None:
+    made = "from prometheus_client import Counter\nCounter({})"
+    assert list(metrics_in(made.format("'modelyard_things', 'about'"), "here.py")) == ["modelyard_things_total"]
+    assert not list(metrics_in("from collections import Counter\nCounter(words)", "here.py"))
+    with pytest.raises(AssertionError, match=r"here\.py:2"):
+        list(metrics_in(made.format(given), "here.py"))
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

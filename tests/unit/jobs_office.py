@@ -83,7 +83,8 @@ def stranger(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 def kinds() -> Registry[JobKind]:
     found: Registry[JobKind] = Registry("job kind", {})
     for name in ("makes", "holds", "refuses", "begins", "counts", "parent", "stranger"):
-        found.add(name, JobKind(name, Plan, f"jobs_office:{name}", optional=("base",), gang=True))
+        free = ("number",) if name == "counts" else None
+        found.add(name, JobKind(name, Plan, f"jobs_office:{name}", optional=("base",), gang=True, resumable=free))
     found.add("trains", JobKind("trains", Plan, "jobs_office:makes", inputs=("dataset",), optional=("model",), target="model"))
     return found
 

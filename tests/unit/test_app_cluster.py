@@ -9,6 +9,7 @@ import pytest
 
 from modelyard.app import cluster
 from modelyard.errors import Unavailable
+from modelyard.jobs import ray
 from modelyard.settings import Settings
 
 
@@ -21,9 +22,20 @@ def value(argv: tuple[str, ...], flag: str) -> str:
 
 
 @pytest.mark.parametrize("where", ["", "ray://head:10001"])
-def test_where_there_is_no_cluster_or_another_is_in_between_nothing_is_started(tmp_path: Path, where: str) -> None:
+def test_where_there_is_no_cluster_or_another_is_in_between_nothing_is_started(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "find_spec", lambda name: name)  # as if Ray's client were installed
     chosen = settings(tmp_path, where)
     assert cluster.join(chosen, tmp_path) == cluster.Joined(chosen)
+
+
+def test_an_address_for_rays_client_is_refused_where_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match=r"ray://head:10001, which Ray's client.*pip install 'ray\[client\]', or .*HOST:PORT"):
+        cluster.join(settings(tmp_path, "ray://head:10001"), tmp_path)
 
 
 def test_its_own_cluster_listens_on_loopback_and_asks_for_a_token(tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ def test_missing_files_say_what_there_is_and_no_path_leaves_the_artefact(desk, a
         answer = desk("GET", f"artefacts/{artefact}/files/{path}")
         assert answer.status_code == 404
     assert "Did you mean 'empty'?" in desk("GET", f"artefacts/{artefact}/files/emtpy").json()["error"]["message"]
+    other = artefact[:-1] + ("0" if artefact[-1] != "0" else "1")
+    for unknown in (f"artefacts/{other}", f"artefacts/{other}/files/empty"):
+        answer = desk("GET", unknown)
+        assert answer.status_code == 404
+        assert f"Did you mean '{artefact}'? The newest are: " in answer.json()["error"]["message"]
 
 
 def test_a_damaged_file_is_an_error_that_names_it_and_no_place(desk, artefact, tmp_path):
@@ -245,6 +250,11 @@ def test_names_versions_aliases_and_lineage(desk, artefact, kind):
     assert desk("GET", f"{kind}s/m/versions/2").json()["reference"] == two.reference
     tree = desk("GET", f"{kind}s/m/versions/2/lineage").json()
     assert (tree["hash"], tree["job"], tree["parents"]) == (artefact, "j2", [])
+    assert desk("DELETE", f"{kind}s/m/versions/1").status_code == 409, "an alias points to it"
+    extra = desk.version(kind=kind, artefact=artefact)
+    gone = desk("DELETE", f"{kind}s/m/versions/{extra.number}")
+    assert gone.json() == {"kind": kind, "name": "m", "deleted": [3]}
+    assert (f"{kind}.delete", "m@3") in desk.audited()
     gone = desk("DELETE", f"{kind}s/m")
     assert gone.json() == {"kind": kind, "name": "m", "deleted": [1, 2]}
     assert {(f"{kind}.alias", "m@best"), (f"{kind}.delete", "m")} <= desk.audited()

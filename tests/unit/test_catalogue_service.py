@@ -89,8 +89,11 @@ def test_an_artefact_must_be_recorded_in_this_project(session):
     other = manifest("other")
     service.record_artefact(session, "q", other)
     service.record_artefact(session, "q", other)
-    with pytest.raises(NotFound, match="upload"):
+    mine = manifest("mine")
+    service.record_artefact(session, "p", mine)
+    with pytest.raises(NotFound, match=f"No artefact '{other.hash}'.* The newest are: '{mine.hash}'") as caught:
         service.register(session, "p", kind="model", name="m", artefact=other.hash)
+    assert caught.value.message.count(other.hash) == 1
 
 
 def test_references(session):
@@ -165,6 +168,23 @@ def test_deleting_takes_versions_and_aliases_but_no_number_comes_again(session):
     assert service.resolve(session, "p", "model", "m").aliases == ()
     with pytest.raises(NotFound):
         service.resolve(session, "p", "model", "m@prod")
+
+
+def test_one_version_is_deleted_by_itself_and_its_number_never_comes_again(session):
+    first, second, third = add(session), add(session), add(session)
+    service.set_alias(session, "p", "model", "m", "prod", 2)
+    assert service.delete_version(session, "p", "model", "m@3") == third
+    assert [version.number for version in service.versions(session, "p", "model", "m")] == [1, 2]
+    assert service.resolve(session, "p", "model", "m@prod").number == second.number
+    assert add(session).reference == "m@4"
+    for reference in ("m@2", "m@prod"):
+        with pytest.raises(Conflict, match="'m@prod' points to m@2"):
+            service.delete_version(session, "p", "model", reference)
+    with pytest.raises(NotFound):
+        service.delete_version(session, "p", "model", "m@3")
+    with pytest.raises(Conflict, match="m@1 is in use: m@1 by deployment 'd'"):
+        service.delete_version(session, "p", "model", "m@1", lambda *_: "deployment 'd'")
+    assert service.resolve(session, "p", "model", first.reference) == first
 
 
 def test_what_is_in_use_is_not_deleted(session):

@@ -50,6 +50,8 @@ def yard(monkeypatch: pytest.MonkeyPatch) -> Yard:
         ("cnn", ("model", "cnn")),
         ("dataset:both", ("dataset", "both")),
         ("model:both", ("model", "both")),
+        ("cnn@3", ("model", "cnn@3")),
+        ("dataset:both@1", ("dataset", "both@1")),
     ],
 )
 def test_delete_finds_out_what_is_meant(yard: Yard, name: str, deleted: tuple[str, str]) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from modelyard.cli import doctor
+from modelyard.settings import Settings
 
 
 def test_an_old_python_and_a_missing_library_say_what_to_do() -> None:
@@ -49,3 +51,19 @@ def test_a_sandbox_that_is_required_and_missing_is_a_failure(monkeypatch: pytest
     monkeypatch.setattr(doctor, "load", lambda path: lambda: False)
     assert doctor.bubblewrap("auto").state == "warning"
     assert doctor.bubblewrap("require").state == "failed"
+
+
+def test_the_port_is_the_profile_s_unless_another_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODELYARD_PORT", raising=False)
+    settings = Settings(data=tmp_path)
+    assert doctor.at_profile(settings).port == settings.port
+    (tmp_path / "profile.json").write_text(json.dumps({"url": "http://127.0.0.1:9123", "key": "my_key", "project": "default"}))
+    (tmp_path / "profile.json").chmod(0o600)
+    (check,) = (check for check in doctor.examine(settings) if check.name == "port")
+    assert "127.0.0.1:9123" in check.found
+    assert doctor.at_profile(Settings(data=tmp_path, port=8081)).port == 8081
+    monkeypatch.setenv("MODELYARD_PORT", "8082")
+    assert doctor.at_profile(Settings(data=tmp_path)).port == 8082
+    (tmp_path / "profile.json").write_text("{")
+    monkeypatch.delenv("MODELYARD_PORT")
+    assert doctor.at_profile(settings).port == settings.port

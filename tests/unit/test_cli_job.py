@@ -13,6 +13,9 @@ RANK = {
     "samples_per_second": 1234.5,
     "memory_peak": 300 << 20,
     "checkpoint_seconds": 1.25,
+    "flops_per_step": 2_000_000_000,
+    "flops_per_second": 30_000_000_000,
+    "utilisation": 0.41,
 }
 
 
@@ -28,6 +31,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "error": None,
         "why": None,
         "attempt": 2,
+        "resume": "j0",
         "preempted": 1,
         "priority": 5,
         "created": "2026-01-01T10:00:00.123456+00:00",
@@ -54,6 +58,7 @@ def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
         "torch 2.9",
         "parameters 2.0 KiB",
         "1.25 s",
+        "2e+09 a step, 3e+10 a second and rank, 41% of the GPU",
         "artefact abababababab\n",
         "1×, for a higher priority",
         "2026-01-01 10:00:05 UTC",
@@ -61,6 +66,7 @@ def test_the_page_has_what_a_run_rests_on_and_where_its_time_went() -> None:
     ):
         assert part in text, part
     lines = text.splitlines()
+    assert any(line.split() == ["resumed", "from", "j0"] for line in lines)
     (header,) = (line for line in lines if "SAMPLES/S" in line)
     assert "COMMUNICATION MS" in header
     ranks = [line.split() for line in lines if "300.0 MiB" in line]

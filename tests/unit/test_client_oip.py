@@ -83,7 +83,8 @@ def test_bf16_comes_back_as_float32() -> None:
 
 
 def answer(outputs: list[dict[str, Any]], tail: bytes = b"") -> tuple[dict[str, str], bytes]:
-    header = json.dumps({"model_name": "m", "model_version": "3", "id": "r1", "outputs": outputs}).encode()
+    told = {"model_name": "m", "model_version": "3", "parameters": {"model": "cnn@3"}, "id": "r1"}
+    header = json.dumps({**told, "outputs": outputs}).encode()
     return {oip.HEADER_LENGTH.lower(): str(len(header))}, header + tail
 
 
@@ -94,7 +95,7 @@ def test_an_answer_has_arrays_version_and_id() -> None:
         {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["seven"]},
     ]
     got = oip.decode(*answer(outputs, scores))
-    assert (got.deployment, got.version, got.id) == ("m", "3", "r1")
+    assert (got.deployment, got.model, got.version, got.id) == ("m", "cnn@3", "3", "r1")
     assert got["label"][0] == b"seven"
     assert list(got) == ["scores", "label"]
     assert got.plain() == {"scores": [[0.25, 0.75]], "label": ["seven"]}

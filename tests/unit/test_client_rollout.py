@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from modelyard.client import rollout
-from modelyard.errors import Crashed, TimedOut, Unavailable
+from modelyard.errors import Crashed, NotFound, TimedOut, Unavailable
 
 PENDING = {"name": "d", "state": "pending", "version": "2", "model": "m@2", "error": None}
 READY = PENDING | {"state": "ready"}
@@ -19,15 +19,19 @@ class Wire:
         self.asked: list[str] = []
 
     def get(self, path: str) -> dict[str, Any]:
-        assert path == "/api/deployments/d"
-        return self.control.pop(0) if len(self.control) > 1 else self.control[0]
+        if path == "/api/deployments/d":
+            return self.control.pop(0) if len(self.control) > 1 else self.control[0]
+        return {"name": "d", "ready": True, "model": self.look(path)}
 
     def exists(self, path: str) -> bool:
+        return bool(self.look(path))
+
+    def look(self, path: str) -> Any:
         self.asked.append(path)
         found = self.gateway.pop(0) if len(self.gateway) > 1 else self.gateway[0]
         if isinstance(found, Exception):
             raise found
-        return bool(found)
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -36,23 +40,30 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ready_is_what_control_and_the_gateway_agree_on() -> None:
-    wire = Wire([PENDING, READY], [False, Unavailable("not yet"), True])
+    wire = Wire([PENDING, READY], [NotFound("another version"), Unavailable("not yet"), "m@2"])
     assert rollout.until_ready(wire, PENDING) == READY  # type: ignore[arg-type]
-    assert wire.asked == ["/v2/models/d/versions/2/ready"] * 3
+    assert wire.asked == ["/v2/models/d/ready"] * 3
+
+
+def test_the_same_number_of_another_model_is_not_what_was_deployed() -> None:
+    moved = READY | {"model": "n@2"}
+    wire = Wire([moved], ["m@2", "m@2", "n@2"])
+    assert rollout.until_ready(wire, moved) == moved  # type: ignore[arg-type]
+    assert len(wire.asked) == 3
 
 
 def test_a_deployment_that_was_moved_on_meanwhile_is_followed() -> None:
     moved = READY | {"version": "3", "model": "m@3"}
-    wire = Wire([moved], [False, True])
+    wire = Wire([moved], ["m@1", "m@3"])
     assert rollout.until_ready(wire, READY) == moved  # type: ignore[arg-type]
-    assert wire.asked[-1] == "/v2/models/d/versions/3/ready"
+    assert wire.asked == ["/v2/models/d/ready"] * 2
 
 
 def test_a_failure_is_raised_and_patience_ends() -> None:
     with pytest.raises(Crashed, match="does not fit"):
-        rollout.until_ready(Wire([PENDING | {"state": "failed", "error": "does not fit"}], [False]), PENDING)  # type: ignore[arg-type]
+        rollout.until_ready(Wire([PENDING | {"state": "failed", "error": "does not fit"}], [""]), PENDING)  # type: ignore[arg-type]
     with pytest.raises(TimedOut, match="deployment show d"):
-        rollout.until_ready(Wire([READY], [False]), READY, patience=-1.0)  # type: ignore[arg-type]
+        rollout.until_ready(Wire([READY], [""]), READY, patience=-1.0)  # type: ignore[arg-type]
 
 
 def test_gone_is_when_the_gateway_finds_nothing_or_patience_ends() -> None:
@@ -60,3 +71,15 @@ def test_gone_is_when_the_gateway_finds_nothing_or_patience_ends() -> None:
     rollout.until_gone(wire, "d")  # type: ignore[arg-type]
     assert wire.asked == ["/v2/models/d"] * 3
     rollout.until_gone(Wire([], [True]), "d", patience=-1.0)  # type: ignore[arg-type]
+
+
+def test_a_version_on_trial_is_waited_for_by_its_number_until_it_is_given_calls() -> None:
+    trial = {"model": "m@3", "state": "pending", "error": None}
+    begun = READY | {"trial": trial, "note": None}
+    there = READY | {"trial": trial | {"state": "ready"}, "note": None}
+    wire = Wire([there], [NotFound("serves no version '3'"), "m@3"])
+    assert rollout.until_tried(wire, begun) == there  # type: ignore[arg-type]
+    assert wire.asked == ["/v2/models/d/versions/3/ready"] * 2
+    gone = READY | {"trial": None, "note": "m@3: Rolled back. It could not be served: damaged"}
+    with pytest.raises(Crashed, match="goes on as before: m@3: Rolled back.*damaged"):
+        rollout.until_tried(Wire([gone], [""]), begun)  # type: ignore[arg-type]

@@ -51,3 +51,9 @@ def test_not_found_says_what_there_is(name: str, existing: list[str], message: s
     error = not_found("model", name, iter(existing))
     assert isinstance(error, NotFound)
     assert error.message.endswith(message)
+
+
+def test_of_what_is_numberless_the_newest_are_shown_in_their_order():
+    error = not_found("job", "bb11", ["d400", "a700", "bb12"], newest=2)
+    assert error.message == "No job 'bb11'. Did you mean 'bb12'? The newest are: 'd400', 'a700', …."
+    assert not_found("job", "zz", [], newest=2).message == "No job 'zz'. There is no job yet."

@@ -16,7 +16,7 @@ from modelyard.jobs.types import State
 
 FIELDS = {
     *("id", "kind", "config", "inputs", "target", "ranks", "timeout", "state", "error", "created", "started", "finished"),
-    *("max_restarts", "priority", "resources", "position"),
+    *("max_restarts", "resume", "priority", "resources", "position"),
     *("parent", "attempt", "preempted", "progress", "outputs", "facts", "pids", "cpu_seconds", "why"),
 }
 

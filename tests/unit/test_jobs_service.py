@@ -59,7 +59,7 @@ def test_an_artefact_may_be_an_input(office: Office) -> None:
         ({"inputs": {"dataset": "dataset:digits", "code": "x"}}, Invalid, "no input 'code'; it takes 'dataset', 'model'"),
         ({"inputs": {"dataset": "dataset:digit"}}, NotFound, "Did you mean 'digits'"),
         ({"inputs": {"dataset": "dataset:digits@7"}}, NotFound, "'1'"),
-        ({"inputs": {"dataset": "artefact:00"}}, NotFound, "upload it first"),
+        ({"inputs": {"dataset": "artefact:00"}}, NotFound, "No artefact '00'. The newest are: '"),
         ({"inputs": {"dataset": "digits@1"}}, Invalid, "expected 'dataset:NAME@VERSION'"),
         ({"inputs": {"dataset": "dataset:"}}, Invalid, "expected 'dataset:NAME@VERSION'"),
         ({"ranks": 2}, Invalid, "run as one rank, not 2"),
@@ -108,6 +108,14 @@ def test_a_priority_above_0_is_for_administrators_of_the_default_project(office:
         office.submit("makes", priority=101)
 
 
+def test_an_unknown_job_is_told_the_newest_there_are(office: Office) -> None:
+    made = [office.submit("makes").id for _ in range(7)]
+    with office.db.begin() as session, pytest.raises(NotFound) as caught:
+        service.get(session, "team", f"{made[2][:-1]}z")
+    newest = ", ".join(f"'{job}'" for job in reversed(made[2:]))
+    assert caught.value.message == f"No job '{made[2][:-1]}z'. Did you mean '{made[2]}'? The newest are: {newest}, …."
+
+
 def test_another_projects_things_do_not_exist(office: Office) -> None:
     mine = office.submit("makes")
     with pytest.raises(NotFound):
@@ -117,7 +125,7 @@ def test_another_projects_things_do_not_exist(office: Office) -> None:
     with office.db.begin() as session:
         assert service.jobs(session, "other") == []
         for verb in (service.get, service.events):
-            with pytest.raises(NotFound, match="in this project"):
+            with pytest.raises(NotFound, match="There is no job yet"):
                 verb(session, "other", mine.id)  # type: ignore[operator]
         with pytest.raises(NotFound):
             service.cancel(session, OTHER, mine.id)

@@ -111,7 +111,7 @@ def test_where_nothing_differs_no_step_is_written():
 
 def test_a_deployment_of_before_there_were_releases_serves_on(db: Database):
     with db.begin() as session:
-        command.upgrade(migrations._config(session.connection()), "0001")
+        command.upgrade(migrations._config(session.connection()), "0002")
     columns = "project, name, model, version, artefact, engine, task, replicas, generation, state, failures, signature"
     values = "'p', 'digits', 'cnn', 3, 'hash', 'onnx', 'image-classification', 2, 7, 'ready', 0, '{\"inputs\": []}'"
     with db.begin() as session:

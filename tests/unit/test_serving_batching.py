@@ -111,6 +111,18 @@ def test_one_bad_call_fails_alone():
     assert answers[3].message == "The model failed: ValueError: three"
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_a_model_that_exits_fails_its_own_calls(error):
+    def forward(batch):
+        if (batch["x"] == 3).any():
+            raise error
+        return {"y": batch["x"]}
+
+    answers = compute(forward, [waiting(number) for number in range(6)])
+    assert [isinstance(answer, Internal) for answer in answers] == [False, False, False, True, False, False]
+    assert answers[3].message.startswith(f"The model failed: {type(error).__name__}: ")
+
+
 def test_an_error_of_ours_keeps_its_class():
     def forward(batch):
         raise Invalid("not so")

@@ -11,6 +11,7 @@ from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from modelyard import __version__
 from modelyard.serving.follower import State
 from modelyard.serving.front import Front
+from modelyard.serving.gateway import SMALL
 from modelyard.serving.types import DeploymentState
 from modelyard.tenancy.types import Scope
 
@@ -127,6 +128,10 @@ def test_other_methods(bench, method, path):
     assert ask(bench, method, path).status_code == 405
 
 
+def test_who_is_ready_says_by_which_model(bench):
+    assert ask(bench, "GET", "/v2/models/digits/ready").json() == {"name": "digits", "ready": True, "model": "cnn@3"}
+
+
 def test_the_index_lists_ones_own(bench):
     assert ask(bench, "POST", "/v2/repository/index").json() == [
         {"name": "bad", "version": "3", "state": "UNAVAILABLE", "reason": "no file"},
@@ -208,3 +213,25 @@ def test_all_else_is_relayed_as_it_came(bench, path):
     answer = ask(bench, "GET", httpx.URL(scheme="http", host="gateway", raw_path=path.encode()), key=None)
     assert answer.status_code == 299
     assert answer.text == path
+
+
+class Chunked(httpx.AsyncByteStream):
+    async def __aiter__(self):
+        yield b"x"
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "status"),
+    [
+        (None, b"x" * SMALL, 299),  # control refuses it, once it is whole
+        (None, b"x" * (SMALL + 1), 401),
+        (None, Chunked(), 401),
+        ("my_k1_wrong", b"x" * (SMALL + 1), 401),
+        (KEY, b"x" * (SMALL + 1), 299),
+        (KEY, Chunked(), 299),
+    ],
+)
+def test_a_long_body_goes_to_control_only_with_a_key_that_is_known(bench, key, content, status):
+    answer = ask(bench, "PUT", "/api/blobs/x", key=key, content=content)
+    assert answer.status_code == status
+    assert status == 299 or answer.json()["error"]["code"] == "invalid_api_key"

@@ -15,15 +15,18 @@ from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from uvicorn.server import ServerState
 
 from modelyard.serving.follower import State
-from modelyard.serving.frames import Fault, PartFrame, Usage
-from modelyard.serving.http import IDLE, LINGER, MAX_HEAD, MAX_PIPELINED, InferenceProtocol
+from modelyard.serving.frames import PIECE, Fault, PartFrame, Usage, append
+from modelyard.serving.http import MAX_HEAD, InferenceProtocol
 from modelyard.serving.metrics import exposition
+from modelyard.serving.turns import LINGER, MAX_PIPELINED
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 
 
 async def app(scope, receive, send):
-    """Says what it was asked; '/slow' waits for the test."""
+    """Says what it was asked; '/slow' waits for the test, '/early' begins its answer before."""
+    if scope["path"] == "/early":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] == "/slow":
         await scope["state"]["go"].wait()
     body = b""
@@ -143,6 +146,20 @@ async def test_a_connection_is_kept(c):
         c.feed(post(b"%d" % number))
         c.router.answer(c.router.sent[-1], b"%d" % number)
     assert [body for _, _, body in c.answers()] == [b"0", b"1", b"2"]
+
+
+@scene()
+async def test_a_trace_goes_with_its_call_and_is_never_made_up(c):
+    traced = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    c.feed(post(), post(more=f"Traceparent: {traced}\r\n"), post())
+    assert [call.frame.head.get("traceparent") for call in c.router.sent] == [None, traced, None]
+
+
+@scene()
+async def test_headers_that_go_with_a_call_leave_room_in_its_frame(c):
+    for name in ("Traceparent", "Inference-Header-Content-Length"):
+        c.feed(post(b"x" * PIECE, more=f"{name}: {'1' * 50_000}\r\n"))
+        append(bytearray(), c.router.sent.pop().frame)
 
 
 @scene()
@@ -453,8 +470,24 @@ async def test_reading_stops_when_too_much_is_pipelined(c):
 
 
 @scene()
+async def test_reading_stops_when_too_much_of_asgi_is_pipelined(c):
+    slow = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+    c.feed(slow * (MAX_PIPELINED + 1))
+    await c.settle()
+    assert not c.transport.reading
+    c.go.set()
+    for _ in range(MAX_PIPELINED):
+        await c.settle()
+    assert c.transport.reading
+    assert len(c.answers()) == MAX_PIPELINED + 1
+
+
+@scene()
 async def test_a_client_that_does_not_read_is_not_read(c):
     c.protocol.pause_writing()
+    assert not c.transport.reading
+    c.feed(b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx")
+    await c.settle()
     assert not c.transport.reading
     c.protocol.resume_writing()
     assert c.transport.reading
@@ -528,11 +561,11 @@ async def test_shutdown_of_an_idle_connection(c):
 
 @scene()
 async def test_an_idle_connection_is_closed(c):
-    now = asyncio.get_running_loop().time()
-    c.protocol.sweep(now + IDLE - 1, 60)
+    now, idle = asyncio.get_running_loop().time(), c.bench.settings.idle_timeout
+    c.protocol.sweep(now + idle - 1, 60)
     assert not c.transport.closed
     c.feed("POST /v2/mod")
-    c.protocol.sweep(now + IDLE + 5, 60)
+    c.protocol.sweep(now + idle + 5, 60)
     assert c.transport.closed
 
 
@@ -544,6 +577,109 @@ async def test_a_body_that_never_ends_is_refused(c):
     c.protocol.sweep(asyncio.get_running_loop().time() + 61, 60)
     assert [status for status, _, _ in c.answers()] == [408]
     assert LINGER > 0
+
+
+UPLOAD = b"PUT /api/blobs/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+
+
+def sweep(c, seconds, every=0.5):
+    """Let time pass, as the gateway's watch does; `seconds` since the test's first sweep."""
+    c.start = getattr(c, "start", asyncio.get_running_loop().time())
+    c.past = getattr(c, "past", 0.0)
+    while c.past < seconds:
+        c.protocol.sweep(c.start + c.past, 60)
+        c.past += every
+
+
+@pytest.mark.parametrize("sent", [b"", b"abc"])
+def test_a_body_for_control_that_stops_is_refused(tmp_path, sent):
+    @scene()
+    async def run(c):
+        c.feed(UPLOAD + sent)
+        await c.settle()
+        sweep(c, 59)
+        assert not c.answers()
+        sweep(c, 62)
+        await c.settle()
+        [(status, headers, _)] = c.answers()
+        assert (status, headers["connection"]) == (408, "close")
+        assert c.transport.eof
+        assert c.gone.is_set()
+        c.feed(b"x" * 90_000)
+        assert not c.answers()
+
+    run(tmp_path)
+
+
+@scene()
+async def test_a_body_for_control_that_drips_is_refused(c):
+    c.feed(UPLOAD)
+    for second in range(70):
+        if c.transport.written:
+            break
+        c.feed(b"x")
+        await c.settle()
+        sweep(c, second)
+    assert [status for status, _, _ in c.answers()] == [408]
+
+
+@scene()
+async def test_a_body_for_control_that_gets_on_takes_its_time(c):
+    c.feed(UPLOAD)
+    for second in range(0, 80, 5):
+        c.feed(b"x" * 6000)
+        await c.settle()
+        sweep(c, second)
+    sweep(c, 130)
+    assert not c.answers()
+    c.feed(b"x" * 4000)
+    await c.settle()
+    assert [(status, body) for status, _, body in c.answers()] == [(200, b"PUT /api/blobs/x 100000")]
+
+
+@scene()
+async def test_a_body_that_we_do_not_read_is_not_late(c):
+    c.feed(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 70_000)
+    await c.settle()
+    assert not c.transport.reading
+    sweep(c, 200)
+    assert not c.answers()
+    c.go.set()
+    await c.settle()
+    c.feed(b"x" * 30_000)
+    await c.settle()
+    assert [status for status, _, _ in c.answers()] == [200]
+
+
+@scene()
+async def test_an_unfinished_body_behind_a_call_waits_for_its_turn_to_be_refused(c):
+    c.feed(post(b"0") + UPLOAD)
+    sweep(c, 62)
+    assert not c.answers()
+    c.router.answer(c.router.sent[0], b"0")
+    await c.settle()
+    assert [status for status, _, _ in c.answers()] == [200, 408]
+
+
+@scene()
+async def test_a_client_that_never_reads_is_cut_off(c):
+    c.feed(post())
+    c.router.answer(c.router.sent[0], b"x" * 1000)  # which the transport keeps
+    idle = c.bench.settings.idle_timeout
+    sweep(c, idle - 1)
+    assert not c.transport.closed
+    sweep(c, idle + 1)
+    assert c.transport.aborted
+
+
+@scene()
+async def test_a_client_that_reads_slowly_is_not_cut_off(c):
+    c.feed(post())
+    c.router.answer(c.router.sent[0], b"x" * 1000)
+    for second in range(0, 600, 30):
+        c.transport.waiting -= 1
+        sweep(c, second)
+    assert not c.transport.aborted
 
 
 @scene()
@@ -630,6 +766,16 @@ async def test_bad_chunks_end_a_call_that_was_not_sent(c):
 @scene()
 async def test_bad_chunks_end_a_request_of_asgi(c):
     c.feed(b"POST /api HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+    await c.settle()
+    assert [status for status, _, _ in c.answers()] == [400]
+    assert c.gone.is_set()
+
+
+@scene()
+async def test_bad_chunks_cut_an_answer_that_has_begun(c):
+    c.feed(b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await c.settle()
+    c.feed(b"zz\r\n")
     assert c.transport.aborted
 
 

@@ -134,7 +134,7 @@ def test_the_answer_echoes_what_was_asked():
         "inputs": [X, {"name": "k", "shape": [1], "datatype": "INT64", "data": [7]}],
         "outputs": [{"name": "label"}],
     }
-    codec = OIP.codec(TWO)
+    codec = OIP.codec(TWO, "cnn@3")
     question = codec.decode({}, json.dumps(body).encode())
     assert question.outputs == ("label",)
     label = np.array([b"seven"], object)
@@ -142,6 +142,7 @@ def test_the_answer_echoes_what_was_asked():
     assert json.loads(answer) == {
         "model_name": "digits",
         "model_version": "3",
+        "parameters": {"model": "cnn@3"},
         "id": 'a"b',
         "outputs": [{"name": "label", "shape": [1], "datatype": "BYTES", "data": ["seven"]}],
     }
@@ -159,6 +160,38 @@ def test_no_number_is_null_in_json_and_itself_in_binary():
     asked = {**one(), "parameters": {"binary_data_output": True}}
     head, raw = codec.encode(codec.decode({}, json.dumps(asked).encode()), "m", "1", {"y": values})
     np.testing.assert_array_equal(np.frombuffer(raw[int(head[HEADER_LENGTH]) :], "<f4"), values.ravel())
+
+
+@pytest.mark.parametrize("binary_output", [False, True])
+@pytest.mark.parametrize(
+    "lay",
+    [np.asfortranarray, lambda a: np.repeat(a, 2, axis=1)[:, ::2], lambda a: a[::-1].copy()[::-1], lambda a: a.T.copy().T],
+)
+def test_the_wire_is_row_major_however_an_output_lies_in_memory(lay, binary_output):
+    array = lay(np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert not array.flags.c_contiguous
+    codec = OIP.codec(of("FP32", (-1, 3)))
+    body = {"inputs": [{"name": "t", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+    question = codec.decode({}, json.dumps({**body, "parameters": {"binary_data_output": binary_output}}).encode())
+    head, answer = codec.encode(question, "m", "1", {"t": array})
+    size = int(head[HEADER_LENGTH]) if binary_output else len(answer)
+    [output] = json.loads(answer[:size])["outputs"]
+    assert output["shape"] == [2, 3]
+    data = np.frombuffer(answer[size:], "<f4").tolist() if binary_output else output["data"]
+    assert data == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("binary_output", [False, True])
+def test_words_are_row_major_too(binary_output):
+    array = np.asfortranarray(np.array([["a", "b", "c"], ["d", "e", "f"]], object))
+    codec = OIP.codec(of("BYTES", (-1, 3)))
+    body = {"inputs": [{"name": "t", "shape": [1, 3], "datatype": "BYTES", "data": ["x", "y", "z"]}]}
+    question = codec.decode({}, json.dumps({**body, "parameters": {"binary_data_output": binary_output}}).encode())
+    head, answer = codec.encode(question, "m", "1", {"t": array})
+    if binary_output:
+        assert answer[int(head[HEADER_LENGTH]) :] == b"".join(b"\1\0\0\0" + bytes([letter]) for letter in b"abcdef")
+    else:
+        assert json.loads(answer)["outputs"][0]["data"] == list("abcdef")
 
 
 # Binary

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 
+import httpx
 import pytest
 
 from modelyard.serving.relay import Relay
@@ -213,6 +214,59 @@ def test_a_client_that_leaves_while_sending(tmp_path):
             asked.leave()
             await asyncio.wait_for(relay(asked.scope, asked.inbox.get, asked.send), 10)
             assert not asked.sent
+            await relay.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_no_connection_to_control_is_opened_before_a_small_body_is_whole(tmp_path, size):
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", said(OK)) as control:
+            opened = asyncio.Event()
+            serve = control._serve
+            control.server.close()
+
+            async def watched(reader, writer):
+                opened.set()
+                await serve(reader, writer)
+
+            control.server = await asyncio.start_unix_server(watched, str(control.path))
+            asked = Client(b"/api", "POST", [(b"content-length", b"%d" % (size + 1))], [b"x" * size, b""])
+            asked.inbox = asyncio.Queue()
+            asked.inbox.put_nowait({"type": "http.request", "body": b"x" * size, "more_body": True})
+            running = asyncio.ensure_future(relay(asked.scope, asked.inbox.get, asked.send))
+            await asyncio.sleep(0.05)
+            assert not opened.is_set()
+            asked.inbox.put_nowait({"type": "http.request", "body": b"y", "more_body": False})
+            await asyncio.wait_for(running, 10)
+            assert asked.status == 200
+            assert control.got.endswith(b"x" * size + b"y")
+            await relay.close()
+
+    asyncio.run(run())
+
+
+def test_long_bodies_that_stall_leave_room_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("modelyard.serving.relay._LIMITS", httpx.Limits(max_connections=2))
+
+    async def run():
+        relay = Relay(tmp_path / "control.sock")
+        async with Control(tmp_path / "control.sock", said(OK)):
+            stalled = []
+            for _ in range(4):
+                long = Client(b"/api/blobs", "PUT", [(b"content-length", b"90000")], [b"x" * 80_000, b""])
+                long.inbox = asyncio.Queue()
+                long.inbox.put_nowait({"type": "http.request", "body": b"x" * 80_000, "more_body": True})
+                stalled.append(asyncio.ensure_future(relay(long.scope, long.inbox.get, long.send)))
+            await asyncio.sleep(0.05)
+            asked = Client(b"/api")
+            await asyncio.wait_for(relay(asked.scope, asked.inbox.get, asked.send), 2)
+            assert asked.status == 200
+            for task in stalled:
+                task.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
             await relay.close()
 
     asyncio.run(run())

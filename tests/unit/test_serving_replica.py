@@ -13,7 +13,7 @@ import pytest
 from serving_fakes import FakeTransport, call, frames
 
 from modelyard.data.transforms import build
-from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.base import ENGINES, ModelCard, TensorCard
 from modelyard.errors import Invalid, NotFound
 from modelyard.serving.frames import (
     PIECE,
@@ -27,7 +27,7 @@ from modelyard.serving.frames import (
 )
 from modelyard.serving.replica import Model, Replica, Spec, listen, load
 from modelyard.tensors import Signature, TensorSpec
-from modelyard.testing import FakeEngine
+from modelyard.testing import FakeEngine, FakeStreamEngine
 
 SPEC = Spec("t", "fake", "/nowhere", "/nowhere/replica.sock")
 
@@ -360,6 +360,13 @@ def test_loading_says_what_is_wrong(tmp_path):
     card().save(tmp_path)
     with pytest.raises(NotFound, match="No engine 'nosuch'"):
         load(Spec("t", "nosuch", str(tmp_path), ""))
+
+
+def test_a_stream_engine_is_refused_by_name(tmp_path, monkeypatch):
+    card().save(tmp_path)
+    monkeypatch.setitem(ENGINES._loaded, "speaks", FakeStreamEngine)
+    with pytest.raises(Invalid, match="'speaks' is no batch engine"):
+        load(Spec("t", "speaks", str(tmp_path), ""))
 
 
 def test_the_socket_is_private_and_appears_whole(tmp_path):

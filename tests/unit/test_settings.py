@@ -119,3 +119,8 @@ def test_the_run_folder_is_short_enough_for_a_socket(tmp_path: Path):
     assert len(str(deep.run)) < 64
     assert deep.run != Settings(data=tmp_path / ("y" * 100)).run
     assert deep.run == Settings(data=tmp_path / ("x" * 100)).run
+
+
+def test_what_is_the_tests_own_is_no_setting(monkeypatch):
+    monkeypatch.setenv("MODELYARD_TEST_POSTGRESQL", "postgresql+psycopg://host/name")
+    assert read()

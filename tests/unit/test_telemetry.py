@@ -73,10 +73,39 @@ def test_libraries_are_told_not_to_phone_home(lines):
     assert telemetry.QUIET.items() <= os.environ.items()
 
 
-def test_trace_ids_are_fresh_and_of_the_standard_form():
-    ids = {telemetry.trace_id() for _ in range(100)}
-    assert len(ids) == 100
-    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("head", [f"00-{TRACE}-{PARENT}-01", f"cc-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-00-what-comes"])
+def test_a_request_s_trace_is_told_by_the_standard_s_header(head):
+    assert telemetry.asked_by({"traceparent": head}) == {"trace": TRACE}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        TRACE,
+        f"00-{TRACE}-{PARENT}",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"00-{TRACE}-{PARENT}-01-more",
+        f"cc-{TRACE}-{PARENT}-01.more",
+        f"00-{TRACE}-{PARENT}-01\n",
+    ],
+)
+def test_what_is_no_traceparent_is_left_out(head):
+    assert telemetry.asked_by({"traceparent": head, "x-request-id": "mine"}) == {"call": "mine"}
+
+
+def test_what_is_bound_is_on_every_line_of_the_task(lines):
+    telemetry.bind({"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"})
+    telemetry.log("x").info("something")
+    (line,) = lines()
+    assert (line["call"], line["trace"]) == ("mine", TRACE)
 
 
 def test_metrics_are_exposed_in_prometheus_text():

@@ -79,6 +79,18 @@ def test_a_bug_is_counted_and_told_as_internal(web: Web, capsys: pytest.CaptureF
     assert CANARY in said.out + said.err
 
 
+def test_what_is_logged_of_a_request_says_which_it_was(web: Web, capsys: pytest.CaptureFixture[str]):
+    traced = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "x-request-id": "mine"}
+    lines = []
+    for path, headers in (("bug", traced), ("ours/internal_error", traced), ("bug", {})):
+        web.ask("GET", f"/fail/{path}", "infer", headers=headers)
+        said = capsys.readouterr()
+        lines.append(said.out + said.err)
+    assert [("mine" in line, "4bf92f3577b34da6a3ce929d0e0e4736" in line) for line in lines] == [(True, True)] * 2 + [
+        (False, False)
+    ]
+
+
 def test_a_database_that_does_not_answer_is_unavailable(web: Web):
     answer = web.ask("GET", "/fail/database", "infer")
     assert error(answer) == (503, "unavailable")
@@ -122,14 +134,16 @@ def test_a_wrong_path_and_a_wrong_method(web: Web):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"{", "body.1"),
+        (b"{", "The body is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
+        (b"nope", "The body is not valid JSON: Expecting value: line 1 column 1 (char 0)."),
+        (b'{"name": NaN}', "The body is not valid JSON: "),
         (b"", "body: Field required"),
         (b"[]", "body"),
         (b'{"name": 1}', "body.name"),
         (b'{"name": "canary-too-long"}', "body.name: String should have at most 5"),
         (b'{"name": "a", "files": {"x": [1, "canary"]}}', "body.files.x.1"),
-        (b"[" * 100_000, "pars"),
-        (b'{"name": "\xff"}', "pars"),
+        (b"[" * 100_000, "The body is not valid JSON: it is nested too deeply."),
+        (b'{"name": "\xff"}', "The body is not valid JSON: 'utf-8' codec can't decode"),
     ],
 )
 def test_wrong_bodies_name_the_field_and_repeat_nothing(web: Web, body: bytes, says: str):
@@ -137,6 +151,23 @@ def test_wrong_bodies_name_the_field_and_repeat_nothing(web: Web, body: bytes, s
     assert error(answer) == (400, "invalid_request")
     assert says in answer.json()["error"]["message"]
     assert "canary" not in answer.text
+
+
+@pytest.mark.parametrize("said", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_does_not_say_what_it_is(web: Web, said: dict[str, str]):
+    def told(body: bytes) -> str:
+        answer = web.ask("POST", "/fail/body", "infer", content=body, headers=said)
+        assert error(answer) == (400, "invalid_request")
+        return str(answer.json()["error"]["message"])
+
+    assert told(b"nope") == "The body is not valid JSON: Expecting value: line 1 column 1 (char 0)."
+    assert told(b'{"name": "a"}') == "The body is JSON that is not said to be: send it with Content-Type: application/json."
+    assert "body: Field required" in told(b"")
+
+
+@pytest.mark.parametrize("said", ["application/json", "application/json; charset=utf-8", "application/patch+json"])
+def test_json_goes_by_several_names(web: Web, said: str):
+    assert web.ask("POST", "/fail/body", "infer", content=b'{"name": "a"}', headers={"Content-Type": said}).status_code == 200
 
 
 def test_many_mistakes_make_a_short_message(web: Web):

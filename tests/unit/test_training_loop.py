@@ -220,6 +220,57 @@ def test_what_does_not_go_together_is_said(numbers, tmp_path, changes, said):
         train(simple(**changes), tmp_path, dataset=numbers, code=CODE)
 
 
+FRAIL = """
+import torch
+from torch import nn
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError("no way back")
+
+
+class Frail(nn.Module):
+    def __init__(self, most, back):
+        super().__init__()
+        self.most, self.back, self.linear = most, back, nn.Linear(2, 1)
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise ValueError("too many for us")
+        return self.linear(x) if self.back else Broken.apply(self.linear(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [({"most": 16, "back": True}, "too many for us"), ({"most": 99, "back": False}, "no way back")]
+)
+def test_what_only_a_whole_micro_batch_shows_is_said_before_the_first_step(numbers, tmp_path, arguments, said):
+    """The shapes are found by two rows, forward alone."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "model.py").write_text(FRAIL)
+    context = FolderContext(tmp_path / "work")
+    config = simple(batch_size=32, module={"name": "Frail", "inputs": ["x0", "x1"], "arguments": arguments})
+    with pytest.raises(Invalid, match=f"of Frail failed on a micro-batch of 32 rows, before the first step: {said}\n") as told:
+        train(config, tmp_path, context, dataset=numbers, code=Input("artefact:c", {}, FolderView(tmp_path / "code", "c")))
+    assert "model.py" in told.value.message, "where in the user's code"
+    assert context.facts["memory_estimate"]["rows"] == 32
+    assert "steps" not in context.facts
+
+
+def test_a_step_is_told_in_operations(numbers, tmp_path):
+    _, context = train(simple(batch_size=32, epochs=1), tmp_path, dataset=numbers, code=CODE)
+    facts = context.facts
+    assert facts["flops_per_step"] > 2 * 3 * 20
+    assert facts["flops_per_second"] > 0
+    assert facts["utilisation"] is None, "of a processor nobody knows the peak"
+
+
 def test_the_learning_rate_rises_then_falls():
     config = TrainConfig(lr=1.0, warmup=0.1)
     rates = [rate(step, 100, config) for step in range(100)]

@@ -181,6 +181,25 @@ def test_a_class_without_samples_is_said(people, code):
         check_data(made, people, world=1, batch=8)
 
 
+@pytest.mark.parametrize(("split", "other"), [("train", "select"), ("select", "train")])
+def test_a_class_that_one_split_alone_lacks_is_said(tmp_path, code, split, other):
+    (tmp_path / "d").mkdir()
+    features = {"rooms": Feature(type="int"), "kind": Feature(type="label", names=("a", "b", "c"))}
+    samples = [
+        Sample(f"{name} {n}".encode(), {"rooms": n, "kind": n % (2 if name == split else 3)}, f"row {n}", name)
+        for name in ("train", "calibrate", "select", "report")
+        for n in range(30)
+    ]
+    own = frozenset({"calibrate", "select", "report"})
+    write(Source(features, "kind", None, len(samples), samples, {"from": "test"}, own), tmp_path / "d", lambda done: None)
+    found = Dataset.open(tmp_path / "d")
+    counts = {name: said["counts"] for name, said in found.features["kind"].statistics.items()}
+    assert (counts[split], counts[other]) == ([15, 15, 0], [10, 10, 10])
+    made = plan(found, code, inputs=["rooms"], loss="cross-entropy", arguments={"wide": 1, "out": 3})
+    with pytest.raises(Invalid, match=rf"The {split} split has no sample of class 'c' \(of 3 classes\)"):
+        check_data(made, found, world=1, batch=8)
+
+
 def test_a_gang_larger_than_the_data_is_said(people, code):
     with pytest.raises(Invalid, match="use fewer ranks"):
         check_data(plan(people, code, inputs=["rooms"], arguments={"wide": 1}), people, world=1000, batch=8)

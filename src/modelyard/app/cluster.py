@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelyard.errors import Unavailable
+from modelyard.jobs.ray import check_client
 from modelyard.settings import Settings
 
 # The setting's value for a cluster that starts and ends with the platform.
@@ -37,8 +38,9 @@ class Joined:
 def join(settings: Settings, folder: Path) -> Joined:
     """How this machine comes to be part of the cluster that the settings name. `folder`: a short one for Ray's sockets.
 
-    Raises `Unavailable` where Ray is not installed.
+    Raises `Unavailable` where Ray, or what an address for its client needs, is not installed.
     """
+    check_client(settings.cluster)
     if not settings.cluster or settings.cluster.startswith("ray://"):
         return Joined(settings)
     # Ray's guard of memory ends its own workers: ours is the one that holds everything else. The launchers guard the gangs.

@@ -20,8 +20,9 @@ def lineage(session: Session, project: str, version: Version) -> Node:
     """The tree of what `version` was made from.
 
     A node is {'role', 'reference', 'kind', 'hash', 'job', 'task', 'created', 'deleted', 'parents': [node…]}; the root's role
-    is None. A version met again has no parents listed a second time but 'repeated': true, so that the tree is never larger
-    than the graph; below a depth of 100 a node has 'more': true, and its own lineage goes on from there.
+    is None. 'resumed' is there too where that job went on from another's checkpoint. A version met again has no parents
+    listed a second time but 'repeated': true, so that the tree is never larger than the graph; below a depth of 100 a node has
+    'more': true, and its own lineage goes on from there.
     """
     root = _node(None, version.kind, version.reference, version.artefact, session.get(VersionRow, version.id))
     level, expanded = {version.id: root}, {version.id}
@@ -59,4 +60,6 @@ def _grow(session: Session, project: str, level: dict[int, Node], expanded: set[
 def _node(role: str | None, kind: str, reference: str, digest: str, row: VersionRow | None) -> Node:
     made = {"job": row.job, "task": row.task, "created": row.created.isoformat()} if row else dict.fromkeys(_MADE)
     deleted = (row is None and kind != "artefact") or (row is not None and row.deleted is not None)
+    if row is not None and "resumed" in row.details:
+        made["resumed"] = row.details["resumed"]
     return {"role": role, "reference": reference, "kind": kind, "hash": digest, **made, "deleted": deleted, "parents": []}

@@ -6,6 +6,7 @@ Bytes move between the request and the store first; what the catalogue then says
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
@@ -15,10 +16,11 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from modelyard.catalogue import ranges, service
 from modelyard.catalogue.types import AliasRequest, Kind
+from modelyard.errors import NotFound
 from modelyard.storage import CHUNK, Manifest, Staged, batches
 from modelyard.tenancy.ledger import audit
 from modelyard.tenancy.routes import Caller, Routes, answered
-from modelyard.tenancy.types import Scope
+from modelyard.tenancy.types import Principal, Scope
 
 __all__ = ["routes"]
 
@@ -117,7 +119,8 @@ def create_artefact(request: Request, caller: Caller, data: Body) -> dict[str, A
 @routes.get("/artefacts/{digest}", scope=Scope.write, response_class=JSONResponse)
 def artefact(request: Request, caller: Caller, digest: str) -> Response:
     """The manifest of an artefact."""
-    manifest: Manifest = request.app.state.artefacts.manifest(caller.project, digest)
+    with _there(request, caller, digest):
+        manifest: Manifest = request.app.state.artefacts.manifest(caller.project, digest)
     return Response(manifest.to_bytes(), media_type="application/json")
 
 
@@ -125,7 +128,8 @@ def artefact(request: Request, caller: Caller, digest: str) -> Response:
 def artefact_file(request: Request, caller: Caller, digest: str, path: str) -> Response:
     """A file of an artefact; with a Range header a part of it. A body that ends early met a damaged chunk."""
     artefacts = request.app.state.artefacts
-    file = artefacts.stat(caller.project, digest, path)
+    with _there(request, caller, digest):
+        file = artefacts.stat(caller.project, digest, path)
     part = ranges.asked(request.headers, file.size, file.root)
     if isinstance(part, Response):
         return part
@@ -133,6 +137,17 @@ def artefact_file(request: Request, caller: Caller, digest: str, path: str) -> R
     # The first piece before the status: a file that is damaged from its start is an error, not an empty answer.
     first = next(pieces, b"")
     return StreamingResponse(chain([first], pieces), part.status, part.headers, "application/octet-stream")
+
+
+@contextmanager
+def _there(request: Request, caller: Principal, digest: str) -> Iterator[None]:
+    """Where the store finds nothing: if it is the artefact that is unknown, say which there are, which the store cannot."""
+    try:
+        yield
+    except NotFound:
+        with request.app.state.db.read() as session:
+            service.check_artefact(session, caller.project, digest)
+        raise
 
 
 @twins("get", "", scope=Scope.write)
@@ -183,3 +198,13 @@ def delete(request: Request, caller: Caller, kind: KindOf, name: str) -> dict[st
         numbers = service.delete(session, caller.project, kind, name, state.in_use)
         audit(session, caller.project, caller.key, f"{kind}.delete", name, {"versions": numbers})
     return {"kind": kind, "name": name, "deleted": numbers}
+
+
+@twins("delete", "/{name}/versions/{ref}", scope=Scope.write)
+def delete_version(request: Request, caller: Caller, kind: KindOf, name: str, ref: str) -> dict[str, Any]:
+    """Delete one version, unless a deployment uses it or an alias points to it."""
+    state = request.app.state
+    with state.db.begin() as session:
+        version = service.delete_version(session, caller.project, kind, f"{name}@{ref}", state.in_use)
+        audit(session, caller.project, caller.key, f"{kind}.delete", version.reference, {"versions": [version.number]})
+    return {"kind": kind, "name": name, "deleted": [version.number]}

@@ -19,12 +19,25 @@ from modelyard.catalogue.lineage import lineage
 from modelyard.catalogue.tables import AliasRow, ArtefactRow, EdgeRow, NameRow, VersionRow
 from modelyard.catalogue.types import ALIAS, NAME, Kind, Name, Parent, Version
 from modelyard.db import Session, insert_new, now
-from modelyard.errors import Conflict, Invalid, NotFound, not_found
+from modelyard.errors import Conflict, Invalid, not_found
 from modelyard.storage import Manifest
 
-__all__ = ["InUse", "delete", "lineage", "names", "record_artefact", "register", "resolve", "set_alias", "versions"]
+__all__ = [
+    "InUse",
+    "check_artefact",
+    "delete",
+    "delete_version",
+    "lineage",
+    "names",
+    "record_artefact",
+    "register",
+    "resolve",
+    "set_alias",
+    "versions",
+]
 
 InUse = Callable[[Session, Version], str | None]
+_LOOKED_AT = 1000  # artefacts among which the nearest to a wrong hash is sought
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -32,6 +45,14 @@ def record_artefact(session: Session, project: str, manifest: Manifest) -> None:
     """Note that the store holds this artefact for the project; noting it twice is fine."""
     row = {"project": project, "hash": manifest.hash, "size": manifest.size, "files": len(manifest.files), "created": now()}
     insert_new(session, ArtefactRow, [row])
+
+
+def check_artefact(session: Session, project: str, digest: str) -> None:
+    """Raises `NotFound` unless the artefact was recorded in this project, naming the newest that were."""
+    if session.get(ArtefactRow, (project, digest)) is None:
+        mine = select(ArtefactRow.hash).where(ArtefactRow.project == project)
+        recorded = session.scalars(mine.order_by(ArtefactRow.created.desc(), ArtefactRow.hash).limit(_LOOKED_AT))
+        raise not_found("artefact", digest[:80], recorded, newest=3)
 
 
 def register(
@@ -53,8 +74,7 @@ def register(
         json.dumps(metadata or {}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise Invalid(f"The metadata of {kind} '{name}' is not JSON (NaN and infinity are not): {error}.") from error
-    if session.get(ArtefactRow, (project, artefact)) is None:
-        raise NotFound(f"There is no artefact {artefact} in this project; upload it first.")
+    check_artefact(session, project, artefact)
     row = VersionRow(
         project=project,
         kind=kind,
@@ -132,14 +152,30 @@ def delete(session: Session, project: str, kind: Kind, name: str, in_use: InUse 
     """Delete a name with all its versions and aliases; returns the numbers. Raises `Conflict` while `in_use` names a user
     of one of them. Artefacts stay in the store, numbers are never used again, lineage still reads through."""
     found = versions(session, project, kind, name)
+    _bury(session, found, f"The {kind} '{name}'", in_use)
+    return [version.number for version in found]
+
+
+def delete_version(session: Session, project: str, kind: Kind, reference: str, in_use: InUse | None = None) -> Version:
+    """Delete one version, as `delete` does all. Raises `Conflict`, too, while an alias points to it: what it stands for would
+    change unseen."""
+    version = resolve(session, project, kind, reference)
+    if version.aliases:
+        aliases = ", ".join(f"'{version.name}@{alias}'" for alias in version.aliases)
+        raise Conflict(f"{aliases} points to {version.reference}. Point it to another version first.")
+    _bury(session, [version], version.reference, in_use)
+    return version
+
+
+def _bury(session: Session, found: Sequence[Version], what: str, in_use: InUse | None) -> None:
+    """Leave tombstones of versions that nobody uses, and no alias to them."""
     users = [f"{version.reference} by {user}" for version in found if in_use and (user := in_use(session, version))]
     if users:
-        raise Conflict(f"The {kind} '{name}' is in use: {', '.join(users)}. Stop what uses it first.")
-    here = (AliasRow.project == project, AliasRow.kind == kind, AliasRow.name == name)
-    session.execute(remove(AliasRow).where(*here))
-    mine = (*_live(project, kind), VersionRow.name == name)
-    session.execute(update(VersionRow).where(*mine).values({VersionRow.details: {}, VersionRow.deleted: now()}))
-    return [version.number for version in found]
+        raise Conflict(f"{what} is in use: {', '.join(users)}. Stop what uses it first.")
+    keys = [version.id for version in found]
+    session.execute(remove(AliasRow).where(AliasRow.version.in_(keys)))
+    gone = update(VersionRow).where(VersionRow.id.in_(keys))
+    session.execute(gone.values({VersionRow.details: {}, VersionRow.deleted: now()}))
 
 
 def _check(text: str, pattern: str, what: str, expected: str) -> None:

@@ -18,6 +18,7 @@ from modelyard.errors import Invalid, not_found
 Kind = Literal["dataset", "model"]
 Name = Annotated[str, typer.Argument(help="A name; what exists becomes its newest version.", show_default=False)]
 Reference = Annotated[str, typer.Argument(help="A version, as name, name@3 or name@alias.", show_default=False)]
+Deleted = Annotated[str, typer.Argument(help="A name, or one version as name@3.", show_default=False)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 dataset = typer.Typer(name="dataset", no_args_is_help=True, help="Import, list, show and delete datasets.")
@@ -145,8 +146,8 @@ def _shared(group: typer.Typer, kind: Kind) -> None:
             tree = yard.lineage(reference, kind)
         say(as_json, tree, tree_text(tree))
 
-    @group.command("delete", help=f"Delete a {kind} with all its versions.")
-    def delete(name: Name, yes: Yes = False, data: Data = None, as_json: AsJson = False) -> None:
+    @group.command("delete", help=f"Delete a {kind} with all its versions, or one version of it by name@3.")
+    def delete(name: Deleted, yes: Yes = False, data: Data = None, as_json: AsJson = False) -> None:
         _delete(name, kind, yes, data, as_json)
 
 
@@ -156,30 +157,34 @@ _shared(model, "model")
 
 def delete_any(
     name: Annotated[
-        str, typer.Argument(help="A dataset or model; as dataset:NAME or model:NAME where both exist.", show_default=False)
+        str,
+        typer.Argument(
+            help="A dataset or model, or a version as name@3; dataset:NAME or model:NAME where both exist.", show_default=False
+        ),
     ],
     yes: Yes = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a dataset or a model with all its versions."""
+    """Delete a dataset or a model with all its versions, or one version by name@3."""
     prefix, _, rest = name.rpartition(":")
+    named = rest.partition("@")[0]
     if prefix and prefix not in ("dataset", "model"):
         raise Invalid(f"'{prefix}' is neither dataset nor model.")
     with open_yard(data) as yard:
         datasets, models = ({n["name"] for n in names} for names in (yard.datasets(), yard.models()))
-    kinds: list[Kind] = [kind for kind, names in (("dataset", datasets), ("model", models)) if rest in names]  # type: ignore[misc]
+    kinds: list[Kind] = [kind for kind, names in (("dataset", datasets), ("model", models)) if named in names]  # type: ignore[misc]
     if prefix:
         kinds = [kind for kind in kinds if kind == prefix]
     if not kinds:
-        raise not_found("dataset or model", rest, datasets | models)
+        raise not_found("dataset or model", named, datasets | models)
     if len(kinds) > 1:
-        raise Invalid(f"There is a dataset and a model '{rest}': say dataset:{rest} or model:{rest}.")
+        raise Invalid(f"There is a dataset and a model '{named}': say dataset:{rest} or model:{rest}.")
     _delete(rest, kinds[0], yes, data, as_json)
 
 
 def _delete(name: str, kind: Kind, yes: bool, data: Path | None, as_json: bool) -> None:
-    confirm("Delete", "deleted", f"{kind} '{name}' with all its versions", yes)
+    confirm("Delete", "deleted", f"{kind} '{name}'{'' if '@' in name else ' with all its versions'}", yes)
     with open_yard(data) as yard:
         yard.delete(name, kind)
     say(as_json, {"kind": kind, "name": name, "deleted": True}, f"{kind} {name} deleted")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelyard.cli.screen import size
-from modelyard.client.profile import read
+from modelyard.client.profile import origin_of, read
 from modelyard.errors import ModelyardError
 from modelyard.plugins import load
 from modelyard.settings import Settings
@@ -52,7 +52,7 @@ def examine(settings: Settings) -> list[Check]:
         disk(settings.data),
         *permissions(settings.data),
         database(settings.database_url),
-        port(settings),
+        port(at_profile(settings)),
     ]
 
 
@@ -123,6 +123,17 @@ def database(url: str) -> Check:
     if verdict == "ok":
         return Check("database", "ok", f"{path} is whole")
     return Check("database", "failed", verdict, f"stop the platform and restore {path} from a copy")
+
+
+def at_profile(settings: Settings) -> Settings:
+    """With the port of this data folder's platform, by its profile, where no flag, environment or file says another."""
+    if "port" in settings.model_fields_set:
+        return settings
+    try:
+        profile = read(settings.data / "profile.json")
+        return settings if profile is None else settings.model_copy(update={"port": origin_of(profile.url)[2]})
+    except ModelyardError:
+        return settings
 
 
 def port(settings: Settings) -> Check:

@@ -53,6 +53,7 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
     yield "state", body["state"]
     yield "note", _error(body).partition("\n")[0] or body["why"]
     yield "attempt", body["attempt"]
+    yield "resumed from", body["resume"]
     yield "made room", f"{body['preempted']}×, for a higher priority" if body["preempted"] else None
     yield "priority", body["priority"] or None
     for name, moment in (("submitted", "created"), ("started", "started"), ("ended", "finished")):
@@ -70,6 +71,7 @@ def _head(body: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[tuple[s
     yield "environment", _pairs(first.get("environment", {}).items())
     estimate = first.get("memory_estimate", {})
     yield "memory estimated", _pairs((name, size(value)) for name, value in estimate.items() if value and name != "rows")
+    yield "FLOPs", _flops(first)
     yield "checkpoints", _seconds(first.get("checkpoint_seconds"))
     yield "evaluation", _seconds(first.get("evaluation_seconds"))
     yield "processor time", _seconds(body["cpu_seconds"])
@@ -100,6 +102,15 @@ def _ranks(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
 
 def _pairs(items: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} {value}" for name, value in items)
+
+
+def _flops(first: Mapping[str, Any]) -> str | None:
+    """'1.2e+09 a step, 3.4e+10 a second and rank, 41 % of the GPU'."""
+    if "flops_per_step" not in first:
+        return None
+    pace = f", {first['flops_per_second']:.3g} a second and rank" if first.get("flops_per_second") else ""
+    used = f", {first['utilisation']:.0%} of the GPU" if first.get("utilisation") is not None else ""
+    return f"{first['flops_per_step']:.3g} a step{pace}{used}"
 
 
 def _seconds(value: float | None) -> str | None:

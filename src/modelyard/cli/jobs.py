@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,7 +14,7 @@ from modelyard.cli.serving import numbered
 from modelyard.cli.table import table
 from modelyard.cli.values import nested
 from modelyard.cli.variants import findings
-from modelyard.errors import NotFound, TimedOut, Unavailable
+from modelyard.errors import TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from modelyard.client import Yard
@@ -155,7 +154,7 @@ def job_row(job: dict[str, Any]) -> dict[str, Any]:
 def logs(job: Job, follow: Follow = False, data: Data = None, as_json: AsJson = False) -> None:
     """Print what a job's ranks wrote, and which rank where there are several."""
     kept: list[str] = []
-    with open_yard(data) as yard, _found(job):
+    with open_yard(data) as yard:
         several = yard.job(job)["ranks"] > 1
         try:
             for event in yard.follow(job) if follow else yard.events(job):
@@ -182,14 +181,6 @@ def silent(job: Mapping[str, Any]) -> str:
     return f"Job {job['id']} has written nothing; it is {job['state']}{f': {told}' if told else '.'}"
 
 
-@contextmanager
-def _found(job: str) -> Iterator[None]:
-    try:
-        yield
-    except NotFound as error:
-        raise NotFound(f"There is no job '{job}' in this project; `modelyard ps --all` shows those there are.") from error
-
-
 def stop(
     job: Job,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once.")] = False,
@@ -197,7 +188,7 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job; what it published before is dropped."""
-    with open_yard(data) as yard, _found(job):
+    with open_yard(data) as yard:
         shown = yard.cancel(job)
         while not no_wait and shown["state"] in ("queued", "starting", "running"):
             time.sleep(_LOOK)

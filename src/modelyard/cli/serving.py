@@ -115,8 +115,8 @@ def predict(
         answer = yard.predict(
             name, tensors(inputs) if inputs else None, image=images or None, text=texts or None, version=version
         )
-    body = {"deployment": answer.deployment, "version": number(answer.version), "id": answer.id, "outputs": answer.plain()}
-    say(as_json, body, f"{answer_text(answer)}\n\nversion {answer.version}, request {answer.id}")
+    body = {"deployment": answer.deployment, "model": answer.model, "version": number(answer.version), "id": answer.id}
+    say(as_json, body | {"outputs": answer.plain()}, f"{answer_text(answer)}\n\n{answer.model}, request {answer.id}")
 
 
 def number(version: str) -> int | str:

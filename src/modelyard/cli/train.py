@@ -43,6 +43,12 @@ Priority = Annotated[
         min=-100, max=100, help="Higher goes first and has lower make room; above 0: administrators.", show_default=False
     ),
 ]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        help="A job that failed or was cancelled, to go on from, on any ranks and mesh.", metavar="JOB", show_default=False
+    ),
+]
 Space = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +88,7 @@ def train(
     timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
     max_restarts: Restarts = None,
     priority: Priority = None,
+    resume: Resume = None,
     sweep: Space = None,
     trials: Number = 20,
     parallel: Parallel = None,
@@ -95,7 +102,7 @@ def train(
     """Train a model on a dataset, or with --sweep many, and keep the best."""
     full = (_read(config) if config else {}) | nested(settings or [])
     full |= _said(epochs=epochs, mesh=mesh, metric=metric, direction=direction, grace=grace)
-    limits = _said(timeout=timeout, max_restarts=max_restarts, priority=priority)
+    limits = _said(timeout=timeout, max_restarts=max_restarts, priority=priority, resume=resume)
     limits |= _said(resources=_said(cpus=cpus, gpus=gpus, memory=amount_of_bytes(memory)) or None)
     limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
     with open_yard(data) as yard:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Mapping[str, "Array"]):
-    """A mapping of output name → array (object arrays of `bytes` for text). `deployment` answered with its model's
-    `version`, for the request `id`: `Yard.receipt` takes it from there."""
+    """A mapping of output name → array (object arrays of `bytes` for text). `deployment` answered with `version` of its model,
+    for the request `id`; `model` names both ('digits-cnn@3'): `Yard.receipt` takes it from there, whatever is served since."""
 
     outputs: Mapping[str, Array]
     deployment: str
     version: str
     id: str
+    model: str = ""
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]

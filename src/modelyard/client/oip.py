@@ -97,7 +97,8 @@ def decode(headers: Mapping[str, str], body: bytes) -> Answer:
                 outputs[output["name"]] = unpack(body[length : length + size], output["datatype"], output["shape"])
                 length += size
         request = header.get("id") or headers.get("x-request-id") or ""
-        return Answer(outputs, header["model_name"], str(header.get("model_version", "")), request)
+        model = (header.get("parameters") or {}).get("model", "")
+        return Answer(outputs, header["model_name"], str(header.get("model_version", "")), request, str(model))
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise Internal(f"The answer is not the Open Inference Protocol's: {error!r}.") from error
 

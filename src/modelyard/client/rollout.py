@@ -9,17 +9,17 @@ import time
 from typing import Any
 
 from modelyard.client.wire import Wire, segment
-from modelyard.errors import Crashed, TimedOut, Unavailable
+from modelyard.errors import Crashed, NotFound, TimedOut, Unavailable
 
 # Seconds between looks at a deployment that is on its way.
 _LOOK = 0.05
 
 
 def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0) -> dict[str, Any]:
-    """Wait until control calls a deployment ready and the gateway routes to its version. Raises `Crashed` where it failed,
+    """Wait until control calls a deployment ready and the gateway routes to its model. Raises `Crashed` where it failed,
     `TimedOut` after `patience` seconds."""
     name, gives_up = deployment["name"], time.monotonic() + patience
-    while deployment["state"] != "ready" or not _is_routed(wire, name, deployment["version"]):
+    while deployment["state"] not in ("ready", "asleep") or not _is_routed(wire, name, deployment["model"]):
         if deployment["state"] == "failed":
             raise Crashed(f"Deployment '{name}' of {deployment['model']} failed: {deployment['error']}")
         if time.monotonic() > gives_up:
@@ -32,8 +32,9 @@ def until_ready(wire: Wire, deployment: dict[str, Any], patience: float = 600.0)
 def until_tried(wire: Wire, deployment: dict[str, Any], patience: float = 600.0) -> dict[str, Any]:
     """Wait until a version on trial is given calls. Raises `Crashed` where it cannot be served, `TimedOut` as `until_ready`."""
     name, gives_up = deployment["name"], time.monotonic() + patience
-    version = str(deployment["trial"]["model"]).partition("@")[2]
-    while not (trial := deployment["trial"]) or trial["state"] != "ready" or not _is_routed(wire, name, version):
+    model = str(deployment["trial"]["model"])
+    version = model.partition("@")[2]
+    while not (trial := deployment["trial"]) or trial["state"] != "ready" or not _is_routed(wire, name, model, version):
         if not trial or trial["state"] == "failed":
             raise Crashed(f"Deployment '{name}' goes on as before: {deployment['note'] or (trial or {}).get('error')}")
         if time.monotonic() > gives_up:
@@ -50,8 +51,11 @@ def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
         time.sleep(_LOOK)
 
 
-def _is_routed(wire: Wire, name: str, version: str) -> bool:
+def _is_routed(wire: Wire, name: str, model: str, version: str | None = None) -> bool:
+    """Whether the gateway gives calls, or those that ask for a version, to this model: another may have had the same number."""
+    asked = f"/versions/{segment(version)}" if version is not None else ""
     try:
-        return wire.exists(f"/v2/models/{segment(name)}/versions/{segment(str(version))}/ready")
-    except Unavailable:
+        routed = wire.get(f"/v2/models/{segment(name)}{asked}/ready")
+    except (NotFound, Unavailable):
         return False
+    return bool(routed["model"] == model)

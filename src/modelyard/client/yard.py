@@ -150,9 +150,11 @@ class Yard(Serving):
         self._wire.put(path, {"version": version["version"]})
         return self.version(f"{version['name']}@{alias}", kind)
 
-    def delete(self, name: str, kind: Kind = "model") -> None:
-        """Forget a name with all its versions. Raises `Conflict` while something still uses it."""
-        self._wire.delete(f"{_collection(kind)}/{segment(name)}")
+    def delete(self, reference: str, kind: Kind = "model") -> None:
+        """Forget a name with all its versions, or one version of it ('name@3'). Raises `Conflict` while something still uses
+        it. The files stay, by their hash, until they are collected."""
+        name, at, version = reference.partition("@")
+        self._wire.delete(f"{_collection(kind)}/{segment(name)}" + (f"/versions/{segment(version)}" if at else ""))
 
     def lineage(self, reference: str, kind: Kind = "model") -> Json:
         """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
@@ -176,6 +178,7 @@ class Yard(Serving):
         max_restarts: int | None = None,
         priority: int | None = None,
         resources: Mapping[str, int] | None = None,
+        resume: str | None = None,
         sweep: Mapping[str, Any] | str | None = None,
         trials: int = 20,
         parallel: int | None = None,
@@ -186,13 +189,15 @@ class Yard(Serving):
         """Train model `name` on a dataset by a gang of `ranks`. `code` is a file or folder with your own module; `model` a
         version to continue, `base` one to fine-tune; `config` the recipe's (epochs=…, lr=…). Returns the version, or the job.
         With `sweep` ({"lr": "1e-4..1e-2:log", "width": [16, 32]}) of that many `trials`, and the best of them: by `metric`,
-        `direction`, `grace` and `factor`, which go with `config`. `resources`: a rank's {'cpus', 'gpus', 'memory' in bytes}."""
+        `direction`, `grace` and `factor`, which go with `config`. `resources`: a rank's {'cpus', 'gpus', 'memory' in bytes}.
+        `resume`: a job that failed or was cancelled, from whose newest checkpoint to go on, on whatever ranks and mesh."""
         inputs = {"dataset": f"dataset:{dataset}"}
         inputs |= {"model": f"model:{model}"} if model else {}
         inputs |= {"base": f"model:{base}"} if base else {}
         inputs |= {"code": f"artefact:{self.upload(code, on_event)}"} if code else {}
         config["recipe"] = recipe
         limits: Json = {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resources": resources}
+        limits["resume"] = resume
         kind, full, ranks = load("modelyard.client.sweep:asked")(config, ranks, sweep, trials, parallel)
         job = self.submit(kind, full, inputs, target={"kind": "model", "name": name}, ranks=ranks, **limits)
         return self.result(job["id"], on_event) if wait else job
@@ -235,7 +240,7 @@ class Yard(Serving):
         **limits: Any,
     ) -> Json:
         """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'. `limits`:
-        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes})."""
+        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes}), resume."""
         body = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "target": target, "ranks": ranks, **limits}
         return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
 
@@ -302,13 +307,11 @@ class Yard(Serving):
     # Who used what
 
     def receipt(self, of: Answer | str) -> Json:
-        """What an answer (or, by name, a deployment) rests on and what it used: {deployment, model, lineage, jobs, usage}.
-        `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those jobs and of
-        serving that version."""
-        name = of if isinstance(of, str) else of.deployment
-        serving = self.deployment(name)
-        version = serving["version"] if isinstance(of, str) else of.version
-        tree = self.lineage(f"{serving['model'].partition('@')[0]}@{version}")
+        """What an answer (or, by name, what a deployment serves now) rests on and what it used: {deployment, model, lineage,
+        jobs, usage}. `lineage` is the tree of versions, jobs and hashes down to the data; `usage` the ledger's rows of those
+        jobs and of serving that version."""
+        name, model = (of, self.deployment(of)["model"]) if isinstance(of, str) else (of.deployment, of.model)
+        tree = self.lineage(model)
         jobs = [self.job(job) for job in dict.fromkeys(node["job"] for node in origins(tree) if node.get("job"))]
         used = [row for row in self.usage() if concerns(row, name, tree["reference"], [job["id"] for job in jobs])]
         return {"deployment": name, "model": tree["reference"], "lineage": tree, "jobs": jobs, "usage": used}

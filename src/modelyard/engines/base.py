@@ -94,21 +94,23 @@ class BatchEngine(Protocol):
 
 
 class StreamEngine(Protocol):
-    """A running loop that calls join and leave (language models)."""
+    """A running loop that calls join and leave (language models). One thread drives it. Loading happens in
+    `__init__(folder, card)`."""
 
     @property
     def signature(self) -> Signature: ...
 
     def add(self, call: Call) -> None:
-        """Join the loop; answers appear under `call.id`."""
+        """Join the loop; answers appear under `call.id`, which no other call in the loop has."""
         ...
 
     def step(self) -> Sequence[tuple[str, Reply, bool]]:
-        """Advance once: (call id, part, is last) for each call that has something; never past a call's grant."""
+        """Advance once: (call id, part, is last) for each call that has something, its parts in order. A call whose grant is
+        used up ends: its last part says so and nothing follows it; never are more units used than it was granted."""
         ...
 
     def cancel(self, call: str) -> None:
-        """Leave the loop; unknown ids are ignored."""
+        """Leave the loop: nothing more is said of the call. Ids that are not in the loop are ignored."""
         ...
 
     def close(self) -> None: ...

@@ -91,6 +91,10 @@ class Active:
     _window: tuple[float, int] | None = None
     _computes: bool = False
 
+    def __post_init__(self) -> None:
+        if self.job.resume is not None:
+            self._report("0", {"resumed_from": self.job.resume})
+
     @classmethod
     def left(cls, job: Job, folder: Path, charged_us: int) -> Active:
         """An attempt that an earlier control left behind, with the last it wrote of it. `charged_us` is the processor time of

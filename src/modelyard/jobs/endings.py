@@ -105,7 +105,7 @@ def _register(session: Session, job: Job, output: Output, parents: list[Parent])
             name=job.target.name,
             artefact=output.manifest.hash,
             task=output.task,
-            metadata=output.metadata,
+            metadata={**output.metadata, **({"resumed": job.resume} if job.resume else {})},
             job=output.job or job.id,
             parents=parents,
         )

@@ -100,6 +100,7 @@ class LocalExecutor:
             "socket": str(spec.socket),
             "threads": spec.threads,
             "settings": dict(spec.settings),
+            "model": spec.model,
         }
         argv = [sys.executable, "-P", "-m", "modelyard.serving.replica", "--spec", json.dumps(wire)]
         environment = self._environment(spec.socket.parent, threads=spec.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modelyard.db import now
-from modelyard.errors import Damaged
+from modelyard.errors import Damaged, NotFound
 from modelyard.jobs.active import Active
 from modelyard.jobs.types import Gang, GangInput, Job
 from modelyard.kinds import JobKind
@@ -15,10 +15,11 @@ from modelyard.storage import Artefacts
 
 
 def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, settings: Settings) -> Gang:
-    """Verified inputs, the newest checkpoint of an earlier attempt, a fresh work folder, the time that is left.
+    """Verified inputs, the newest checkpoint of an earlier attempt, or of the job that this one resumes, a fresh work folder,
+    the time that is left.
 
-    Raises `NotFound` or `Damaged` for an input, `Damaged` where no checkpoint is whole that was kept, `Unavailable` where the
-    store fails.
+    Raises `NotFound` or `Damaged` for an input, `NotFound` where there is nothing to resume from, `Damaged` where no checkpoint
+    is whole that was kept, `Unavailable` where the store fails.
     """
     job, kind = active.job, kinds.get(active.job.kind)
     work = active.folder / "work"
@@ -27,7 +28,7 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         one.role: GangInput(one.reference, one.artefact, one.metadata, artefacts.local(job.project, one.artefact))
         for one in job.resolved
     }
-    resume = _newest(job, artefacts, active.folder / "resume") if job.attempt > 1 else None
+    resume = _newest(job, artefacts, active.folder / "resume")
     return Gang(
         token=active.token,
         job=job.id,
@@ -50,6 +51,12 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
 
 def _newest(job: Job, artefacts: Artefacts, target: Path) -> Path | None:
     try:
-        return artefacts.latest_checkpoint(job.project, job.id, target)
+        own = artefacts.latest_checkpoint(job.project, job.id, target) if job.attempt > 1 else None
+        if own is not None or job.resume is None:
+            return own
+        found = artefacts.latest_checkpoint(job.project, job.resume, target)
     except Damaged as error:
         raise Damaged(f"No checkpoint of this job is whole: {error.message} Submit it anew.") from error
+    if found is None:
+        raise NotFound(f"The job {job.resume} has no checkpoint to go on from: it kept none, or those of it are gone by now.")
+    return found

@@ -118,7 +118,7 @@ class Scheduler:
                 left = Active.left(job, self._folder(job), endings.charged_us(session, job))
                 self._conclude(session, left, died.get(left.token))
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(self._left())))
-            known = {row.id: records.load(row) for row in rows if _forgets(State(row.state))}
+            known = {row.id: job for row in rows if _forgets(job := records.load(row), job.state)}
         for name, folder in self._left().items():
             # Out of the way first: the job's next attempt makes a folder of the same name while this one is removed.
             aside = folder.rename(folder.with_name(f".{name}.{secrets.token_hex(8)}"))
@@ -242,13 +242,13 @@ class Scheduler:
         return State.failed
 
     def _drop(self, active: Active, state: State = State.queued) -> None:
-        """Let go of an attempt and of its folders; where that left the job done or cancelled also of its checkpoints."""
+        """Let go of an attempt and of its folders; where that left the job done also of its checkpoints."""
         self._active.pop(active.job.id, None)
         self._woken = True
         if active.handle is not None and active.ended is None:
             active.handle.kill()
         folder = active.folder.parent if state.ended else active.folder
-        ended = active.job if _forgets(state) else None
+        ended = active.job if _forgets(active.job, state) else None
         if active.preparing is not None and not active.preparing.done():
             active.preparing.add_done_callback(lambda _: self._clean(folder, ended))
         else:
@@ -351,6 +351,7 @@ class Scheduler:
         return self._settings.jobs / job.id / (job.token or "none")
 
 
-def _forgets(state: State) -> bool:
-    """Whether a job that came to this needs its checkpoints no more. What failed keeps its last good one."""
-    return state in (State.succeeded, State.cancelled)
+def _forgets(job: Job, state: State) -> bool:
+    """Whether a job that came to this needs its checkpoints no more. What failed or was cancelled may be resumed by another;
+    of children, as a sweep's hopeless trials are, there are too many."""
+    return state is State.succeeded or (state is State.cancelled and job.parent is not None)

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 
 from modelyard.db import Session, now
-from modelyard.errors import Invalid, NotFound
-from modelyard.jobs import records, submission
+from modelyard.errors import Invalid, not_found
+from modelyard.jobs import records, resuming, submission
 from modelyard.jobs.tables import EventRow, JobRow
 from modelyard.jobs.types import Job, Node, State, Submission
 from modelyard.kinds import JobKind
@@ -35,8 +35,8 @@ def submit(
     nodes: Sequence[Node],
     parent: Job | None = None,
 ) -> Job:
-    """Queue a job. Raises `NotFound` (kind, inputs), `Invalid` (config, roles, ranks, target), each saying what there is, and
-    `Forbidden` (priority).
+    """Queue a job. Raises `NotFound` (kind, inputs, the job it resumes), `Invalid` (config, roles, ranks, target, what differs
+    from the job it resumes), each saying what there is, and `Forbidden` (priority).
 
     `nodes` are all there are; `parent` is the job that submits this one, whose priority and whose ranks' resources it gets.
     """
@@ -47,6 +47,8 @@ def submit(
     if parent is None:
         submission.check_priority(principal, priority)
     resolved = submission.check(session, principal.project, asked, kind, child=parent is not None)
+    if asked.resume is not None:
+        resuming.check(kind, get(session, principal.project, asked.resume), config, resolved)
     created = now()
     row = JobRow(
         id=secrets.token_hex(6),
@@ -62,6 +64,7 @@ def submit(
         priority=priority,
         timeout=asked.timeout,
         max_restarts=asked.max_restarts,
+        resume=asked.resume,
         parent=parent.id if parent else None,
         place=parent.created if parent else created,
         state=State.queued.value,
@@ -70,17 +73,18 @@ def submit(
     session.add(row)
     session.flush()
     records.append(session, row.id, None, [("state", {"state": State.queued.value})])
-    detail = {"kind": asked.kind, "inputs": row.inputs, "target": row.target, "parent": row.parent}
+    detail = {"kind": asked.kind, "inputs": row.inputs, "target": row.target, "parent": row.parent, "resume": row.resume}
     ledger.audit(session, principal.project, principal.key, "job.submit", row.id, detail)
     session.refresh(row)
     return records.load(row)
 
 
 def get(session: Session, project: str, job: str) -> Job:
-    """Raises `NotFound`, also for another project's job."""
+    """Raises `NotFound`, also for another project's job, naming the newest of the project's own."""
     row = session.get(JobRow, job, populate_existing=True)
     if row is None or row.project != project:
-        raise NotFound(f"There is no job '{job[:80]}' in this project; GET /api/jobs lists them.")
+        mine = select(JobRow.id).where(JobRow.project == project).order_by(JobRow.created.desc(), JobRow.id).limit(_PAGE)
+        raise not_found("job", job[:80], session.scalars(mine), newest=5)
     return records.load(row)
 
 

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from modelyard import fields
 from modelyard.catalogue import service as catalogue
-from modelyard.catalogue.tables import ArtefactRow
 from modelyard.db import Session
-from modelyard.errors import Forbidden, Invalid, NotFound
+from modelyard.errors import Forbidden, Invalid
 from modelyard.jobs.packing import slots_on
 from modelyard.jobs.reasons import too_large
 from modelyard.jobs.types import Amount, Node, Resolved, Submission, Target
@@ -79,8 +78,7 @@ def resolve(session: Session, project: str, role: str, reference: str) -> Resolv
         version = catalogue.resolve(session, project, cast(Any, kind), name)
         return Resolved(role, version.kind, version.name, version.number, version.artefact, version.metadata)
     if kind == "artefact" and name:
-        if session.get(ArtefactRow, (project, name)) is None:
-            raise NotFound(f"There is no artefact {name[:80]} in this project; upload it first.")
+        catalogue.check_artefact(session, project, name)
         return Resolved(role, "artefact", None, None, name, {})
     raise Invalid(f"The input '{role}' is '{reference[:80]}': expected {_PREFIXES}.")
 

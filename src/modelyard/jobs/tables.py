@@ -16,7 +16,8 @@ class JobRow(Base):
     in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
     `abandoned` how many of its attempts ended because control did, `preempted` how many made room for a job of higher priority;
     `setbacks` how many in a row were lost without a checkpoint; `spent` the seconds it ran before it made room the last time;
-    `not_before` when it may be started again. `resources` are a rank's; `position` and `why` what it was last told of the
+    `not_before` when it may be started again. `resume` is the job from whose
+    checkpoint it starts. `resources` are a rank's; `position` and `why` what it was last told of the
     queue."""
 
     __tablename__ = "jobs"
@@ -34,6 +35,7 @@ class JobRow(Base):
     timeout: Mapped[float | None]
     spent: Mapped[float] = mapped_column(default=0.0)
     max_restarts: Mapped[int | None]
+    resume: Mapped[str | None]
     parent: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     priority: Mapped[int] = mapped_column(default=0)
     place: Mapped[datetime]

@@ -79,7 +79,7 @@ class Target(Config):
 
 class Submission(Config):
     """POST /api/jobs. `inputs`: role → reference ('dataset:digits@1', 'model:cnn@best', 'artefact:<hash>'). `resources` are a
-    rank's.
+    rank's. `resume`: a job that failed or was cancelled, from whose newest checkpoint this one starts.
 
     What is wrong is told as `Invalid`, also where a web framework validates.
     """
@@ -93,6 +93,7 @@ class Submission(Config):
     priority: int = Field(default=0, ge=-100, le=100)
     timeout: float | None = Field(default=None, gt=0)
     max_restarts: int | None = Field(default=None, ge=0, le=1000)
+    resume: str | None = Field(default=None, max_length=100)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -136,6 +137,7 @@ class Job:
     timeout: float | None
     spent: float
     max_restarts: int | None
+    resume: str | None
     parent: str | None
     priority: int
     position: int | None
@@ -171,7 +173,7 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """As the management API shows it; `inputs` as pinned."""
         limits = ("ranks", "timeout", "max_restarts", "priority", "position")
-        shown = ("id", "kind", *limits, "parent", "attempt", "preempted", "error", "progress")
+        shown = ("id", "kind", *limits, "resume", "parent", "attempt", "preempted", "error", "progress")
         times = {name: getattr(self, name) for name in ("created", "started", "finished")}
         return {
             **{name: getattr(self, name) for name in shown},
@@ -294,7 +296,8 @@ class GangHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """A replica to start. `folder` holds the verified artefact; it listens on the Unix socket `socket` (mode 0600)."""
+    """A replica to start. `folder` holds the verified artefact of the version `model` ('digits@3'); it listens on the Unix
+    socket `socket` (mode 0600)."""
 
     token: str
     engine: str
@@ -303,6 +306,7 @@ class ReplicaSpec:
     log: Path
     threads: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def compute(forward: Forward, batch: Sequence[Waiting]) -> list[Answer]:
         return split(forward(join(batch)), batch)
     except ModelyardError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - a model's code may raise anything; its calls fail, the replica lives
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - a model's code may raise anything, and exit
         failure = Internal(f"The model failed: {type(error).__name__}: {_first_line(error)}")
     if len(batch) == 1:
         return [failure]
@@ -113,7 +113,7 @@ def split(outputs: Mapping[str, Array], batch: Sequence[Waiting]) -> list[Answer
     return answers
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0][:300]
 
 

@@ -234,6 +234,7 @@ class Controller:
                     folder,
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
+                    model=f"{release.model}@{release.version}",
                     settings=self._space.settings(release),
                 )
             )

@@ -28,7 +28,7 @@ class Question:
 
 
 class Codec(Protocol):
-    """The replica's half, made for one signature."""
+    """The replica's half, made for one model version: its signature, and its reference, which its answers name."""
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
@@ -57,7 +57,7 @@ class Door(Protocol):
         """The body of an error answer, JSON."""
         ...
 
-    def codec(self, signature: Signature) -> Codec: ...
+    def codec(self, signature: Signature, model: str = "") -> Codec: ...
 
 
 DOORS: Registry[Door] = Registry("door", {"oip": "modelyard.serving.oip:OIP"})

@@ -1,7 +1,7 @@
 """The gateway's own small routes as ASGI — the protocol's metadata, health, metrics — and the relay of every other path.
 
-One table says for each path what answers it and whether it needs a key; what is not in it goes to control, which has its own
-table and the same access function.
+One table (`Front.routes`) says for each path its method, what a key must reach and what answers it, and is checked when a
+`Front` is made; what is not in it goes to control, which has its own table and the same access function.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from modelyard import __version__
-from modelyard.errors import Invalid, ModelyardError, NotFound
+from modelyard.errors import Internal, Invalid, ModelyardError, NotFound
 from modelyard.serving.exchange import is_stale
-from modelyard.serving.gateway import CREDENTIALS, Credentials, Gateway, check_ready
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway, check_ready
 from modelyard.serving.metrics import exposition
 from modelyard.serving.sleepers import Asleep
 from modelyard.serving.types import DeploymentState, Route
@@ -34,7 +35,6 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 Told = Callable[[Credentials], Awaitable[bytes | None]]
 
 EXTENSIONS = ("binary_tensor_data",)
-_MODEL = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 _JSON = "application/json"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = {
@@ -49,6 +49,49 @@ class NotAllowed(Exception):
     """HTTP's own complaint: this path does not answer that method."""
 
 
+class Asked(NamedTuple):
+    """A request that a route of the gateway's own answers. `names` are those in its path; `principal` None: it is open."""
+
+    scope: Message
+    names: Mapping[str, str]
+    principal: Principal | None
+
+    @property
+    def caller(self) -> Principal:
+        assert self.principal is not None, "the route declares a scope"
+        return self.principal
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A route of the gateway's own: GET answers HEAD, too. `path` may hold names, as '/v2/models/{name}'; `scope` says what a
+    key must reach, or that none is needed (`OPEN`)."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    scope: Scope | Literal["open"] | None
+    answer: Callable[[Asked], Awaitable[Any]]
+
+    @property
+    def pattern(self) -> re.Pattern[bytes]:
+        return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", self.path).encode())
+
+
+OPEN: Literal["open"] = "open"
+
+
+def checked(routes: Iterable[Own]) -> dict[re.Pattern[bytes], Own]:
+    """The routes by the pattern of their path. Raises `RuntimeError` for one that declares no scope, or a path twice."""
+    table: dict[re.Pattern[bytes], Own] = {}
+    for route in routes:
+        if route.scope is None:
+            raise RuntimeError(f"The gateway's route {route.method} {route.path} declares no scope.")
+        if route.pattern in table:
+            raise RuntimeError(f"The gateway has two routes of the path {route.path}.")
+        table[route.pattern] = route
+    return table
+
+
 class Front:
     """The ASGI app of a gateway. `relay` answers what this does not; `control` tells whether control answers, and `told` what
     metrics it shows to whom."""
@@ -57,77 +100,114 @@ class Front:
         self, gateway: Gateway, relay: App, control: Callable[[], bool] = lambda: True, told: Told | None = None
     ) -> None:
         self._gateway, self._relay, self._control, self._told = gateway, relay, control, told
-        self._open: dict[bytes, Callable[[], Any]] = {
-            b"/healthz": lambda: {"status": "ok"},
-            b"/readyz": self._ready,
-            b"/v2/health/live": lambda: {"live": True},
-            b"/v2/health/ready": self._ready,
-        }
+        self.routes = (
+            Own("GET", "/healthz", OPEN, self._alive),
+            Own("GET", "/readyz", OPEN, self._ready),
+            Own("GET", "/v2/health/live", OPEN, self._live),
+            Own("GET", "/v2/health/ready", OPEN, self._ready),
+            Own("GET", "/metrics", Scope.infer, self._metrics),
+            Own("GET", "/v2", Scope.infer, self._server),
+            Own("POST", "/v2/repository/index", Scope.infer, self._index),
+            *self._of_a_model("GET", "", self._model),
+            *self._of_a_model("GET", "/ready", self._model_ready),
+            *self._of_a_model("POST", "/infer", self._infer),
+        )
+        self._table = checked(self.routes)
+        self._paths = frozenset(route.path.encode() for route in self.routes)
+
+    @staticmethod
+    def _of_a_model(method: Literal["GET", "POST"], end: str, answer: Callable[[Asked], Awaitable[Any]]) -> Iterator[Own]:
+        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            yield Own(method, path + end, Scope.infer, answer)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path: bytes = scope.get("raw_path") or b""
-        if scope["type"] != "http" or not (path in self._open or path in (b"/metrics", b"/v2") or path.startswith(b"/v2/")):
-            await self._relay(scope, receive, send)
+        if scope["type"] != "http" or not (path in self._paths or path.startswith(b"/v2/")):
+            await self._pass_on(scope, receive, send)
             return
         try:
             body = await self._answer(scope, path)
         except NotAllowed as error:
             await respond(scope, send, 405, msgspec.json.encode(_error(path, Invalid(str(error)))), _JSON, {})
         except ModelyardError as error:
-            body = msgspec.json.encode(_error(path, error))
-            await respond(scope, send, door.status(error), body, _JSON, door.headers(error))
+            await _refuse(scope, send, path, error)
         else:
             text = isinstance(body, bytes)
             await respond(scope, send, 200, body if text else msgspec.json.encode(body), _TEXT if text else _JSON, {})
 
-    async def _answer(self, scope: Message, path: bytes) -> Any:
-        method, reads = scope["method"], scope["method"] in ("GET", "HEAD")
-        if path in self._open:
-            _allow(reads, "GET")
-            return self._open[path]()
-        principal = await self._principal(scope)
-        if path == b"/metrics":
-            _allow(reads, "GET")
-            return await self._metrics(scope, principal)
-        if path == b"/v2":
-            _allow(reads, "GET")
-            return {"name": "modelyard", "version": __version__, "extensions": EXTENSIONS}
-        if path == b"/v2/repository/index":
-            _allow(method == "POST", "POST")
-            return [_indexed(route) for route in self._gateway.routes(principal.project)]
-        match = _MODEL.fullmatch(path)
-        if match is None:
-            raise NotFound(f"There is nothing at {path[:100].decode('ascii', 'replace')}.")
-        name, version, what = match.groups()
-        _allow(reads and what != b"/infer", "POST" if what == b"/infer" else "GET")
-        route = await self._route(principal, _segment(name), None if version is None else _segment(version))
-        if what == b"/ready":
-            with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
-                check_ready(route)
-            return {"name": route.deployment, "ready": True}
-        if not route.metadata:  # no replica has told its tensors yet
-            check_ready(route)
-        return _described(route)
+    async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Leave a request to control. A long body takes room there while it comes: only for a key that is known."""
+        try:
+            if scope["type"] == "http" and _is_long(scope):
+                await self._principal(scope, Scope.infer)  # control asks for the scope that its route needs
+        except ModelyardError as error:
+            await _refuse(scope, send, scope["raw_path"], error)
+        else:
+            await self._relay(scope, receive, send)
 
-    def _ready(self) -> dict[str, str]:
+    async def _answer(self, scope: Message, path: bytes) -> Any:
+        found = next(((route, match) for pattern, route in self._table.items() if (match := pattern.fullmatch(path))), None)
+        needed = found[0].scope if found else Scope.infer  # what there is not is told to whoever has a key
+        principal = await self._principal(scope, needed) if isinstance(needed, Scope) else None
+        if found is None:
+            raise NotFound(f"There is nothing at {path[:100].decode('ascii', 'replace')}.")
+        route, match = found
+        if route.method != ("GET" if scope["method"] == "HEAD" else scope["method"]):
+            raise NotAllowed(f"This path answers {route.method} only.")
+        return await route.answer(Asked(scope, {name: _segment(raw) for name, raw in match.groupdict().items()}, principal))
+
+    async def _alive(self, asked: Asked) -> dict[str, str]:
+        return {"status": "ok"}
+
+    async def _live(self, asked: Asked) -> dict[str, bool]:
+        return {"live": True}
+
+    async def _ready(self, asked: Asked) -> dict[str, str]:
         """Ready is who answers calls: within the grace neither control nor the database must be there. It is told."""
         self._gateway.check_open()
         seen = {"control": self._control(), "database": self._gateway.sees_database}
         return {"status": "ready", **{what: "ok" if there else "gone" for what, there in seen.items()}}
 
-    async def _metrics(self, scope: Message, principal: Principal) -> bytes:
+    async def _server(self, asked: Asked) -> dict[str, Any]:
+        return {"name": "modelyard", "version": __version__, "extensions": EXTENSIONS}
+
+    async def _index(self, asked: Asked) -> list[dict[str, str]]:
+        return [_indexed(route) for route in self._gateway.routes(asked.caller.project)]
+
+    async def _model(self, asked: Asked) -> dict[str, Any]:
+        route = await self._route(asked)
+        if not route.metadata:  # no replica has told its tensors yet
+            check_ready(route)
+        return _described(route)
+
+    async def _model_ready(self, asked: Asked) -> dict[str, Any]:
+        route = await self._route(asked)
+        trial = route.trial
+        if trial is not None and asked.names.get("version") == trial.version != route.version:
+            return {"name": route.deployment, "ready": True, "model": f"{trial.model}@{trial.version}"}
+        with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
+            check_ready(route)
+        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}"}
+
+    async def _infer(self, asked: Asked) -> None:
+        """A call never comes here: `http` takes it."""
+        raise Internal
+
+    async def _metrics(self, asked: Asked) -> bytes:
         """This process's metrics and control's, and those of the calls of the caller's project; an administrator of 'default'
         sees all."""
-        everything = principal.scope >= Scope.admin and principal.project == "default"
-        told = await self._told(_credentials(scope)) if self._told else None
-        return exposition(self._gateway.metrics.families(None if everything else principal.project), told)
+        caller = asked.caller
+        everything = caller.scope >= Scope.admin and caller.project == "default"
+        told = await self._told(_credentials(asked.scope)) if self._told else None
+        return exposition(self._gateway.metrics.families(None if everything else caller.project), told)
 
-    async def _principal(self, scope: Message) -> Principal:
+    async def _principal(self, scope: Message, needed: Scope) -> Principal:
         credentials = _credentials(scope)
-        return await self._fresh(credentials, self._gateway.principal, credentials)
+        return await self._fresh(credentials, self._gateway.principal, credentials, needed)
 
-    async def _route(self, principal: Principal, name: str, version: str | None) -> Route:
-        return await self._fresh(((b"", b""),), self._gateway.route, principal.project, name, version)
+    async def _route(self, asked: Asked) -> Route:
+        name, version = asked.names["name"], asked.names.get("version")
+        return await self._fresh(((b"", b""),), self._gateway.route, asked.caller.project, name, version)
 
     async def _fresh(self, credentials: Credentials, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `look` finds; where that may be out of date, what it finds after a look at the database."""
@@ -153,17 +233,20 @@ async def respond(scope: Message, send: Send, status: int, body: bytes, media: s
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
+async def _refuse(scope: Message, send: Send, path: bytes, error: ModelyardError) -> None:
+    await respond(scope, send, door.status(error), msgspec.json.encode(_error(path, error)), _JSON, door.headers(error))
+
+
+def _is_long(scope: Message) -> bool:
+    return any(n == b"transfer-encoding" or (n == b"content-length" and int(v) > SMALL) for n, v in scope["headers"])
+
+
 def _credentials(scope: Message) -> Credentials:
     return tuple((name, value) for name, value in scope["headers"] if name in CREDENTIALS)
 
 
 def _error(path: bytes, error: ModelyardError) -> dict[str, Any]:
     return {"error": error.message} if path.startswith(b"/v2") else door.body(error)
-
-
-def _allow(allowed: bool, method: str) -> None:
-    if not allowed:
-        raise NotAllowed(f"This path answers {method} only.")
 
 
 def _segment(raw: bytes) -> str:

@@ -114,7 +114,8 @@ class Gateway:
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
         self._doors: Sequence[Door] = [DOORS.get(name) for name in DOORS]
-        self.headers: Mapping[bytes, str] = {h.encode(): h for door in self._doors for h in door.headers}
+        forwarded = {"traceparent"}.union(*(door.headers for door in self._doors))
+        self.headers: Mapping[bytes, str] = {header.encode(): header for header in forwarded}
         self._routes: dict[tuple[str, str], Route] = {}
         self._groups: dict[tuple[str, str], Group] = {}
         self._admissions: dict[tuple[bytes, Credentials], Admission] = {}

@@ -7,13 +7,17 @@ between two messages, it would say again, so it is not asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from modelyard.serving.gateway import Credentials
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Headers that say something of the body; a request with none but the plain ones may be known again.
+PLAIN = frozenset({b"content-length", b"x-request-id"})
+SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding", "upgrade", "x-request-id"})
 _JSON = b"content-type: application/json\r\n"
@@ -41,6 +45,20 @@ class Defaults:
         if headers is not self._of:
             self._of, self._lines = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
         return self._lines
+
+
+def is_coded_twice(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a body has a coding beside its chunks; all else but chunks alone is an error to llhttp."""
+    codings = [coding for name, value in headers if name == b"transfer-encoding" for coding in value.split(b",")]
+    return len(codings) > 1 and codings[-1].strip().lower() == b"chunked"
+
+
+def without_upgrade(headers: Sequence[tuple[bytes, bytes]], keep_alive: bool) -> bytes:
+    """The lines of a request that offered an upgrade, as if it had not."""
+    kept = [(n, v) for n, v in headers if n not in (b"upgrade", b"http2-settings", b"connection")]
+    if not keep_alive:
+        kept.append((b"connection", b"close"))
+    return b"".join(b"%b: %b\r\n" % pair for pair in kept)
 
 
 def answer(

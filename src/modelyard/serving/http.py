@@ -1,53 +1,43 @@
 """The gateway's HTTP/1.1: uvicorn's httptools protocol, which takes the inference requests before ASGI sees them.
 
 A POST that a door answers becomes an `Exchange` and leaves as frames; every other request goes the ordinary way to the ASGI
-app. Both kinds may follow each other on one connection, pipelined too, and are answered in order. llhttp is strict about
-framing (a length given twice, or beside chunks, ends the connection), and nothing here is lenient about it.
+app; `turns` answers them in order. llhttp is strict about framing (a length given twice, or beside chunks, ends the
+connection), and nothing here is lenient about it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
-from modelyard.serving.heads import Defaults, Known
+from modelyard.serving.heads import Known
+from modelyard.serving.patience import RATE, Flow, Reader
+from modelyard.serving.turns import MAX_PIPELINED, Turns
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
-MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
-IDLE = 75.0  # seconds a connection may be silent between requests
-LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
+_FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 _READ = 256 << 10  # the most that arrives in one piece
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class InferenceProtocol(HttpToolsProtocol):
-    """A connection. `turns` holds its unanswered requests in order: exchanges, and (cycle, app) of ASGI. The first is being
-    answered; `incoming` is the exchange whose body is being read."""
+class InferenceProtocol(Turns):
+    """A connection, and what is parsed of it. `incoming` is the exchange whose body is being read."""
 
     gateway: ClassVar[Gateway]
-    _defaults: ClassVar[Defaults] = Defaults()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.turns: deque[Exchange | tuple[RequestResponseCycle, Any]] = deque()
         self.incoming: Exchange | None = None
-        self.now = time.monotonic  # the loop's own clock, in finer steps
-        self.since = 0.0
+        self._reader = Reader(self.now())
         self._in_head = True
         self._skip = False  # the message being parsed is not to be acted on
-        self._last = False  # no request after this one is answered
-        self._dropping = False  # nothing more is parsed
-        self._held = 0  # requests that wait for the gateway to know more
         self._completed = self._fed = self._body = 0
         self._between = True  # the parser is between two messages
         self._known: Known | None = None
@@ -57,6 +47,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport, self._may_read)
         self.since = self.now()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,7 +91,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._read_on()
+        self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """The server ends: answer what was asked, and close."""
@@ -112,11 +103,21 @@ class InferenceProtocol(HttpToolsProtocol):
         (turn if isinstance(turn, Exchange) else turn[0]).keep_alive = False
 
     def sweep(self, now: float, patience: float) -> None:
-        """Called about twice a second with the loop's clock: end what is idle, and requests that never become whole."""
-        if self.incoming is not None and now - self.incoming.started > patience and not self._held:
+        """Called about twice a second with the loop's clock: end what is idle, what never is whole, and who never reads."""
+        idle = self.gateway.settings.idle_timeout
+        if self._reader.is_stuck(now, idle, self.transport.get_write_buffer_size()):
+            self.transport.abort()
+        elif self.incoming is not None and now - self.incoming.started > patience and not self._held:
             self._break(408, f"The request was not whole within {patience:g} seconds.")
-        elif not self.turns and now - self.since > IDLE:
+        elif self._uploads() and self._upload.is_late(now, patience, self._body, self.flow.read_paused):
+            self._break(408, f"The request's body stopped, or came slower than {RATE} bytes a second.")
+        elif not self.turns and now - self.since > idle:
             self.transport.close()
+
+    def _uploads(self) -> bool:
+        """Whether the body of an ASGI request is being read."""
+        last = self.turns[-1] if self.turns else None
+        return isinstance(last, tuple) and last[0].more_body
 
     # httptools callbacks
 
@@ -136,8 +137,7 @@ class InferenceProtocol(HttpToolsProtocol):
             self.incoming, self._skip = None, True
             self._break(400, "The request's line names no version known here; expected HTTP/1.1.")
             return
-        codings = [coding for name, value in self.headers if name == b"transfer-encoding" for coding in value.split(b",")]
-        if len(codings) > 1 and codings[-1].strip().lower() == b"chunked":  # all else is an error to llhttp
+        if heads.is_coded_twice(self.headers):
             self.incoming, self._skip = None, True
             self._break(501, "The Transfer-Encoding is not known here; expected 'chunked' alone.")
             return
@@ -187,10 +187,10 @@ class InferenceProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name in CREDENTIALS:
                 credentials += ((name, value),)
-            elif name in _SPECIAL:
+            elif name in heads.SPECIAL:
                 special[name] = value
             elif name in gateway.headers:
-                head[gateway.headers[name]] = value.decode("latin-1")
+                head[gateway.headers[name]] = value[:_FORWARDED].decode("latin-1")
         began = time.time()
         exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
         refusal: ModelyardError | None = None
@@ -208,7 +208,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self.turns.append(exchange)
         if refusal is not None and is_stale(refusal, credentials):
             self._wait(exchange, special, refusal)
-        elif refusal is not None or special.keys() - _PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
+        elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
             self._plain = Known(b"", 0, self.url, credentials, head, special.get(b"x-request-id"))
@@ -247,7 +247,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes], seen: bool) -> None:
         """The memory is now what the database was after this request came, if that was `seen`."""
         self._held -= 1
-        self._read_on()
+        self.flow.resume_reading()
         if self.transport.is_closing() or exchange.refusal is not None:
             return
         refusal: ModelyardError | None = None
@@ -283,7 +283,7 @@ class InferenceProtocol(HttpToolsProtocol):
                 refusal = error
         if refusal is None:
             if expects and self.turns[0] is exchange and not exchange.whole:
-                self.transport.write(_CONTINUE)
+                self.transport.write(heads.CONTINUE)
         elif exchange.whole or (length <= SMALL and not expects and not chunked and not isinstance(refusal, TooLarge)):
             exchange.refusal = refusal
         else:
@@ -296,73 +296,6 @@ class InferenceProtocol(HttpToolsProtocol):
         self.incoming = None
         exchange.refuse(error)
 
-    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
-        """Write an answer when it is its turn."""
-        if self.transport.is_closing():
-            return
-        defaults = self._defaults.lines(self.server_state.default_headers)
-        exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
-        if self.turns and self.turns[0] is exchange:
-            self._advance()
-
-    # Turns
-
-    def _advance(self) -> None:
-        """Write every answer whose turn it is; start the ASGI request whose turn it is."""
-        turns = self.turns
-        while turns:
-            turn = turns[0]
-            if not isinstance(turn, Exchange):
-                super()._start_asgi_task(*turn)
-                return
-            if turn.response is None:
-                return
-            turns.popleft()
-            self.transport.write(turn.response)
-            self.since = self.now()
-            if not turn.keep_alive:
-                self._finish(turn.whole)
-                return
-        self._read_on()
-
-    def _finish(self, whole: bool) -> None:
-        """Close, but let a client that is still sending see its answer."""
-        self._last = self._dropping = True
-        if whole:
-            self.transport.close()
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER, self.transport.close)
-
-    def _read_on(self) -> None:
-        if len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused:
-            self.flow.resume_reading()
-
-    def _begin_asgi(self) -> None:
-        """Let uvicorn see the request as if it had parsed it."""
-        url, headers = self.url, self.headers
-        super().on_message_begin()
-        self.url = url
-        self.headers.extend(headers)
-        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers)
-        self.cycle = None  # type: ignore[assignment] # uvicorn would queue behind it; `turns` does
-        super().on_headers_complete()
-        self._last = not self.cycle.keep_alive
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.turns.append((cycle, app))
-        if len(self.turns) == 1:
-            super()._start_asgi_task(cycle, app)
-
-    def on_response_complete(self) -> None:
-        self.turns.popleft()
-        self.since = self.now()
-        super().on_response_complete()
-        if self.turns and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
-            self._advance()
-
     # What cannot be parsed
 
     def _decline_upgrade(self, rest: bytes) -> None:
@@ -371,10 +304,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             self._break(400, "This is no proxy.")
             return
-        kept = [(n, v) for n, v in self.headers if n not in (b"upgrade", b"http2-settings", b"connection")]
-        if not self.parser.should_keep_alive():
-            kept.append((b"connection", b"close"))
-        lines = b"".join(b"%b: %b\r\n" % pair for pair in kept)
+        lines = heads.without_upgrade(self.headers, self.parser.should_keep_alive())
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, rest))
@@ -386,10 +316,13 @@ class InferenceProtocol(HttpToolsProtocol):
         self._dropping = self._last = True
         exchange, self.incoming = self.incoming, None
         if exchange is None:
-            last = self.turns[-1] if self.turns else None
-            if isinstance(last, tuple) and last[0].more_body:
-                self.transport.abort()  # the app may have begun its answer
+            if self._uploads() and self.cycle.response_started:
+                self.transport.abort()
                 return
+            if self._uploads():
+                self.turns.pop()
+                self.cycle.disconnected = True  # so hears its app
+                self.cycle.message_event.set()
             exchange = Exchange(self.gateway, self, self.url, (), time.time(), self.now())
             exchange.id = self.gateway.call_id(None)
             self.turns.append(exchange)
@@ -400,5 +333,3 @@ class InferenceProtocol(HttpToolsProtocol):
 
 
 _VERSIONS = frozenset({"1.0", "1.1"})
-_PLAIN = frozenset({b"content-length", b"x-request-id"})
-_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})

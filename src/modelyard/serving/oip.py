@@ -95,17 +95,18 @@ class OipDoor:
     def error(self, error: ModelyardError) -> bytes:
         return _JSON.encode({"error": error.message})
 
-    def codec(self, signature: Signature) -> OipCodec:
-        return OipCodec(signature)
+    def codec(self, signature: Signature, model: str = "") -> OipCodec:
+        return OipCodec(signature, model)
 
 
 OIP = OipDoor()
 
 
 class OipCodec:
-    """The replica's half, for one signature."""
+    """The replica's half, for one model version. Its answers name it ('digits-cnn@3') among their parameters: a deployment's
+    name and a number would not say which model that was, once the deployment has moved to another."""
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, model: str = "") -> None:
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._names = tuple(self._outputs)
@@ -115,6 +116,7 @@ class OipCodec:
         self._starts = {name: b'{"name":%b,"datatype":"%b","shape":' % (_JSON.encode(name), spec.datatype.encode())
                         for name, spec in self._outputs.items()}  # fmt: skip
         self._titles: dict[tuple[str, str], bytes] = {}
+        self._origin = b'"parameters":{"model":%b},' % _JSON.encode(model) if model else b""
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
@@ -202,8 +204,8 @@ class OipCodec:
     def _title(self, deployment: str, version: str) -> bytes:
         title = self._titles.get((deployment, version))
         if title is None:
-            names = _JSON.encode(deployment), _JSON.encode(version)
-            title = self._titles[deployment, version] = b'{"model_name":%b,"model_version":%b,' % names
+            names = _JSON.encode(deployment), _JSON.encode(version), self._origin
+            title = self._titles[deployment, version] = b'{"model_name":%b,"model_version":%b,%b' % names
         return title
 
 

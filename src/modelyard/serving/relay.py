@@ -3,6 +3,9 @@
 Bodies stream both ways, and the request's target goes byte for byte: no '..' is resolved here, lest the two ends disagree about
 what was asked. Headers that concern one connection stay on it; who asked from where is told by us and never by the client.
 Control checks keys itself: the relay adds no right and takes none.
+
+A client that dawdles must not hold what others need. No connection to control is opened before a small body is whole; long
+bodies, which stream, have connections of their own, and so has the watch.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import msgspec
 
 from modelyard.errors import Invalid, ModelyardError, Unavailable
 from modelyard.serving.front import Message, Receive, Send, respond
-from modelyard.serving.gateway import Credentials
+from modelyard.serving.gateway import SMALL, Credentials
 from modelyard.telemetry import log
 from modelyard.tenancy import door
 
@@ -44,20 +47,19 @@ _NOT_PASSED = frozenset(
 _JUDGED_BY = frozenset(
     {b"authorization", b"x-api-key", b"host", b"origin", b"content-length", b"content-type", b"idempotency-key"}
 )
-_TIMEOUT = httpx.Timeout(None, connect=5.0)  # a followed job's events may be silent for as long as it likes
+# A followed job's events may be silent for as long as it likes.
+_TIMEOUT = httpx.Timeout(None, connect=5.0, pool=5.0)
 _WATCH = 0.5  # seconds between two looks whether control answers
 _PATIENCE = 3.0  # seconds it has for that: it may be busy, or stopped
 _GLANCE = 0.5  # seconds it has to tell its metrics: who scrapes waits for the gateway's
-_LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)
+_LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=20)  # of each of the three kinds
 
 
 class Relay:
     """An ASGI app in front of the one that listens on the Unix socket `socket`."""
 
     def __init__(self, socket: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS, retries=0)
-        # No environment (proxies), no redirects, no cookies: what came is what goes.
-        self._client = httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+        self._short, self._long, self._own = _client(socket), _client(socket), _client(socket)
         self.answers = False
         self._seen = time.monotonic()
 
@@ -78,7 +80,7 @@ class Relay:
     async def _asked(self) -> bool:
         try:
             async with asyncio.timeout(_PATIENCE):
-                return (await self._client.get("http://localhost/healthz")).is_success
+                return (await self._own.get("http://localhost/healthz")).is_success
         except (httpx.TransportError, TimeoutError):
             return False
 
@@ -86,7 +88,7 @@ class Relay:
         """Control's own metrics as it shows them to whoever has these credentials; None where it does not answer soon."""
         try:
             async with asyncio.timeout(_GLANCE):
-                answer = await self._client.get("http://localhost/metrics", headers=list(credentials))
+                answer = await self._own.get("http://localhost/metrics", headers=list(credentials))
         except (httpx.TransportError, TimeoutError):
             return None
         return answer.content if answer.is_success else None
@@ -95,17 +97,23 @@ class Relay:
         """Have control wake a deployment for whoever has these credentials; where it does not answer, a later call asks."""
         path = f"/api/deployments/{quote(deployment, safe='')}/wake"
         with contextlib.suppress(httpx.TransportError):
-            await self._client.post(f"http://localhost{path}", headers=list(credentials))
+            await self._own.post(f"http://localhost{path}", headers=list(credentials))
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for client in (self._short, self._long, self._own):
+            await client.aclose()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
         request = _Request(receive)
-        outgoing = self._client.build_request(
+        if _has_body(scope):
+            await request.begin()
+        if request.gone:
+            return
+        client = self._long if request.pending else self._short
+        outgoing = client.build_request(
             scope["method"],
             "http://control",
             headers=_passed(scope),
@@ -113,7 +121,7 @@ class Relay:
             extensions={"target": _target(scope)},
         )
         try:
-            response = await self._client.send(outgoing, stream=True)
+            response = await client.send(outgoing, stream=True)
         except httpx.LocalProtocolError:
             await _refuse(scope, send, Invalid("The request's headers are not valid HTTP/1.1."))
             return
@@ -136,27 +144,46 @@ class Relay:
 
 
 class _Request:
-    """A request's body as it arrives, and whether its client is still there."""
+    """A request's body as it arrives, whether more of it is `pending`, and whether its client is `gone`."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.gone = False
+        self._begun = b""
+        self.pending = self.gone = False
+
+    async def begin(self) -> None:
+        """Keep what comes until the body is whole, or too long to be kept."""
+        self.pending = True
+        while self.pending and not self.gone and len(self._begun) <= SMALL:
+            self._begun += await self._next()
 
     async def body(self) -> AsyncIterator[bytes]:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
+        if self._begun:
+            yield self._begun
+        while self.pending:
+            piece = await self._next()
+            if self.gone:
                 raise httpx.ReadError("the client went away")
-            if message.get("body"):
-                yield message["body"]
-            if not message.get("more_body"):
-                return
+            if piece:
+                yield piece
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        self.gone = message["type"] == "http.disconnect"
+        self.pending = message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        return piece
 
     async def left(self) -> None:
         """Return when the client goes away; for after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _client(socket: Path) -> httpx.AsyncClient:
+    """No environment (proxies), no redirects, no cookies: what came is what goes."""
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), limits=_LIMITS, retries=0)
+    return httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
 
 
 def _target(scope: Message) -> bytes:

@@ -1,9 +1,9 @@
 """The replica: one process, one model version, one engine, many calls from many gateways.
 
 Started by the executor, usually in a sandbox, as `python -m modelyard.serving.replica --spec JSON` with the fields of
-`ReplicaSpec` ('token', 'engine', 'folder', 'socket', 'threads', 'settings'). The way of a call: the door's `decode`, the
-transform's `before`, a batch, the engine and the transform's `after` in one worker thread, the door's `encode`. It knows no
-database, no key and no HTTP; it outlives the control that asked for it and ends on SIGTERM, once its calls are answered.
+`ReplicaSpec` ('token', 'engine', 'folder', 'socket', 'threads', 'settings', 'model'). The way of a call: the door's `decode`,
+the transform's `before`, a batch, the engine and the transform's `after` in one worker thread, the door's `encode`. It knows
+no database, no key and no HTTP; it outlives the control that asked for it and ends on SIGTERM, once its calls are answered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _BACKLOG = 1024  # a connect that finds the queue full fails at once where the p
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What to serve and where. `settings`: 'rows' in one batch at most, 'calls' in the replica at once at most."""
+    """What to serve and where. `settings`: at most 'rows' in a batch, 'calls' at once; `model`: what answers name."""
 
     token: str
     engine: str
@@ -63,6 +63,7 @@ class Spec(msgspec.Struct, frozen=True):
     socket: str
     threads: int = 1
     settings: dict[str, int] = {}
+    model: str = ""
 
 
 class Model:
@@ -145,6 +146,7 @@ class Replica:
         self._model: Model | None = None
         self._batcher: Batcher | None = None
         self._codecs: dict[str, Codec] = {}
+        self._reference = spec.model
         self.peers: set[Peer] = set()
         self._depth = 0
         self._rows, self._most = spec.settings.get("rows", 128), spec.settings.get("calls", 8192)
@@ -237,7 +239,7 @@ class Replica:
         try:
             codec = self._codecs.get(frame.door)
             if codec is None:
-                codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature)
+                codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature, self._reference)
             pending.question = codec.decode(frame.head, bytes(pending.body))
             pending.body = b""
             arrays, rows = model.prepare(pending.question.inputs)
@@ -319,7 +321,7 @@ class Replica:
 
 def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
-    _log.exception("call failed", call=frame.head.get("x-request-id"), error=repr(error)[:500])
+    _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
     return Internal()
 
 
@@ -347,7 +349,7 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
     except ModelyardError as error:
         _log.error("model not loaded", code=error.code, error=error.message)
         replica.failed(error)
-    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever a model's code raises is why it is not ready
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a model's code raises is why
         _log.exception("model not loaded")
         why = str(error).partition("\n")[0].replace(spec.folder, "")[:300]  # the machine's paths are nobody's business
         replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {why}"))

@@ -20,7 +20,7 @@ import uvloop
 from modelyard.serving.follower import Follower, State
 from modelyard.serving.front import Front
 from modelyard.serving.gateway import Credentials, Gateway
-from modelyard.serving.http import IDLE, InferenceProtocol
+from modelyard.serving.http import InferenceProtocol
 from modelyard.serving.meter import Counters, Meters, Settlement
 from modelyard.serving.relay import Relay
 from modelyard.serving.router import Router
@@ -113,7 +113,7 @@ def _config(gateway: Gateway, relay: Relay) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(IDLE),
+        timeout_keep_alive=int(gateway.settings.idle_timeout) + 1,
         timeout_graceful_shutdown=DRAIN,
     )
 

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Message
 
+from modelyard import telemetry
 from modelyard.db import joined
 from modelyard.errors import Invalid
 from modelyard.tenancy import access, door, idempotency
@@ -65,9 +66,12 @@ class Route(APIRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            telemetry.bind(request.headers)  # each request is a task of its own
             # Sync work that may touch the database: a thread, never the loop.
             request.state.principal = await run_in_threadpool(authorise, request, self.scope)
             request = _bounded(request, self.largest)
+            if self.body_field is not None:
+                await request.check_type()
             if request.method == "POST" and "idempotency-key" in request.headers:
                 return await self._once(request, inner)
             return await inner(request)
@@ -109,7 +113,7 @@ def authorise(request: Request, scope: Scope) -> Principal:
     return found
 
 
-def _bounded(request: Request, largest: int) -> Request:
+def _bounded(request: Request, largest: int) -> _StrictRequest:
     """The same request, whose body may be read up to `largest` bytes."""
     length, seen = request.headers.get("content-length", ""), 0
     if length.isdecimal() and int(length) > largest:
@@ -128,12 +132,26 @@ def _bounded(request: Request, largest: int) -> Request:
 
 class _StrictRequest(Request):
     """A request whose JSON can be stored and shown again: no number that is none or that no float holds, no half of a
-    character. FastAPI answers anything raised here with 400."""
+    character. What it raises is the one error that FastAPI lets pass while it reads a body."""
 
     async def json(self) -> Any:
-        value = await super().json()
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        try:
+            value = await super().json()
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except RecursionError as error:
+            raise HTTPException(400, "The body is not valid JSON: it is nested too deeply.") from error
+        except ValueError as error:
+            raise HTTPException(400, f"The body is not valid JSON: {error}.") from error
         return value
+
+    async def check_type(self) -> None:
+        """Refuse a body that does not say it is JSON, for what it is: FastAPI would take its bytes for a string. JSON that
+        comes without its type is refused, too: a web page may send such to other sites unasked."""
+        said = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if said == "application/json" or (said.startswith("application/") and said.endswith("+json")) or not await self.body():
+            return
+        await self.json()
+        raise HTTPException(400, "The body is JSON that is not said to be: send it with Content-Type: application/json.")
 
 
 async def _slot(request: Request, route: str) -> idempotency.Slot:

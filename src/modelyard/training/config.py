@@ -95,6 +95,11 @@ class Lora(Config):
     keep: Literal["adapter", "merged", "both"] = "adapter"
 
 
+# What a checkpoint does not depend on: how long and how fast is learned, how often one is kept, how the ranks are arranged.
+RESUMABLE = (
+    *("epochs", "lr", "schedule", "warmup", "weight_decay", "clip", "checkpoint_every", "checkpoint_steps", "checkpoint_keep"),
+    *("mesh", "micro_batches", "precision", "recompute", "compile", "pipe_schedule", "verify"),
+)
 FINETUNING = ("causal-lm", "transformers")
 
 

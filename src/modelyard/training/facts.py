@@ -20,6 +20,7 @@ from torch import nn
 
 import modelyard
 from modelyard.kinds import Input
+from modelyard.training import flops
 
 # The phases of a step, and what comes between steps.
 STEP, BETWEEN = ("data", "forward", "backward", "optimiser"), ("evaluation", "checkpoint")
@@ -54,6 +55,8 @@ class Clock:
     def __init__(self, still: Callable[[], float] | None = None) -> None:
         self.seconds = dict.fromkeys((*STEP, *BETWEEN, "other"), 0.0)
         self.steps = 0
+        self.work, self.ranks = 0.0, 1  # FLOPs of a step, over so many ranks
+        self.peak: float | None = None  # FLOPs a second that the device can do
         self.communication: float | None = None
         self._told = still is not None
         self._still = still or (lambda: 0.0)
@@ -105,6 +108,7 @@ class Clock:
         return {
             "step_ms": step,
             "samples_per_second": round(samples / training, 1) if training else 0.0,
+            **flops.figures(self.work, self.ranks, training / self.steps if self.steps else None, self.peak),
             **{f"{phase}_seconds": round(self.seconds[phase], 3) for phase in BETWEEN},
             "memory_peak": peak_memory(),
         }

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.tensors import Array
-from modelyard.training import checkpoint
+from modelyard.training import checkpoint, flops, together
 from modelyard.training.checks import check_base, check_data
 from modelyard.training.config import TrainConfig
 from modelyard.training.facts import Clock, Still, grounds
@@ -55,6 +55,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
         if model is not None:
             (plan.load or partial(load_weights, plan.network))(model)
         plan.network.to(gang.device, DTYPES[config.dtype])
+        if plan.read is not None:
+            plan = replace(plan, read=together.once(plan.read, gang, context))
         train, select = (Feed.read(dataset, split, plan, context.check) for split in ("train", "select"))
         shapes = find_shapes(config, plan, gang, train)
         parameters = sum(parameter.numel() for parameter in plan.network.parameters())
@@ -105,7 +107,7 @@ class Trainer:
         cls, config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, select: Feed, context: JobContext
     ) -> Trainer:
         """Everything in place, at the start or where the newest checkpoint left off."""
-        network = spread_network(config, plan, mesh, gang, train)
+        network, work = spread_network(config, plan, mesh, gang, train)
         optimiser = make_optimiser(network, config)
         latest = context.latest()
         progress = checkpoint.load(latest, network, optimiser, learned=plan.fixed) if latest else checkpoint.Progress()
@@ -114,6 +116,7 @@ class Trainer:
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
         stage, keeper = Stage(network, optimiser, learned=plan.fixed), Keeper(context, config.checkpoint_keep)
         clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None)
+        clock.work, clock.ranks, clock.peak = work, gang.world, flops.peak_of(gang.device, config.precision)
         return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper, clock=clock)
 
     @property

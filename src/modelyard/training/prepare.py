@@ -6,27 +6,30 @@ Called by `loop` once, in every rank; what does not go together is said here, be
 from __future__ import annotations
 
 import os
+import traceback
 
 import numpy as np
 import torch
-from torch import distributed, optim
+from torch import distributed, nn, optim
 
 from modelyard.data import shards
 from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
 from modelyard.tensors import Array
 from modelyard.training import estimate as memory
+from modelyard.training import flops
 from modelyard.training import mesh as meshes
 from modelyard.training.checks import check_answer, check_learns, check_norms
 from modelyard.training.config import TrainConfig
 from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
-from modelyard.training.parallel import Options, Spread, spread, verify, whole
+from modelyard.training.parallel import Options, Spread, Whole, spread, verify, whole
 from modelyard.training.recipes import Plan
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Shape = tuple[int, ...]
+_TAIL = 4000  # characters of a traceback, its end
 
 
 def choose_mesh(config: TrainConfig, plan: Plan, gang: Gang) -> tuple[Mesh, str]:
@@ -108,9 +111,44 @@ def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed
     memory.check(found, bound)
 
 
-def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed) -> Spread:
-    """The plan's network, which lives on in what this returns alone. Raises `Invalid` where it cannot be split so, or computes
-    something else when it is."""
+def rehearse(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed) -> float:
+    """One micro-batch of real rows, as large as the largest, goes through the whole network, forward and backward, before the
+    first step: what the model's code cannot do, or what does not fit, is said here. Returns the FLOPs of a row (0: unknown).
+
+    Of a network that is split no rank has the memory for that: `verify` has it compute instead."""
+    rows = -(-config.batch_size // (mesh.replicas * options(config).count(mesh)))
+    if config.recompute:
+        rows = 1  # blocks do not forget yet
+    inputs, target = tensors(*train.take(np.arange(min(rows, train.rows))), gang, config.dtype)
+    was = plan.network.training
+    plan.network.eval()
+    for part in plan.network.modules():
+        if isinstance(part, nn.RNNBase):  # on a GPU these go back in training mode alone
+            part.train()
+
+    def compute() -> None:
+        with torch.autocast(gang.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            answer = plan.network(inputs)
+        plan.measure(answer.float() if answer.dtype == torch.bfloat16 else answer, target)[0].backward()
+        plan.network.zero_grad()
+
+    try:
+        return flops.counted(compute) / len(inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if "allocate memory" in str(error) or "out of memory" in str(error):  # told as that, with the estimate
+            raise
+        name, where = type(plan.network).__name__, "".join(traceback.format_exception(error))[-_TAIL:].strip()
+        raise Invalid(
+            f"forward or backward of {name} failed on a micro-batch of {len(inputs)} rows, before the first step: {error}\n"
+            f"{where}"
+        ) from error
+    finally:
+        plan.network.train(was)
+
+
+def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed) -> tuple[Spread, float]:
+    """The plan's network, which lives on in what this returns alone; and the FLOPs of a step over all ranks (0: unknown).
+    Raises `Invalid` where it cannot be split so, or computes something else when it is."""
     rows = train.rows
     steps, asked = shards.steps(rows, config.batch_size), options(config)
     least, most = rows // steps, -(-rows // steps)
@@ -125,12 +163,23 @@ def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, trai
     inputs, target = tensors(*some, gang, config.dtype)
     plan.network.to(gang.device, DTYPES[config.dtype])
     check_norms(plan.network, inputs[:1], least // mesh.replicas // pieces)
-    check = config.verify and not mesh.whole
-    before = whole(plan.network, plan.measure, gang, inputs, target) if check else None
+    check, each, before = config.verify and not mesh.whole, 0.0, None
+    if mesh.whole:
+        each = rehearse(config, plan, mesh, gang, train)
+    elif check:
+        before, each = _measured_whole(plan, gang, inputs, target)
     network = spread(plan.network, plan.split, mesh, gang, asked, plan.measure, example=inputs[:2], most=most)
     if before:
         verify(network, before, inputs, target, bf16=config.precision == "bf16")
-    return network
+    return network, each * rows / steps
+
+
+def _measured_whole(plan: Plan, gang: Gang, inputs: torch.Tensor, target: torch.Tensor) -> tuple[Whole, float]:
+    """What the whole network says of some rows, and the FLOPs of a row, which rank 0 tells the others."""
+    found: list[Whole] = []
+    total = flops.counted(lambda: found.append(whole(plan.network, plan.measure, gang, inputs, target)))
+    (total_of_first,) = gang.sum(total if gang.rank == 0 else 0)
+    return found[-1], total_of_first / len(inputs)
 
 
 def make_optimiser(network: Spread, config: TrainConfig) -> optim.Optimizer:

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from modelyard.errors import Crashed, Unavailable
+from modelyard.jobs.ray import check_client
 from modelyard.jobs.ray.host import Host
 from modelyard.jobs.types import Amount
 
@@ -85,6 +86,7 @@ class Cluster:
 
     def _connect(self, address: str, namespace: str) -> None:
         """Join, as soon as the cluster is there. Raises `Unavailable`, at once where waiting does not help."""
+        check_client(address)
         # Ray takes 127.0.0.1 for a mistake and puts the machine's own address in its place.
         host = address.rpartition(":")[0]
         local: dict[str, Any] = {"_node_ip_address": host} if host.startswith("127.") else {}

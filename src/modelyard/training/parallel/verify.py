@@ -54,9 +54,15 @@ def whole(network: nn.Module, measure: Measure, gang: Gang, inputs: torch.Tensor
         return Whole(0.0, {}, shapes, dtype, stirred)
     was = network.training
     network.eval()
-    loss, _ = measure(network(inputs), target)
-    found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True, materialize_grads=True)
-    network.train(was)
+    try:
+        loss, _ = measure(network(inputs), target)
+        found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True, materialize_grads=True)
+    except Exception:
+        for name in stirred:
+            learning[name].data.zero_()
+        raise
+    finally:
+        network.train(was)
     return Whole(float(loss.detach()), dict(zip(learning, found, strict=True)), shapes, dtype, stirred)
 
 

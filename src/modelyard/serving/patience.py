@@ -1,0 +1,58 @@
+"""How long a slow client is borne with: decisions over a clock, asked about twice a second for every connection by `http`.
+
+A client that does nothing is soon idle. One that does a little, for ever, is held to a pace instead: a request that goes to
+control takes room there, and an answer that nobody reads takes memory here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+RATE = 1 << 10  # bytes a second: a body slower than this over its patience is no upload
+
+
+class Upload:
+    """The body of one request. It begins with all the patience there is, and each byte earns some back."""
+
+    __slots__ = ("_received", "_until")
+
+    def __init__(self) -> None:
+        self._received, self._until = 0, 0.0
+
+    def is_late(self, now: float, patience: float, received: int, held: bool) -> bool:
+        """Whether a body of which `received` bytes came is given up; never while it is `held`: it is we who do not read."""
+        earned = (received - self._received) / RATE
+        begins = not self._until or held
+        self._received, self._until = received, now + patience if begins else min(now + patience, self._until + earned)
+        return now > self._until
+
+
+class Reader:
+    """What a client takes of its answers."""
+
+    __slots__ = ("_moved", "_pending")
+
+    def __init__(self, now: float) -> None:
+        self._pending, self._moved = 0, now
+
+    def is_stuck(self, now: float, patience: float, pending: int) -> bool:
+        """Whether of the `pending` bytes it took none for too long."""
+        if not pending or pending < self._pending:
+            self._moved = now
+        self._pending = pending
+        return now - self._moved > patience
+
+
+class Flow(FlowControl):
+    """Reading goes on only while it `may`: uvicorn would have it go on whenever an app asks for a body or has answered."""
+
+    def __init__(self, transport: asyncio.Transport, may: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may = may
+
+    def resume_reading(self) -> None:
+        if self._may():
+            super().resume_reading()

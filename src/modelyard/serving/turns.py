@@ -1,0 +1,104 @@
+"""Answers in order: the turns that the requests of one HTTP connection take, whether they are calls or ASGI's.
+
+Both kinds may follow each other, pipelined too. `http` parses them and appends each; what is answered too early waits here.
+It is uvicorn's protocol class, whose own queue would let ASGI requests pass calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from modelyard.serving import heads
+from modelyard.serving.exchange import Exchange
+from modelyard.serving.heads import Defaults
+from modelyard.serving.patience import Upload
+
+MAX_PIPELINED = 64  # requests of one connection that may wait for their turn before reading stops
+LINGER = 3.0  # seconds that what a refused client still sends is read and dropped, so that it sees the answer
+
+
+class Turns(HttpToolsProtocol):
+    """A connection. `turns` holds its unanswered requests in order: exchanges, and (cycle, app) of ASGI. The first is being
+    answered."""
+
+    _defaults: ClassVar[Defaults] = Defaults()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.turns: deque[Exchange | tuple[RequestResponseCycle, Any]] = deque()
+        self.now = time.monotonic  # the loop's own clock, in finer steps
+        self.since = 0.0
+        self._upload = Upload()
+        self._last = False  # no request after this one is answered
+        self._dropping = False  # nothing more is parsed
+        self._held = 0  # requests that wait for the gateway to know more
+
+    def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
+        """Write an answer when it is its turn."""
+        if self.transport.is_closing():
+            return
+        defaults = self._defaults.lines(self.server_state.default_headers)
+        exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
+        if self.turns and self.turns[0] is exchange:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Write every answer whose turn it is; start the ASGI request whose turn it is."""
+        turns = self.turns
+        while turns:
+            turn = turns[0]
+            if not isinstance(turn, Exchange):
+                super()._start_asgi_task(*turn)
+                return
+            if turn.response is None:
+                return
+            turns.popleft()
+            self.transport.write(turn.response)
+            self.since = self.now()
+            if not turn.keep_alive:
+                self._finish(turn.whole)
+                return
+        self.flow.resume_reading()
+
+    def _finish(self, whole: bool) -> None:
+        """Close, but let a client that is still sending see its answer."""
+        self._last = self._dropping = True
+        if whole:
+            self.transport.close()
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
+
+    def _may_read(self) -> bool:
+        return len(self.turns) <= MAX_PIPELINED // 2 and not self._held and not self.flow.write_paused
+
+    def _begin_asgi(self) -> None:
+        """Let uvicorn see the request as if it had parsed it."""
+        url, headers = self.url, self.headers
+        self._upload = Upload()
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)
+        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers)
+        self.cycle = None  # type: ignore[assignment] # uvicorn would queue behind it; `turns` does
+        super().on_headers_complete()
+        self._last = not self.cycle.keep_alive
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.turns.append((cycle, app))
+        if len(self.turns) == 1:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.turns.popleft()
+        self.since = self.now()
+        super().on_response_complete()
+        if self.turns and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._advance()
