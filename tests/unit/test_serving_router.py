@@ -91,6 +91,10 @@ class Replica:
         if isinstance(frame, CallFrame):
             channel.send(EndFrame(frame.id, Usage(), 0, Fault("unavailable", "The replica is ending.")))
 
+    def overload(self, channel, frame):
+        if isinstance(frame, CallFrame):
+            channel.send(EndFrame(frame.id, Usage(), 0, Fault("overloaded", "The answer would take too long.")))
+
     async def die(self):
         self.server.close()
         for channel in self.channels:
@@ -225,6 +229,29 @@ async def test_a_replica_that_is_ending_hands_over(router, replicas, group):
         await asked.done
         assert asked.events[-1] == ("ended", 1, None)
     assert len(replicas[0].calls()) == 1  # it was tried once, then taken last
+
+
+@over(2)
+async def test_a_replica_that_has_too_much_hands_over_and_stays_in_use(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    replicas[0].answers = replicas[0].overload
+    for number in range(6):
+        asked = await ask(router, group, number)
+        await asked.done
+        assert asked.events == [("part", b"r1"), ("ended", 1, None)]
+    assert len(replicas[0].calls()) >= 3  # it is not taken last
+    assert not group.links[0].draining
+
+
+@over(2)
+async def test_where_all_have_too_much_the_call_is_told_so(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    for replica in replicas:
+        replica.answers = replica.overload
+    asked = await ask(router, group)
+    await asked.done
+    assert asked.events == [("ended", 0, "overloaded")]
+    assert len(replicas[0].calls()) + len(replicas[1].calls()) == 2
 
 
 @over(2)

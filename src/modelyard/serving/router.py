@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from modelyard.errors import TimedOut, Unavailable
+from modelyard.errors import Overloaded, TimedOut, Unavailable
 from modelyard.serving.channel import Channel
 from modelyard.serving.frames import (
     CallFrame,
@@ -27,6 +27,7 @@ from modelyard.serving.types import Endpoint
 
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0  # seconds between attempts to connect
 SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken last
+_ELSEWHERE = {Unavailable.code, Overloaded.code}  # not taken, so another replica may
 _NO_REPLICA = Fault(Unavailable.code, "No replica of this deployment can be reached; try again shortly.")
 _LOST = Fault(Unavailable.code, "The replica ended before it answered; try again.")
 _LATE = Fault(TimedOut.code, "The call was not answered in the time allowed.")
@@ -146,8 +147,9 @@ class Link:
             self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
 
     def _ended(self, call: Underway, frame: EndFrame) -> None:
-        if frame.error is not None and frame.error.code == Unavailable.code:
-            self.draining = True
+        code = frame.error.code if frame.error is not None else None
+        if frame.error is not None and code in _ELSEWHERE:
+            self.draining = self.draining or code == Unavailable.code
             self._router.again(call, frame.error)
         else:
             call.ended(frame.usage, frame.error)
