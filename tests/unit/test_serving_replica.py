@@ -25,7 +25,8 @@ from modelyard.serving.frames import (
     PartFrame,
     append,
 )
-from modelyard.serving.replica import Model, Replica, Spec, listen, load
+from modelyard.serving.model import Model, Spec, load
+from modelyard.serving.replica import Replica, listen
 from modelyard.tensors import Signature, TensorSpec
 from modelyard.testing import FakeEngine
 
@@ -318,7 +319,9 @@ async def test_a_full_replica_refuses():
     bench.say(call(1, question(1)), call(2, question(2)), call(3, question(3)))
     bench.engine.go.set()
     await bench.until(3)
-    assert bench.end(3).error.message == "The replica is busy; try again shortly."
+    assert bench.end(3).error.code == "overloaded"
+    assert bench.end(3).error.message == "2 calls wait here already, as many as may; try again shortly."
+    assert bench.replica._batcher.stats.refused == 1
 
 
 @scene

@@ -102,7 +102,8 @@ class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
 
 class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     """Asked with `seq` alone; answered with the same `seq`. `state` is loading, ready, failed or draining; `metadata` the
-    public tensors; `steps` counts batches computed, so that a busy replica can be told from a hung one."""
+    public tensors, and of the best batch where that was measured; `steps` counts batches computed, so that a busy replica can
+    be told from a hung one; `stats` are the counters of `stats.Stats`."""
 
     seq: int
     state: str = ""
@@ -110,6 +111,7 @@ class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     error: Fault | None = None
     queue_depth: int = 0
     steps: int = 0
+    stats: dict[str, Any] = {}
 
 
 class SubcallFrame(msgspec.Struct, array_like=True, tag=9, gc=False):
