@@ -162,7 +162,7 @@ def compute(forward: Forward, batch: Sequence[Waiting], open_outputs: frozenset[
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a model's code may raise anything; its calls fail, the replica lives
         failure = Internal(f"The model failed: {type(error).__name__}: {_first_line(error)}")
     else:
-        return answers, sum(map(_is_garbage, batch, answers)) if _has_nan(outputs) else 0
+        return answers, sum(map(is_garbage, batch, answers)) if _has_nan(outputs) else 0
     if len(batch) == 1:
         return [failure], int(not isinstance(failure, CallerError))
     alone = [compute(forward, [item], open_outputs) for item in batch]
@@ -224,7 +224,8 @@ def _has_nan(outputs: Mapping[str, Array]) -> bool:
     return False
 
 
-def _is_garbage(item: Waiting, answer: Answer) -> bool:
+def is_garbage(item: Waiting, answer: Answer) -> bool:
+    """Whether an answer holds NaN though the call's arrays are finite."""
     if isinstance(answer, ModelyardError) or not _has_nan(answer):
         return False
     return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in item.arrays.values())

@@ -28,11 +28,11 @@ _SLOW = 4  # rows, where a model is too slow to try more than one
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """`rows` of the best batch, and the (rows, seconds) it was found by; `known` is one row the model can answer."""
+    """`rows` of the best batch, and the (rows, seconds) it was found by; `one` is a row like those it was found with."""
 
     rows: int
     times: tuple[tuple[int, float], ...]
-    known: Mapping[str, Array]
+    one: Mapping[str, Array]
 
     def to_json(self) -> dict[str, float]:
         """`us_a_row` at the size that was measured and is nearest to the best."""
@@ -100,8 +100,8 @@ def choose(times: Sequence[tuple[int, float]]) -> int:
 
 def find(forward: Forward, signature: Signature, ragged: Mapping[str, int]) -> Best | None:
     """The best batch of a model; None where it cannot be measured. Raises what `forward` does."""
-    known = synthetic(signature, ragged, 1)
-    if known is None:
+    one = synthetic(signature, ragged, 1)
+    if one is None:
         return None
     times = measure(forward, lambda rows: synthetic(signature, ragged, rows))
-    return Best(choose(times), tuple(times), known) if times else None
+    return Best(choose(times), tuple(times), one) if times else None

@@ -16,6 +16,7 @@ from modelyard.data.transforms import Transform, build
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.errors import Internal, Invalid
 from modelyard.serving import best
+from modelyard.serving.conduct import kept, works
 from modelyard.tensors import Array
 
 _log = telemetry.log(__name__)
@@ -51,6 +52,7 @@ class Model:
         cut = (spec.name for spec in self.signature.outputs if spec.shape is not None and spec.shape[1:2] == (-1,))
         self.open_outputs = frozenset(cut) if self.ragged else frozenset()
         self.best: best.Best | None = None
+        self.known: Mapping[str, Array] | None = None  # a row it answers well
 
     @property
     def merges(self) -> bool:
@@ -67,6 +69,7 @@ class Model:
             _log.info("the best batch was not measured", error=type(error).__name__)
         if self.best is not None:
             self.metadata["batch"] = self.best.to_json()
+            self.known = self.best.one if works(self.forward, kept(self.best.one)) else None
 
     def prepare(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
         """The engine's arrays of a call and their number of rows."""

@@ -117,7 +117,7 @@ class Replica:
             target=None if target is None else target / 1e6,
             open_outputs=model.open_outputs,
             broken=self.broken,
-            known=model.best.known if model.best is not None else None,
+            known=model.known,
         )
         for size, seconds in model.best.times if model.best is not None else ():
             batcher.pace.learn(size * limits.length, seconds)
