@@ -303,6 +303,27 @@ async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, gr
 
 
 @over(1)
+async def test_what_a_replica_counted_is_passed_on_and_its_state_is_told(router, replicas, group):
+    [link] = group.links
+    assert link.state == "connecting"
+    told = []
+    router.told = lambda token, stats: told.append((token, stats))
+    await eventually(lambda: link.up)
+    replicas[0].answers = lambda channel, frame: channel.send(HealthFrame(frame.seq, "ready", stats={"batches": 7}))
+    router.check(0.0)
+    await eventually(lambda: told)
+    assert told == [("r0", {"batches": 7})]
+    assert link.state == "ready"
+    replicas[0].answers = lambda channel, frame: channel.send(HealthFrame(frame.seq, "failed"))
+    router.check(0.0)
+    await eventually(lambda: link.state == "draining")
+    link._heard -= 60
+    assert link.state == "silent"
+    await replicas[0].die()
+    await eventually(lambda: link.state == "lost")
+
+
+@over(1)
 async def test_more_is_granted(router, replicas, group):
     def more(channel, frame):
         if isinstance(frame, CallFrame):

@@ -112,7 +112,9 @@ class Front:
         sees all."""
         everything = principal.scope >= Scope.admin and principal.project == "default"
         told = await self._told(_credentials(scope)) if self._told else None
-        return exposition(self._gateway.metrics.families(None if everything else principal.project), told)
+        project = None if everything else principal.project
+        families = (*self._gateway.metrics.families(project), *self._gateway.tally.families(project))
+        return exposition(families, told)
 
     async def _principal(self, scope: Message) -> Principal:
         credentials = _credentials(scope)

@@ -19,8 +19,9 @@ from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters, Slot
-from modelyard.serving.metrics import CallMetrics, Cell
+from modelyard.serving.metrics import CallMetrics, Cell, Labels
 from modelyard.serving.router import Group, Router, Underway
+from modelyard.serving.tally import Tally
 from modelyard.serving.types import DeploymentState, Envelope, Route
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing, token_of
@@ -65,6 +66,8 @@ class Gateway:
     def __init__(self, keyring: KeyRing, routes: Iterable[Route], router: Router, meters: Meters, settings: Settings) -> None:
         self.keyring, self.router, self.settings = keyring, router, settings
         self.metrics = CallMetrics(self._depths)
+        self.tally = Tally(self._standing)
+        router.told = self.tally.told
         self.body_limit = settings.body_limit
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
@@ -98,6 +101,8 @@ class Gateway:
         self._routes = {(route.project, route.deployment): route for route in routes}
         self._groups = {name: self.router.group(route.endpoints) for name, route in self._routes.items()}
         self.router.keep([endpoint for route in self._routes.values() for endpoint in route.endpoints])
+        for route in self._routes.values():
+            self.tally.know((route.project, route.deployment, route.version), [e.token for e in route.endpoints])
         self._admissions.clear()
 
     def routes(self, project: str) -> list[Route]:
@@ -106,6 +111,12 @@ class Gateway:
 
     def _depths(self) -> list[tuple[str, str, int]]:
         return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
+
+    def _standing(self) -> list[tuple[Labels, str]]:
+        """The state of every replica, by whose it is."""
+        return [
+            ((*name, self._routes[name].version), link.state) for name, group in self._groups.items() for link in group.links
+        ]
 
     def refresh(self, done: Done) -> None:
         """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not

@@ -56,7 +56,7 @@ class Tally:
             if name == "sizes":
                 if isinstance(new, list) and len(new) == len(old) and all(map(_grew, old, new)):
                     total.sizes = [have + now - before for have, now, before in zip(total.sizes, new, old, strict=True)]
-                    last.sizes = new
+                    last.sizes = list(new)
             elif _grew(old, new):
                 setattr(total, name, getattr(total, name) + new - old)
                 setattr(last, name, new)
