@@ -32,7 +32,6 @@ from modelyard.serving.best import DEFAULT
 from modelyard.serving.channel import Channel
 from modelyard.serving.doors import DOORS, Codec, Question
 from modelyard.serving.frames import (
-    PIECE,
     BodyFrame,
     CallFrame,
     CancelFrame,
@@ -68,11 +67,11 @@ class Peer:
 class Pending:
     """A call in this replica, from its CALL to its END."""
 
-    __slots__ = ("body", "cancelled", "frame", "peer", "question", "waiting", "whole")
+    __slots__ = ("cancelled", "frame", "peer", "pieces", "question", "waiting", "whole")
 
     def __init__(self, peer: Peer, frame: CallFrame) -> None:
         self.peer, self.frame = peer, frame
-        self.body: bytes | bytearray = frame.data
+        self.pieces = [frame.data]
         self.question: Question | None = None
         self.waiting: Waiting | None = None
         self.whole = False
@@ -209,16 +208,14 @@ class Replica:
     def _continue(self, pending: Pending | None, frame: BodyFrame) -> None:
         if pending is None:
             return
-        if isinstance(pending.body, bytes):
-            pending.body = bytearray(pending.body)
-        pending.body += frame.data
+        pending.pieces.append(frame.data)
         if not frame.more:
             self._start(pending)
 
     def _start(self, pending: Pending) -> None:
         """Decode a call whose body is whole: small ones here, large ones in a thread, so that nobody waits for them."""
         pending.whole = True
-        if len(pending.body) <= PIECE:
+        if len(pending.pieces) == 1:
             self._prepared(pending, self._prepare(pending))
             return
         future = self._loop.run_in_executor(self._large, self._prepare, pending)
@@ -231,8 +228,8 @@ class Replica:
             codec = self._codecs.get(frame.door)
             if codec is None:
                 codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature)
-            pending.question = codec.decode(frame.head, bytes(pending.body))
-            pending.body = b""
+            pieces, pending.pieces = pending.pieces, []
+            pending.question = codec.decode(frame.head, pieces[0] if len(pieces) == 1 else b"".join(pieces))
             arrays, rows = model.prepare(pending.question.inputs)
             return Waiting(arrays, rows, frame.deadline, pending, model.ragged)
         except ModelyardError as error:
