@@ -76,6 +76,7 @@ class Process:
             assert self.process.poll() is None
             time.sleep(0.01)
         self.ready = time.monotonic() - began
+        self.worked = sum(self.threads().values())
         self.metadata = health.metadata
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
@@ -191,10 +192,10 @@ def onnx_model(tmp_path_factory):
 def test_ready_soon_with_a_measured_batch_unless_it_is_told(tmp_path, onnx_model):
     with Process(tmp_path, onnx_model, "onnx") as replica:
         batch = replica.metadata["batch"]
-        print(f"ready in {replica.ready:.2f} s, {batch}")
+        print(f"ready in {replica.ready:.2f} s, {replica.worked:.2f} s of them worked, {batch}")
         assert batch["rows"] in {2**n for n in range(9)}
         assert batch["us_a_row"] > 0
-        assert replica.ready < 2 + 8 * (os.getloadavg()[0] > 2)
+        assert replica.worked < 2  # what it takes where nothing else runs
         assert replica.health().stats["batches"] == 0  # measuring is no work of anybody
     with Process(tmp_path, onnx_model, "onnx", {"rows": 7}) as replica:
         assert "batch" not in replica.metadata
@@ -214,8 +215,8 @@ def test_a_graph_of_fixed_size_is_left_alone(tmp_path):
 def test_one_thread_computes_and_none_spins(tmp_path, engine, request):
     with Process(tmp_path, request.getfixturevalue(f"{engine}_model"), engine) as replica:
         x = np.ones(256) if engine == "onnx" else [GOOD, 1.0]
-        for _ in range(10):
-            replica.ask(*[x] * 400)
+        for _ in range(5):
+            replica.ask(*[x] * 300)
         busy = replica.threads()
         time.sleep(0.5)
         idle = replica.threads()
@@ -225,8 +226,9 @@ def test_one_thread_computes_and_none_spins(tmp_path, engine, request):
         assert sum(idle.values()) - sum(busy.values()) <= 0.05
 
 
-def test_what_a_model_does_wrong_is_its_calls_own(tmp_path, torch_model):
-    with Process(tmp_path, torch_model, "torch") as replica:
+def test_what_a_model_does_wrong_is_its_calls_own_until_it_is_broken(tmp_path, torch_model):
+    """Broken, it says so, gives its calls back and ends."""
+    with Process(tmp_path, torch_model, "torch", {"rows": 4}) as replica:
         good, nan, raised, memory, exited, shape, after = (
             answer
             for answer, _ in replica.ask(
@@ -247,10 +249,6 @@ def test_what_a_model_does_wrong_is_its_calls_own(tmp_path, torch_model):
         assert replica.health().state == "ready"
         assert replica.ask([GOOD, 1])[0][0] == [1.0]
 
-
-def test_a_model_that_is_broken_says_so_gives_its_calls_back_and_ends(tmp_path, torch_model):
-    with Process(tmp_path, torch_model, "torch", {"rows": 4}) as replica:
-        assert replica.ask([GOOD, 1])[0][0] == [1.0]
         errors = [answer.code for answer, _ in replica.ask([BREAK, 0], *[[GOOD, 1]] * 40)]
         assert errors[:16] == ["internal"] * 16
         assert set(errors) == {"internal", "unavailable"}  # another replica may still answer those

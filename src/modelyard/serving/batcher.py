@@ -22,6 +22,7 @@ from modelyard.tensors import Array
 
 QUICK = 200e-6  # seconds
 _NEAR = 1.0  # seconds: calls that are surely answered within are let in without a closer look
+_LESSON = 16  # of the batches of a quick model every so many teach the pace: all would cost too much
 _WEIGHT = 0.1  # of the newest batch in the work of a mean call
 
 Done = Callable[[Sequence[Waiting], Sequence[Answer], int], None]
@@ -53,10 +54,10 @@ class Batcher:
         self._open = open_outputs
         self._now_limits = limits  # `limits`, less where the target asks for smaller batches
         self._waiting: list[Waiting] = []
-        self._ahead = 0  # work that waits
+        self._ahead, self._since = 0, 0.0  # the work that waits, and the sum of when it began to
         # Of the present batch: its rows and work, the calls in it, when it began, and how long they waited for it, together.
         self._rows, self._running, self._calls, self._began, self._waited = 0, 0, 0, 0.0, 0.0
-        self._sure = 0.0
+        self._sure = self._safe = 0.0
         self._call_work = float(limits.length)
         self._busy = self._scheduled = self._quick = False
         self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
@@ -66,7 +67,8 @@ class Batcher:
 
     def put(self, item: Waiting) -> None:
         """Let a call wait for the next batch: at the end of this turn of the loop, or when the present one is done."""
-        item.since = time.perf_counter()
+        item.since = now = time.perf_counter()
+        self._since += now
         if item.ragged:
             item.due = self.stats.batches + patience(self._ahead, self._now_limits.most)
         self._ahead += item.work
@@ -78,6 +80,11 @@ class Batcher:
     def close(self) -> None:
         """Let the worker thread end after its present batch."""
         self._work.put(None)
+
+    def at_ease(self, deadline: float) -> bool:
+        """Whether a call of that deadline, a time.time(), is so surely answered in time that `overload` need not be asked: the
+        model is quick, so none of its batches is old."""
+        return self._quick and self._ahead < self._sure and deadline > self._safe
 
     def overload(self, depth: int, allowed: float) -> tuple[float, float] | None:
         """(seconds predicted, seconds allowed) where a call that comes now would not be answered in time; None where it
@@ -105,7 +112,10 @@ class Batcher:
         self._scheduled = False
         if self._busy or not self._waiting:
             return
-        batch, self._waiting, given_up = next_batch(self._waiting, self._now_limits, time.time(), self.stats.batches)
+        now = time.time()
+        self._safe = now + 2 * _NEAR
+        batch, self._waiting, given_up = next_batch(self._waiting, self._now_limits, now, self.stats.batches)
+        since, self._since = self._since, sum(item.since for item in self._waiting)
         for item in given_up:
             self._ahead -= item.work
             self._given_up(item)
@@ -113,14 +123,14 @@ class Batcher:
             return
         self._began = began = time.perf_counter()
         self._busy, self._calls = True, len(batch)
-        rows, work, longest, self._waited = 0, 0, 1, 0.0
-        for item in batch:
-            rows += item.rows
-            work += item.work
-            longest = max(longest, item.length)
-            self._waited += began - item.since
+        if not self._waiting and not given_up and self._limits.length == 1:  # all that waited goes: the sums are known
+            rows = work = self._ahead
+            longest, waited = 1, len(batch) * began - since
+        else:
+            rows, work, longest = sum(i.rows for i in batch), sum(i.work for i in batch), max(i.length for i in batch)
+            waited = len(batch) * began - sum(item.since for item in batch)
         self._ahead -= work
-        self._rows, self._running = rows, rows * longest
+        self._rows, self._running, self._waited = rows, rows * longest, waited
         self._call_work += _WEIGHT * (work / len(batch) - self._call_work)
         if self._quick:
             self._finish(batch, *self._compute(batch))
@@ -138,7 +148,8 @@ class Batcher:
         began = time.perf_counter()
         answers, failed = compute(self._forward, batch, self._open)
         seconds = time.perf_counter() - began
-        return answers, failed, seconds, self._conduct.judge(batch, answers, failed)
+        calm = not failed and self._conduct.calm
+        return answers, failed, seconds, None if calm else self._conduct.judge(batch, answers, failed)
 
     def _finish(
         self,
@@ -162,7 +173,7 @@ class Batcher:
             self._scheduled = True
             self._loop.call_soon(self._next)  # after a turn: more may have come
         self._done(batch, answers, cpu_us)
-        if was_quick:
+        if was_quick and (not self.stats.batches % _LESSON or self.pace.seconds > 4 * QUICK):
             self._learn(work, time.perf_counter() - began)
         if error is not None:
             self._broken(error)

@@ -51,7 +51,7 @@ class Waiting:
     rows: int
     deadline: float
     call: Any
-    ragged: Mapping[str, Any] = field(default_factory=dict)
+    ragged: Mapping[str, Any] | None = None
     cancelled: bool = False
     due: int = 0
     since: float = 0.0
@@ -60,12 +60,14 @@ class Waiting:
     kind: object = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.ragged:
-            self.ragged = {name: pad for name, pad in self.ragged.items() if name in self.arrays and self.arrays[name].ndim > 1}
-            self.length = max((self.arrays[name].shape[1] for name in self.ragged), default=1)
-        self.work = self.rows * self.length
         ragged = self.ragged
-        kinds = [(n, a.dtype, (-1, *a.shape[2:]) if n in ragged else a.shape[1:]) for n, a in self.arrays.items()]
+        if ragged:
+            self.ragged = ragged = {n: pad for n, pad in ragged.items() if n in self.arrays and self.arrays[n].ndim > 1}
+            self.length = max((self.arrays[name].shape[1] for name in ragged), default=1)
+            kinds = [(n, a.dtype, (-1, *a.shape[2:]) if n in ragged else a.shape[1:]) for n, a in self.arrays.items()]
+        else:
+            kinds = [(name, array.dtype, array.shape[1:]) for name, array in self.arrays.items()]
+        self.work = self.rows * self.length
         self.kind = kinds[0] if len(kinds) == 1 else sorted(kinds, key=_NAME)
         for array in self.arrays.values():
             if not array.ndim:
@@ -175,7 +177,7 @@ def join(batch: Sequence[Waiting]) -> dict[str, Array]:
     if len(batch) == 1:
         arrays = batch[0].arrays
         return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
-    ragged = batch[0].ragged
+    ragged = batch[0].ragged or {}
     joined = {}
     for name in batch[0].arrays:
         parts = [item.arrays[name] for item in batch]
@@ -202,15 +204,17 @@ def split(outputs: Mapping[str, Array], batch: Sequence[Waiting], open_outputs: 
             raise Internal(f"The model answered '{name}' with {shape} for {total} rows; expected {total} rows.")
     if len(batch) == 1:
         return [outputs]
-    longest = max(item.length for item in batch)
-    long = {n for n in open_outputs & outputs.keys() if outputs[n].ndim > 1 and outputs[n].shape[1] == longest}
-    answers: list[Answer] = []
+    answers: list[dict[str, Array]] = []
     at = 0
     for item in batch:
-        rows = slice(at, at + item.rows)
-        answers.append({n: array[rows, : item.length] if n in long else array[rows] for n, array in outputs.items()})
+        answers.append({name: array[at : at + item.rows] for name, array in outputs.items()})
         at += item.rows
-    return answers
+    longest = max(item.length for item in batch) if open_outputs else 0
+    for name in open_outputs & outputs.keys():
+        if outputs[name].shape[1:2] == (longest,):
+            for item, answer in zip(batch, answers, strict=True):
+                answer[name] = answer[name][:, : item.length]
+    return list(answers)
 
 
 def _has_nan(outputs: Mapping[str, Array]) -> bool:

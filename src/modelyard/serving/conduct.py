@@ -25,10 +25,13 @@ class Conduct:
         self._known = None if known is None else kept(known)
         self._failed = 0
 
+    @property
+    def calm(self) -> bool:
+        """Whether a batch without a failure is no news."""
+        return self._failed == 0 and self._known is not None
+
     def judge(self, batch: Sequence[Waiting], answers: Sequence[Answer], failed: int) -> ModelyardError | None:
         """Why the model is broken, once it is; `failed` calls of the batch failed by its fault."""
-        if not failed and self._known is not None and not self._failed:
-            return None
         good = len(answers) - failed - sum(isinstance(answer, CallerError) for answer in answers)
         if good:
             self._failed = 0

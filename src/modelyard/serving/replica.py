@@ -187,10 +187,10 @@ class Replica:
         """Why a call is not taken. One that would be late is refused at once, before anything is spent on it."""
         if self.state != "ready":
             return Unavailable(f"The replica {_NOT_READY[self.state]}.")
-        if not self._depth:
-            return None
         batcher = self._batcher
         assert batcher is not None
+        if not self._depth or (batcher.at_ease(deadline) and self._depth < self._most):
+            return None
         if self._depth >= self._most:
             batcher.stats.refused += 1
             return Overloaded(f"{self._depth} calls wait here already, as many as may; try again shortly.")
@@ -268,7 +268,7 @@ class Replica:
         cpu_us += (mark - self._cpu) // 1000
         self._cpu = mark
         total = sum(waiting.rows for waiting in batch)
-        stats = self._batcher.stats if self._batcher is not None else Stats()
+        units = 0
         for waiting, result in zip(batch, encoded, strict=True):
             pending: Pending = waiting.call
             share = cpu_us * waiting.rows // total
@@ -276,9 +276,11 @@ class Replica:
                 self._end(pending, Usage(0, share), Fault(result.code, result.message))
                 continue
             head, body = result
-            stats.units += waiting.rows
+            units += waiting.rows
             pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, waiting.rows, body, head))
             self._end(pending, Usage(waiting.rows, share), None)
+        if self._batcher is not None:
+            self._batcher.stats.units += units
 
     def _encode(self, pending: Pending, answer: Answer) -> tuple[dict[str, str] | None, bytes] | ModelyardError:
         if isinstance(answer, ModelyardError):
