@@ -15,6 +15,7 @@ stable and travels on every wire, so a caller in another process gets the same c
     │   └── TooLarge
     └── OurError
         ├── Unavailable
+        ├── Overloaded
         ├── TimedOut
         ├── Damaged
         ├── Crashed
@@ -100,6 +101,12 @@ class Unavailable(OurError):
     """Not ready to answer; try again shortly."""
 
     code = "unavailable"
+
+
+class Overloaded(OurError):
+    """More is asked than can be answered in time; try again shortly."""
+
+    code = "overloaded"
 
 
 class TimedOut(OurError):

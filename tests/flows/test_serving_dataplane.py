@@ -392,6 +392,9 @@ def test_metrics(client):
     text = client.get("/metrics").text
     assert 'modelyard_calls_total{code="200",model="simple",project="default",version="1"}' in text
     assert "modelyard_call_seconds_bucket" in text
+    assert 'modelyard_replicas{model="simple",project="default",state="ready",version="1"} 2.0' in text
+    counted = 'modelyard_batches_total{model="simple",project="default",version="1"}'
+    until(lambda: counted in (text := client.get("/metrics").text) and f"{counted} 0.0" not in text)
 
 
 # Ends

@@ -14,7 +14,7 @@ from serving_fakes import FakeTransport, call, frames
 
 from modelyard.data.transforms import build
 from modelyard.engines.base import ENGINES, ModelCard, TensorCard
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Internal, Invalid, NotFound
 from modelyard.serving.frames import (
     PIECE,
     BodyFrame,
@@ -25,7 +25,8 @@ from modelyard.serving.frames import (
     PartFrame,
     append,
 )
-from modelyard.serving.replica import Model, Replica, Spec, listen, load
+from modelyard.serving.model import Model, Spec, load
+from modelyard.serving.replica import Replica, listen
 from modelyard.tensors import Signature, TensorSpec
 from modelyard.testing import FakeEngine, FakeStreamEngine
 
@@ -47,11 +48,11 @@ def question(*rows, **fields):
 class Bench:
     """A ready replica, and a gateway's end that is a decoder."""
 
-    def __init__(self, engine=None, spec=SPEC, ready=True):
+    def __init__(self, engine=None, spec=SPEC, ready=True, transform=None):
         self.engine = engine or FakeEngine(card=card())
         self.stopped = []
         self.replica = Replica(asyncio.get_running_loop(), spec, self.stopped.append)
-        self.model = Model(self.engine, build(None), "tabular-regression", "modelyard_fake")
+        self.model = Model(self.engine, transform or build(None), "tabular-regression", "modelyard_fake")
         if ready:
             self.replica.ready(self.model)
         self.got = []
@@ -171,8 +172,8 @@ async def test_a_model_without_its_output():
 class Gated(FakeEngine):
     """Computes when the test says so."""
 
-    def __init__(self, **options):
-        super().__init__(card=card(), **options)
+    def __init__(self, shape=(-1, 2), **options):
+        super().__init__(card=card(shape), **options)
         self.entered, self.go = threading.Event(), threading.Event()
 
     def forward(self, batch):
@@ -318,7 +319,80 @@ async def test_a_full_replica_refuses():
     bench.say(call(1, question(1)), call(2, question(2)), call(3, question(3)))
     bench.engine.go.set()
     await bench.until(3)
-    assert bench.end(3).error.message == "The replica is busy; try again shortly."
+    assert bench.end(3).error.code == "overloaded"
+    assert bench.end(3).error.message == "2 calls wait here already, as many as may; try again shortly."
+    assert bench.replica._batcher.stats.refused == 1
+
+
+@scene
+async def test_a_call_that_would_be_late_is_refused_undecoded():
+    bench = Bench(Gated(), Spec("t", "fake", "", "", settings={"target_us": 50_000}))
+    for rows in (1, 2, 4):
+        bench.replica._batcher.pace.learn(rows, 0.04 * rows)
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, b"nonsense"))
+    await bench.until(1)
+    assert bench.end(3).error.code == "overloaded"
+    assert "50.0 ms are allowed" in bench.end(3).error.message
+    bench.engine.go.set()
+    await bench.until(3)
+    assert bench.end(1).error is bench.end(2).error is None  # where nothing waits the target does not count
+    bench.say(HealthFrame(1))
+    await asyncio.sleep(0.002)
+    [health] = [frame for frame in bench.decoder.feed(bench.transport.take()) if isinstance(frame, HealthFrame)]
+    assert (health.stats["refused"], health.stats["units"], health.stats["batches"]) == (1, 2, 2)
+
+
+class Texts:
+    """Numbers of any length, as a text's are."""
+
+    def __init__(self):
+        self.config, self.ragged = {"name": "texts"}, {"x": 0}
+
+    def signature(self, engine):
+        return engine
+
+    def before(self, inputs):
+        return dict(inputs)
+
+    after = before
+
+
+@scene
+async def test_calls_of_other_lengths_share_a_batch_and_keep_their_answers():
+    bench = Bench(Gated(shape=(-1, -1)), transform=Texts())
+    bench.say(call(0, question(0)))
+    await entered(bench.engine)
+    for number in range(1, 9):
+        given = {"name": "x", "shape": [1, number], "datatype": "FP32", "data": [float(number)] * number}
+        bench.say(call(number, json.dumps({"inputs": [given]}).encode()))
+    bench.engine.go.set()
+    await bench.until(9)
+    assert [bench.answer(number) for number in range(9)] == [[0.0], *([float(number**2)] for number in range(1, 9))]
+    assert bench.engine.batches == [1, 8]
+
+
+@scene
+async def test_a_broken_model_gives_its_calls_back_and_says_why():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, b"half", more=True))
+    bench.replica.broken(Internal("It is gone."))
+    await bench.until(3)
+    assert {bench.end(number).error.code for number in (1, 2, 3)} == {"unavailable"}
+    assert "has failed" in bench.end(2).error.message
+    bench.got.clear()
+    bench.say(HealthFrame(1), call(4, question(4)))
+    await bench.until(1)
+    assert (bench.got[0].state, bench.got[0].error.message) == ("failed", "It is gone.")
+    assert bench.end(4).error.code == "unavailable"
+    bench.engine.go.set()
+    await asyncio.sleep(0.05)
+    bench.got += bench.decoder.feed(bench.transport.take())
+    assert sum(isinstance(frame, EndFrame) for frame in bench.got) == 1  # nothing ends twice
+    assert not bench.stopped  # the controller may still ask
 
 
 @scene

@@ -24,18 +24,19 @@ _WINDOW = 256 << 10
 class _Body:
     """What is left of a body that leaves in pieces, and the frames of its call that must follow it."""
 
-    __slots__ = ("at", "first", "then")
+    __slots__ = ("at", "data", "first", "then")
 
     def __init__(self, first: CallFrame | PartFrame) -> None:
         self.first, self.at = first, PIECE
+        self.data = memoryview(first.data)
         self.then: list[Frame] = []
 
     @property
     def left(self) -> int:
-        return len(self.first.data) - self.at
+        return len(self.data) - self.at
 
     def next(self) -> Frame:
-        first, piece = self.first, self.first.data[self.at : self.at + PIECE]
+        first, piece = self.first, cast(bytes, self.data[self.at : self.at + PIECE])  # the encoder copies it
         self.at += PIECE
         if isinstance(first, CallFrame):
             return BodyFrame(first.id, piece, self.left > 0)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from modelyard.errors import ModelyardError, Unavailable, from_wire
+from modelyard.serving.admission import Admission, Credentials
 from modelyard.serving.cache import Cache, Key, key_of
 from modelyard.serving.frames import Fault, PartFrame, Usage
-from modelyard.serving.gateway import SMALL, Admission, Credentials, Gateway, too_large
+from modelyard.serving.gateway import SMALL, Gateway, too_large
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
 

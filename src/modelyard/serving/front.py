@@ -18,8 +18,9 @@ import msgspec
 
 from modelyard import __version__
 from modelyard.errors import Internal, Invalid, ModelyardError, NotFound
+from modelyard.serving.admission import Credentials
 from modelyard.serving.exchange import is_stale
-from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway, check_ready
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Gateway, check_ready
 from modelyard.serving.metrics import exposition
 from modelyard.serving.sleepers import Asleep
 from modelyard.serving.types import DeploymentState, Route
@@ -199,7 +200,9 @@ class Front:
         caller = asked.caller
         everything = caller.scope >= Scope.admin and caller.project == "default"
         told = await self._told(_credentials(asked.scope)) if self._told else None
-        return exposition(self._gateway.metrics.families(None if everything else caller.project), told)
+        project = None if everything else caller.project
+        families = (*self._gateway.metrics.families(project), *self._gateway.tally.families(project))
+        return exposition(families, told)
 
     async def _principal(self, scope: Message, needed: Scope) -> Principal:
         credentials = _credentials(scope)

@@ -10,28 +10,28 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 import msgspec
 
 from modelyard.errors import ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.serving.admission import Admission, Credentials, Head, Waiter
 from modelyard.serving.cache import Cache
 from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
-from modelyard.serving.meter import Identity, Meters, Slot
-from modelyard.serving.metrics import CallMetrics, Cell
+from modelyard.serving.meter import Identity, Meters
+from modelyard.serving.metrics import CallMetrics, Labels
 from modelyard.serving.router import Group, Router, Underway
 from modelyard.serving.sleepers import Asleep, Sleepers
+from modelyard.serving.tally import Tally
 from modelyard.serving.trials import COMPARE, COPIES, LARGEST, Comparison, Mirror, copied_head
 from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing, token_of
 from modelyard.tenancy.types import Principal, Scope
 
-Credentials = tuple[tuple[bytes, bytes], ...]
-Head = Mapping[str, str] | None
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 # An admission is decided anew this often: a key that expires is refused within it, besides the key ring's own second.
 _TRUSTED = 0.5
@@ -45,71 +45,14 @@ SMALL = 64 << 10
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-class Waiter(Protocol):
-    """Who may wait: since when, a time.time(), and by what key."""
-
-    @property
-    def began(self) -> float: ...
-    @property
-    def credentials(self) -> Credentials: ...
-
-
-class Admission:
-    """The verdict on a request line and its key, with all that is found on the way; shared by calls that look the same.
-
-    While a release is on trial, `canary` is the admission of the calls that it is given, `comparison` counts whose turn it is
-    and what came of it, `shadow` where copies go to; `cache` holds answers where the deployment wants that."""
-
-    __slots__ = (
-        "cache",
-        "canary",
-        "cell",
-        "comparison",
-        "door",
-        "envelope",
-        "group",
-        "outcome",
-        "principal",
-        "route",
-        "shadow",
-        "slot",
-        "until",
-        "version",
-    )
-
-    def __init__(
-        self,
-        principal: Principal,
-        envelope: Envelope,
-        route: Route,
-        door: Door,
-        group: Group,
-        slot: Slot,
-        cell: Cell,
-        until: float,
-        version: str,
-    ) -> None:
-        self.principal, self.envelope, self.route, self.door = principal, envelope, route, door
-        self.group, self.slot, self.cell, self.until, self.version = group, slot, cell, until, version
-        self.canary: Admission | None = None
-        self.shadow: Admission | None = None
-        self.comparison: Comparison | None = None
-        self.outcome: Callable[[bool, float], None] | None = None
-        self.cache: Cache | None = None
-
-    def turn(self) -> Admission:
-        """The admission of the next call: this one, or the canary's."""
-        if self.canary is not None and self.comparison is not None and self.comparison.turn():
-            return self.canary
-        return self
-
-
 class Gateway:
     """Every method runs on the event loop's thread."""
 
     def __init__(self, keyring: KeyRing, routes: Iterable[Route], router: Router, meters: Meters, settings: Settings) -> None:
         self.keyring, self.router, self.settings = keyring, router, settings
         self.metrics = CallMetrics(self._depths)
+        self.tally = Tally(self._standing)
+        router.told = self.tally.told
         self.body_limit = settings.body_limit
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
@@ -152,6 +95,10 @@ class Gateway:
         self._comparisons = {key: known.get(key) or Comparison(trial, self._ids) for trial in trials if (key := trial.key)}
         tried = [endpoint for trial in trials for endpoint in trial.endpoints]
         self.router.keep([*tried, *(endpoint for route in self._routes.values() for endpoint in route.endpoints)])
+        for route in self._routes.values():
+            for to in (route, route.trial):
+                if to is not None:
+                    self.tally.know((route.project, route.deployment, to.version), [e.token for e in to.endpoints])
         self._admissions.clear()
 
     def routes(self, project: str) -> list[Route]:
@@ -160,6 +107,12 @@ class Gateway:
 
     def _depths(self) -> list[tuple[str, str, int]]:
         return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
+
+    def _standing(self) -> list[tuple[Labels, str]]:
+        """The state of every replica, by whose it is."""
+        return [
+            ((*name, self._routes[name].version), link.state) for name, group in self._groups.items() for link in group.links
+        ]
 
     def refresh(self, done: Done) -> None:
         """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from modelyard.serving.gateway import Credentials
+from modelyard.serving.admission import Credentials
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Headers that say something of the body; a request with none but the plain ones may be known again.

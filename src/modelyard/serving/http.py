@@ -16,8 +16,9 @@ import httptools
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving import heads
+from modelyard.serving.admission import Credentials
 from modelyard.serving.exchange import Exchange, is_stale
-from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Gateway
 from modelyard.serving.heads import Known
 from modelyard.serving.patience import RATE, Flow, Reader
 from modelyard.serving.turns import MAX_PIPELINED, Turns

@@ -21,8 +21,9 @@ import httpx
 import msgspec
 
 from modelyard.errors import Invalid, ModelyardError, Unavailable
+from modelyard.serving.admission import Credentials
 from modelyard.serving.front import Message, Receive, Send, respond
-from modelyard.serving.gateway import SMALL, Credentials
+from modelyard.serving.gateway import SMALL
 from modelyard.telemetry import log
 from modelyard.tenancy import door
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
+from modelyard.serving.admission import Credentials
 from modelyard.serving.follower import Follower, State
 from modelyard.serving.front import Front
-from modelyard.serving.gateway import Credentials, Gateway
+from modelyard.serving.gateway import Gateway
 from modelyard.serving.http import InferenceProtocol
 from modelyard.serving.meter import Counters, Meters, Settlement
 from modelyard.serving.relay import Relay
