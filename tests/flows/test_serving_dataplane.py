@@ -159,6 +159,14 @@ class Yard:
             rows = usage(session, "default", group_by=["subject"])
         return rows[0] if rows else {"calls": 0, "units": 0, "errors": 0}
 
+    def settled(self, quiet=0.6) -> dict[str, int]:
+        """What is booked once no more comes."""
+        while True:
+            before = self.used()
+            time.sleep(quiet)
+            if self.used() == before:
+                return before
+
     def close(self) -> None:
         for process in self.processes:
             if process.poll() is None:
@@ -274,6 +282,21 @@ def test_tritonclient_unmodified(yard):
             client.infer("nosuch", [given], headers=dict(headers))
         with pytest.raises(InferenceServerException, match="serves no version '9'"):
             client.infer("simple", [given], headers=dict(headers), model_version="9")
+
+
+def test_kserve_v1(yard, client):
+    x = rows(5)
+    before = yard.settled()
+    for path in ("/v1/models/simple:predict", "/v1/models/simple%3Apredict", "/v1/models/s%69mple:predict"):
+        response = client.post(path, json={"instances": x.tolist()})
+        assert response.status_code == 200
+        np.testing.assert_allclose(response.json()["predictions"], expected(x), rtol=1e-5, atol=1e-5)
+    wrong = client.post("/v1/models/simple:predict", json={"instances": [[1, 2]]})
+    assert (wrong.status_code, wrong.json()) == (400, {"error": "Input 'x' has shape [1, 2]; expected [-1, 10]."})
+    nobody = client.post("/v1/models/nosuch:predict", json={"instances": x.tolist()})
+    assert (nobody.status_code, nobody.json()["error"][:22]) == (404, "No deployment 'nosuch'")
+    after = until(lambda: (now := yard.settled())["calls"] == before["calls"] + 4 and now)
+    assert (after["units"] - before["units"], after["errors"] - before["errors"]) == (15, 1)
 
 
 def test_a_thousand_calls_at_once_never_cross(yard, client):
