@@ -4,6 +4,7 @@ tritonclient, and killed."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -297,6 +298,39 @@ def test_kserve_v1(yard, client):
     assert (nobody.status_code, nobody.json()["error"][:22]) == (404, "No deployment 'nosuch'")
     after = until(lambda: (now := yard.settled())["calls"] == before["calls"] + 4 and now)
     assert (after["units"] - before["units"], after["errors"] - before["errors"]) == (15, 1)
+
+
+def test_gzip_both_ways(yard, client):
+    x = rows(400)
+    body = json.dumps(request_of(x)).encode()
+    packed = gzip.compress(body)
+    for _ in range(2):  # the second head is known
+        response = client.post(INFER, content=packed, headers={"Content-Encoding": "gzip", "Accept-Encoding": "gzip"})
+        assert (response.headers["content-encoding"], response.headers["vary"]) == ("gzip", "accept-encoding")
+        assert int(response.headers["content-length"]) < len(response.content)
+        np.testing.assert_allclose(answer_of(response), expected(x), rtol=1e-5, atol=1e-5)
+    plain = client.post(INFER, content=body, headers={"Accept-Encoding": "gzip;q=0.5, identity"})
+    assert "content-encoding" not in plain.headers
+    with triton.InferenceServerClient(f"127.0.0.1:{yard.port}") as other:
+        given = triton.InferInput("x", list(x.shape), "FP32")
+        given.set_data_from_numpy(x, binary_data=True)
+        result = other.infer(
+            "simple", [given], headers={"Authorization": f"Bearer {yard.key}"},
+            request_compression_algorithm="gzip", response_compression_algorithm="gzip",
+        )  # fmt: skip
+        np.testing.assert_allclose(result.as_numpy("y"), expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_bodies_that_are_not_what_they_say(client):
+    for body, name, status, says in (
+        (gzip.compress(b"0" * (BODY_LIMIT + 1)), "gzip", 413, f"larger than {BODY_LIMIT} bytes once it is unpacked"),
+        (gzip.compress(b"0" * 1000)[:-1], "gzip", 400, "ends too early"),
+        (b"{}", "gzip", 400, "not the gzip"),
+        (b"{}", "br", 400, "Content-Encoding is 'br'; expected gzip, or none"),
+        (gzip.compress(b"hello"), "gzip", 400, "not valid JSON"),
+    ):
+        response = client.post(INFER, content=body, headers={"Content-Encoding": name})
+        assert (response.status_code, says in response.json()["error"]) == (status, True)
 
 
 def test_a_thousand_calls_at_once_never_cross(yard, client):

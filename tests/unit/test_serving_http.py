@@ -271,11 +271,22 @@ async def test_a_refused_large_body_ends_the_connection_softly(c):
 
 
 @scene()
-async def test_compressed_bodies_are_refused(c):
-    c.feed(post(more="Content-Encoding: gzip\r\n"))
-    [(status, _, body)] = c.answers()
-    assert status == 400
-    assert "uncompressed" in json.loads(body)["error"]
+async def test_codings_are_told_to_the_replica_and_the_body_goes_as_it_came(c):
+    told = {"content-encoding": "gzip", "body-limit": "100000000", "gzip-from": "1024"}
+    for body in (b"\x1f\x8bnot", b"\x1f\x8bone"):
+        c.feed(post(body, more="X-Request-Id: r\r\nContent-Encoding: GZip\r\nAccept-Encoding: br, gzip\r\n"))
+        assert c.router.sent[-1].frame.data == body
+    assert [call.frame.head for call in c.router.sent] == [{"x-request-id": "r", **told}] * 2
+    c.feed(post(more="X-Request-Id: r\r\nContent-Encoding: gzip\r\nContent-Encoding: gzip\r\nBody-Limit: 1\r\n"))
+    assert c.router.sent[-1].frame.head == {"x-request-id": "r", "content-encoding": "gzip, gzip", "body-limit": "100000000"}
+    c.feed(post(more="X-Request-Id: r\r\nContent-Encoding: identity\r\nAccept-Encoding: br\r\nGzip-From: 0\r\n"))
+    assert c.router.sent[-1].frame.head == {"x-request-id": "r"}
+
+
+@scene()
+async def test_a_header_given_twice_is_both(c):
+    c.feed(post(more="Inference-Header-Content-Length: 2\r\nInference-Header-Content-Length: 1\r\n"))
+    assert c.router.sent[-1].frame.head["inference-header-content-length"] == "2, 1"
 
 
 @scene(body_limit=1_000_000)
@@ -792,7 +803,7 @@ async def test_a_known_head_is_refused_once_its_key_is_revoked(c):
     assert len(c.router.sent) == 1
 
 
-@pytest.mark.parametrize("more", ["Expect: 100-continue\r\n", "Connection: close\r\n", "Content-Encoding: gzip\r\n"])
+@pytest.mark.parametrize("more", ["Expect: 100-continue\r\n", "Connection: close\r\n"])
 def test_heads_with_more_to_say_are_always_parsed(tmp_path, more):
     @scene()
     async def run(c):

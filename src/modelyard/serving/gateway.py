@@ -15,6 +15,7 @@ from typing import cast
 import httptools
 
 from modelyard.errors import ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.serving import coding
 from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
@@ -69,7 +70,9 @@ class Gateway:
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
         self._doors: Sequence[Door] = [DOORS.get(name) for name in DOORS]
-        self.headers: Mapping[bytes, str] = {h.encode(): h for door in self._doors for h in door.headers}
+        self.headers: Mapping[bytes, str] = {
+            h.encode(): h for h in coding.HEADERS.union(*(door.headers for door in self._doors))
+        }
         self._routes: dict[tuple[str, str], Route] = {}
         self._groups: dict[tuple[str, str], Group] = {}
         self._admissions: dict[tuple[bytes, Credentials], Admission] = {}

@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
-from modelyard.serving import heads
+from modelyard.serving import coding, heads
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
 from modelyard.serving.heads import Defaults, Known
@@ -132,7 +132,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._skip:
             return
-        codings = [coding for name, value in self.headers if name == b"transfer-encoding" for coding in value.split(b",")]
+        codings = [word for name, value in self.headers if name == b"transfer-encoding" for word in value.split(b",")]
         if len(codings) > 1 and codings[-1].strip().lower() == b"chunked":  # all else is an error to llhttp
             self.incoming, self._skip = None, True
             self._break(501, "The Transfer-Encoding is not known here; expected 'chunked' alone.")
@@ -186,7 +186,10 @@ class InferenceProtocol(HttpToolsProtocol):
             elif name in _SPECIAL:
                 special[name] = value
             elif name in gateway.headers:
-                head[gateway.headers[name]] = value.decode("latin-1")
+                known, text = gateway.headers[name], value.decode("latin-1")
+                head[known] = f"{head[known]}, {text}" if known in head else text
+        if head:
+            coding.tell(head, gateway.body_limit)
         began = time.time()
         exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
         refusal: ModelyardError | None = None
@@ -262,9 +265,6 @@ class InferenceProtocol(HttpToolsProtocol):
         """What the headers say of the body. A refusal is answered when a small body is whole, else at once."""
         expects = special.get(b"expect", b"").lower() == b"100-continue"
         length, chunked = int(special.get(b"content-length", b"0")), b"transfer-encoding" in special
-        encoding = special.get(b"content-encoding", b"identity")
-        if refusal is None and encoding.lower() != b"identity":
-            refusal = Invalid("The body has a Content-Encoding; expected none: send it uncompressed.")
         if refusal is None:
             try:
                 exchange.expect(length)
@@ -389,4 +389,4 @@ class InferenceProtocol(HttpToolsProtocol):
 
 
 _PLAIN = frozenset({b"content-length", b"x-request-id"})
-_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})
+_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})

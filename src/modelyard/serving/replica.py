@@ -13,7 +13,6 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from modelyard.data.transforms import Transform, build
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.errors import Internal, Invalid, ModelyardError, TimedOut, Unavailable
 from modelyard.jobs import confine
+from modelyard.serving import coding
 from modelyard.serving.batching import Answer, Batcher, Limits, Waiting
 from modelyard.serving.channel import Channel
 from modelyard.serving.doors import DOORS, Codec, Question
@@ -44,6 +44,7 @@ from modelyard.serving.frames import (
     PartFrame,
     Usage,
 )
+from modelyard.serving.sockets import listen
 from modelyard.tensors import Array
 
 _log = telemetry.log(__name__)
@@ -51,7 +52,6 @@ _log = telemetry.log(__name__)
 _UNASKED, _ASKED = 10.0, 0.2
 _NOTHING = Usage()
 _CANCELLED = Fault("cancelled", "The caller went away.")
-_BACKLOG = 1024  # a connect that finds the queue full fails at once where the peer does not block: the gateway and the probe
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -123,7 +123,7 @@ class Peer:
 class Pending:
     """A call in this replica, from its CALL to its END."""
 
-    __slots__ = ("body", "cancelled", "frame", "peer", "question", "waiting", "whole")
+    __slots__ = ("body", "cancelled", "frame", "peer", "question", "unpacked", "waiting", "whole")
 
     def __init__(self, peer: Peer, frame: CallFrame) -> None:
         self.peer, self.frame = peer, frame
@@ -132,6 +132,7 @@ class Pending:
         self.waiting: Waiting | None = None
         self.whole = False
         self.cancelled = False
+        self.unpacked = 0
 
 
 class Replica:
@@ -148,7 +149,7 @@ class Replica:
         self.peers: set[Peer] = set()
         self._depth = 0
         self._rows, self._most = spec.settings.get("rows", 128), spec.settings.get("calls", 8192)
-        self._large = ThreadPoolExecutor(1, "decode")
+        self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
         self._cpu = 0
 
     def protocol(self) -> Channel:
@@ -223,9 +224,9 @@ class Replica:
             self._start(pending)
 
     def _start(self, pending: Pending) -> None:
-        """Decode a call whose body is whole: small ones here, large ones in a thread, so that nobody waits for them."""
+        """Decode a call whose body is whole: small ones here, large and packed ones in a thread, so that nobody waits."""
         pending.whole = True
-        if len(pending.body) <= PIECE:
+        if len(pending.body) <= PIECE and coding.PACKED not in pending.frame.head:
             self._prepared(pending, self._prepare(pending))
             return
         future = self._loop.run_in_executor(self._large, self._prepare, pending)
@@ -238,7 +239,11 @@ class Replica:
             codec = self._codecs.get(frame.door)
             if codec is None:
                 codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature)
-            pending.question = codec.decode(frame.head, bytes(pending.body))
+            body = bytes(pending.body)
+            if coding.PACKED in frame.head:
+                body = self._room.unpack(frame.head, body)
+                pending.unpacked = len(body)
+            pending.question = codec.decode(frame.head, body)
             pending.body = b""
             arrays, rows = model.prepare(pending.question.inputs)
             return Waiting(arrays, rows, frame.deadline, pending)
@@ -284,9 +289,22 @@ class Replica:
             if isinstance(result, ModelyardError):
                 self._end(pending, Usage(0, share), Fault(result.code, result.message))
                 continue
-            head, body = result
-            pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, waiting.rows, body, head))
-            self._end(pending, Usage(waiting.rows, share), None)
+            usage = Usage(waiting.rows, share)
+            if not coding.wants_packing(pending.frame.head, *result):
+                self._answer(pending, usage, *result)
+            elif len(result[1]) <= PIECE:
+                self._answer(pending, usage, *coding.pack(*result))
+            else:
+                self._pack(pending, usage, *result)
+
+    def _pack(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        """Pack a large answer in a thread, so that nobody waits for it."""
+        packing = self._loop.run_in_executor(self._large, coding.pack, head, body)
+        packing.add_done_callback(lambda done: self._answer(pending, usage, *done.result()))
+
+    def _answer(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, usage.units, body, head))
+        self._end(pending, usage, None)
 
     def _encode(self, pending: Pending, answer: Answer) -> tuple[dict[str, str] | None, bytes] | ModelyardError:
         if isinstance(answer, ModelyardError):
@@ -304,6 +322,8 @@ class Replica:
         if pending.peer.calls.pop(pending.frame.id, None) is None:
             return
         self._depth -= 1
+        if pending.unpacked:
+            self._room.give(pending.unpacked)
         pending.peer.channel.send(EndFrame(pending.frame.id, usage, self._depth, error))
         if self.state == "draining" and not self._depth:
             self._stop(0)
@@ -321,24 +341,6 @@ def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
     _log.exception("call failed", call=frame.head.get("x-request-id"), error=repr(error)[:500])
     return Internal()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening Unix socket of mode 0600 that appears at `path` at once and whole."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The temporary name is no longer than the final one: a socket's path has 107 bytes at most.
-    temporary = path.with_name(f".{path.name[1:]}")
-    temporary.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(temporary))
-    finally:
-        os.umask(mask)
-    listener.listen(_BACKLOG)
-    listener.setblocking(False)
-    temporary.rename(path)
-    return listener
 
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:
