@@ -321,6 +321,25 @@ def test_gzip_both_ways(yard, client):
         np.testing.assert_allclose(result.as_numpy("y"), expected(x), rtol=1e-5, atol=1e-5)
 
 
+def test_an_answer_as_events(yard, client):
+    x = rows(3)
+    before = yard.settled()
+    asks = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, identity;q=0"}
+    for _ in range(2):
+        with client.stream("POST", INFER, json=request_of(x), headers=asks) as response:
+            assert response.headers["content-type"] == "text/event-stream"
+            assert response.headers["transfer-encoding"] == "chunked"
+            event, empty, rest = response.read().split(b"\n", 2)
+        assert (event[:6], empty, rest) == (b"data: ", b"", b"")
+        [output] = json.loads(event[6:])["outputs"]
+        np.testing.assert_allclose(np.array(output["data"]).reshape(-1, 1), expected(x), rtol=1e-5, atol=1e-5)
+    binary = {**request_of(x), "parameters": {"binary_data_output": True}}
+    refused = client.post(INFER, json=binary, headers=asks)
+    assert (refused.status_code, refused.json()["error"][:40]) == (400, "A stream of events carries JSON alone: a")
+    after = until(lambda: (now := yard.settled())["calls"] == before["calls"] + 3 and now)
+    assert (after["units"] - before["units"], after["errors"] - before["errors"]) == (6, 1)
+
+
 def test_bodies_that_are_not_what_they_say(client):
     for body, name, status, says in (
         (gzip.compress(b"0" * (BODY_LIMIT + 1)), "gzip", 413, f"larger than {BODY_LIMIT} bytes once it is unpacked"),

@@ -56,6 +56,32 @@ def test_what_is_told_of_a_body(given, packed):
     assert head == ({} if packed is None else {"content-encoding": packed, "body-limit": "7"})
 
 
+@pytest.mark.parametrize(
+    ("accepted", "events"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/event-stream", True),
+        ("Text/Event-Stream; q=0.5, */*", True),
+        ("text/event-stream;q=0", False),
+        ("application/json, text/event-stream", False),
+        ("application/json;q=0.9, text/event-stream", True),
+        ("text/event-streams", False),
+        ("text/event-stream" + " " * 1000, False),
+    ],
+)
+def test_who_asks_for_events(accepted, events):
+    assert coding.wants_events(accepted) == events
+    head = {"accept": accepted}
+    coding.tell(head, 7)
+    assert head == ({"accept": "text/event-stream"} if events else {})
+
+
+def test_events_are_not_packed():
+    assert coding.wants_packing({"gzip-from": "0"}, None, b"")
+    assert not coding.wants_packing({"gzip-from": "0"}, {"content-type": "text/event-stream"}, b"x" * 2000)
+
+
 def test_a_body_comes_out_as_it_was():
     body = random.Random(1).randbytes(100_000)
     for level in (0, 1, 9):

@@ -844,3 +844,138 @@ def test_however_it_is_cut_the_same_requests_are_seen(tmp_path_factory, kinds, c
         assert [bytes(call.frame.data) for call in c.router.sent] == [bodies[kind] for kind in kinds if kind in bodies]
 
     asyncio.run(run())
+
+
+# Answers in parts
+
+EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+ASKS = "Accept: text/event-stream\r\n"
+
+
+def part(c, call, data, head=None, seq=0):
+    call.part(PartFrame(call.frame.id, seq, 1, data, head))
+
+
+def stream(data):
+    """(head, body, whole) of one answer in chunks."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    body = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        number = int(size, 16)
+        body, rest = body + rest[:number], rest[number + 2 :]
+        if not number:
+            assert not rest
+            return head, body, True
+    return head, body, False
+
+
+@scene()
+async def test_parts_are_passed_on_as_they_come_and_counted_at_the_end(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    assert call.frame.head["accept"] == "text/event-stream"
+    part(c, call, b"data: 1\n\n", EVENTS)
+    written = c.transport.take()
+    head, body, whole = stream(written)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-type: text/event-stream\r\n" in head
+    assert b"transfer-encoding: chunked" in head
+    assert b"content-length" not in head
+    assert (body, whole) == (b"data: 1\n\n", False)
+    assert c.bench.counted() == []
+    part(c, call, b"data: 2\n\n", seq=1)
+    part(c, call, b"", seq=2)
+    written += c.transport.take()
+    assert stream(written)[1:] == (b"data: 1\n\ndata: 2\n\n", False)
+    call.ended(Usage(2, 7), None)
+    assert stream(written + c.transport.take())[1:] == (b"data: 1\n\ndata: 2\n\n", True)
+    assert c.bench.counted() == [(1, 1, 0, 2, 7, 2, 18)]
+    c.feed(post())
+    c.router.answer(c.router.sent[1])
+    assert [status for status, _, _ in c.answers()] == [200]
+
+
+@scene()
+async def test_a_stream_waits_for_its_turn(c):
+    c.feed(post(), post(more=ASKS), post())
+    first, second, third = c.router.sent
+    part(c, second, b"data: 1\n\n", EVENTS)
+    c.router.answer(third)
+    assert not c.transport.written
+    c.router.answer(first)
+    data = c.transport.take()
+    assert data.count(b"HTTP/1.1 200") == 2
+    assert data.endswith(b"9\r\ndata: 1\n\n\r\n")
+    part(c, second, b"data: 2\n\n", seq=1)
+    second.ended(Usage(2, 1), None)
+    data = c.transport.take()
+    assert data.startswith(b"9\r\ndata: 2\n\n\r\n0\r\n\r\nHTTP/1.1 200")
+
+
+@scene()
+async def test_what_was_passed_on_is_not_asked_for_again(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    assert call.restart()
+    part(c, call, b"data: 1\n\n", EVENTS)
+    assert not call.restart()
+    call.ended(Usage(1, 1), Fault("unavailable", "The replica ended."))
+    _, body, whole = stream(c.transport.take())
+    assert (body, whole) == (b'data: 1\n\ndata: {"error":"The replica ended."}\n\n', True)
+    assert c.bench.counted()[0][1:4] == (1, 1, 1)
+
+
+@scene()
+async def test_a_refusal_before_the_first_part_has_its_status(c):
+    c.feed(post(more=ASKS))
+    c.router.fail(c.router.sent[0], "invalid_request")
+    assert c.answers()[0][0] == 400
+
+
+@scene()
+async def test_a_stream_that_is_late_ends_with_an_event_and_takes_no_more(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    call.late(Fault("timed_out", "too late"))
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 5), None)
+    assert stream(c.transport.take())[1:] == (b'data: 1\n\ndata: {"error":"too late"}\n\n', True)
+    assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
+
+
+@scene()
+async def test_a_client_that_leaves_a_stream_cancels_it(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    c.lose()
+    assert c.router.link.cancelled == [call.frame.id]
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 5), Fault("cancelled", "The caller went away."))
+    assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
+    assert 'code="499"' in exposition(c.gateway.metrics.families("team")).decode()
+
+
+@scene(body_limit=1000)
+async def test_a_client_that_does_not_read_its_stream_is_cut_off(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"x" * 500, EVENTS)
+    assert not c.transport.aborted
+    part(c, call, b"x" * 600, seq=1)
+    assert c.transport.aborted
+
+
+@scene()
+async def test_a_client_of_http_1_0_gets_its_events_whole(c):
+    c.feed(post(more=ASKS).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    assert not c.transport.written
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 1), None)
+    [(status, headers, body)] = c.answers()
+    assert (status, headers["content-type"], body) == (200, "text/event-stream", b"data: 1\n\ndata: 2\n\n")
+    assert c.transport.closed

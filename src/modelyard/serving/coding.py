@@ -1,4 +1,4 @@
-"""Compression of bodies, for every door alike: what a call's headers ask for, and the doing of it.
+"""The form of bodies on the wire: what a call's headers say of it, for every door alike, and the doing of compression.
 
 The gateway reads the headers (`tell`), once for a head that comes again, and never inflates anything; the replica, which scales
 out, packs and unpacks. What a body may grow to comes with its call: it is the gateway's limit.
@@ -15,7 +15,8 @@ from functools import lru_cache
 from modelyard.errors import Invalid, TooLarge, Unavailable
 
 # Headers of a request that are told to the replica whatever the door, in our own words.
-HEADERS = frozenset({"content-encoding", "accept-encoding"})
+HEADERS = frozenset({"content-encoding", "accept-encoding", "accept"})
+EVENTS = "text/event-stream"
 PACKED, LIMIT, LEAST = "content-encoding", "body-limit", "gzip-from"
 # An answer smaller than this is not worth packing.
 SMALL = 1 << 10
@@ -34,6 +35,8 @@ def tell(head: dict[str, str], limit: int) -> None:
     least = smallest(head.pop("accept-encoding", ""))
     if least is not None:
         head[LEAST] = str(least)
+    if wants_events(head.pop("accept", "")):
+        head["accept"] = EVENTS
 
 
 @lru_cache(256)
@@ -41,11 +44,22 @@ def smallest(accepted: str) -> int | None:
     """The size from which an answer is packed for a client that says this in Accept-Encoding; None for never."""
     if len(accepted) > _LONGEST:
         return None
-    weights = {name.strip(): _weight(rest) for name, _, rest in (item.partition(";") for item in accepted.lower().split(","))}
+    weights = _weights(accepted)
     gzip = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
     if not gzip or weights.get("identity", 0.0) > gzip:
         return None
     return SMALL if weights.get("identity", weights.get("*", 1.0)) else 0
+
+
+@lru_cache(256)
+def wants_events(accepted: str) -> bool:
+    """Whether a client that says this in Accept asks for a stream of events, and not rather for plain JSON."""
+    weights = _weights(accepted) if len(accepted) <= _LONGEST else {}
+    return weights.get(EVENTS, 0.0) > weights.get("application/json", 0.0)
+
+
+def _weights(accepted: str) -> dict[str, float]:
+    return {name.strip(): _weight(rest) for name, _, rest in (item.partition(";") for item in accepted.lower().split(","))}
 
 
 def _weight(parameter: str) -> float:
@@ -85,7 +99,7 @@ def pack(head: Mapping[str, str] | None, body: bytes) -> tuple[dict[str, str], b
 def wants_packing(asked: Mapping[str, str], head: Mapping[str, str] | None, body: bytes) -> bool:
     """Whether an answer is to be packed for a call whose head was `asked`."""
     least = asked.get(LEAST)
-    return least is not None and len(body) >= int(least)
+    return least is not None and len(body) >= int(least) and (head or {}).get("content-type") != EVENTS
 
 
 class Room:

@@ -17,9 +17,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
-from modelyard.serving import coding, heads
+from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
-from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
+from modelyard.serving.gateway import SMALL, Gateway
 from modelyard.serving.heads import Defaults, Known
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
@@ -176,20 +176,8 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def _begin(self) -> bool:
         """Begin an exchange if the request is a call; False where it is ASGI's."""
-        credentials: Credentials = ()
-        head: dict[str, str] = {}
-        special: dict[bytes, bytes] = {}
         gateway = self.gateway
-        for name, value in self.headers:
-            if name in CREDENTIALS:
-                credentials += ((name, value),)
-            elif name in _SPECIAL:
-                special[name] = value
-            elif name in gateway.headers:
-                known, text = gateway.headers[name], value.decode("latin-1")
-                head[known] = f"{head[known]}, {text}" if known in head else text
-        if head:
-            coding.tell(head, gateway.body_limit)
+        credentials, head, special = heads.read(self.headers, gateway.headers, gateway.body_limit)
         began = time.time()
         exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
         refusal: ModelyardError | None = None
@@ -199,7 +187,8 @@ class InferenceProtocol(HttpToolsProtocol):
                 return False
         except ModelyardError as error:
             refusal = error
-        exchange.keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        exchange.streams = self.parser.get_http_version() == "1.1"
+        exchange.keep_alive = self.parser.should_keep_alive() and exchange.streams
         self._last = not exchange.keep_alive
         exchange.id = head["x-request-id"] = gateway.call_id(special.get(b"x-request-id"))
         exchange.head = head
@@ -294,6 +283,22 @@ class InferenceProtocol(HttpToolsProtocol):
         if self.turns and self.turns[0] is exchange:
             self._advance()
 
+    def pass_on(self, exchange: Exchange, head: Mapping[str, str] | None, data: bytes, last: bool) -> None:
+        """Write the next of an answer that has no size yet, or keep it until it is its turn."""
+        if self.transport.is_closing():
+            return
+        start = b""
+        if head is not None:
+            start = heads.begin(self._defaults.lines(self.server_state.default_headers), exchange.id, exchange.keep_alive, head)
+        if exchange.response is None:
+            exchange.response = bytearray()
+        exchange.response += start + heads.chunk(data, last)
+        exchange.open = not last
+        if len(exchange.response) + self.transport.get_write_buffer_size() > self.gateway.body_limit:
+            self.transport.abort()  # nobody reads; that the connection is lost cancels the call
+        elif self.turns and self.turns[0] is exchange:
+            self._advance()
+
     # Turns
 
     def _advance(self) -> None:
@@ -306,9 +311,12 @@ class InferenceProtocol(HttpToolsProtocol):
                 return
             if turn.response is None:
                 return
-            turns.popleft()
             self.transport.write(turn.response)
             self.since = self.now()
+            if turn.open:
+                turn.response = None
+                return
+            turns.popleft()
             if not turn.keep_alive:
                 self._finish(turn.whole)
                 return
@@ -389,4 +397,3 @@ class InferenceProtocol(HttpToolsProtocol):
 
 
 _PLAIN = frozenset({b"content-length", b"x-request-id"})
-_SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})

@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from modelyard.errors import Invalid, ModelyardError
 from modelyard.serving.arrays import ELEMENTS, check_complete, chosen, count, from_bytes, numbers, objects, to_bytes
+from modelyard.serving.coding import EVENTS
 from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.types import Envelope
 from modelyard.tensors import Array, Signature, TensorSpec
@@ -63,6 +64,7 @@ class _Wire(Struct, gc=False):
 
     id: str | None
     binary: tuple[bool, ...]
+    events: bool = False
 
 
 class OipDoor:
@@ -120,7 +122,7 @@ class OipCodec:
         check_complete(self._inputs, inputs)
         if at != len(body):
             raise Invalid(f"{len(body) - at} bytes follow the last binary tensor; expected none.")
-        return self._question(request, inputs)
+        return self._question(request, inputs, head.get("accept") == EVENTS)
 
     def encode(
         self, question: Question, deployment: str, version: str, outputs: Mapping[str, Array]
@@ -139,16 +141,18 @@ class OipCodec:
                 described.append(b'%b%b,"data":%b}' % (self._starts[name], shape, _to_json(name, array, datatype)))
         echo = b"" if wire.id is None else b'"id":%b,' % _JSON.encode(wire.id)
         text = b'%b%b"outputs":[%b]}' % (self._title(deployment, version), echo, b",".join(described))
+        if wire.events:
+            return {"content-type": EVENTS, "cache-control": "no-cache"}, b"data: %b\n\n" % text
         if not blobs:
             return None, text
         headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
         return headers, b"".join((text, *blobs))
 
-    def _question(self, request: _Request, inputs: dict[str, Array]) -> Question:
+    def _question(self, request: _Request, inputs: dict[str, Array], events: bool) -> Question:
         parameters = request.parameters or {}
         every = parameters.get("binary_data_output") is True
         if request.outputs is None and not every and self._json_carries_all:
-            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json))
+            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events))
         asked = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
         names: list[str] = []
         binary: list[bool] = []
@@ -159,7 +163,9 @@ class OipCodec:
             if not binary[-1] and self._outputs[output.name].datatype not in ELEMENTS:
                 datatype = self._outputs[output.name].datatype
                 raise Invalid(f"Output '{output.name}' is {datatype}, which JSON cannot carry: ask for it with binary_data.")
-        return Question(inputs, tuple(names), parameters, _Wire(request.id, tuple(binary)))
+        if events and any(binary):
+            raise Invalid("A stream of events carries JSON alone: ask for no binary outputs, or leave out its Accept.")
+        return Question(inputs, tuple(names), parameters, _Wire(request.id, tuple(binary), events))
 
     def _asked_name(self, output: _Output, before: list[str]) -> str:
         if output.name not in self._outputs:
