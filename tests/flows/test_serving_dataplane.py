@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 
 from modelyard.app.migrate import pepper
 from modelyard.app.migrate import run as migrate
-from modelyard.app.supervise import environment
+from modelyard.app.supervise import bind, environment
 from modelyard.db import Database, bump, now
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.serving.probe import probe
@@ -85,16 +85,17 @@ def until(condition, patience=20.0):
 class Yard:
     """A data folder with a database, replicas and a gateway, each a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings) -> None:
         self.folder = folder
-        self.settings = Settings(data=folder / "yard", body_limit=BODY_LIMIT, port=0, grace=3600)
+        self.settings = Settings(**{"data": folder / "yard", "body_limit": BODY_LIMIT, "port": 0, "grace": 3600, **settings})
         migrate(self.settings)
         self.pepper = pepper(self.settings)
         self.db = Database(self.settings.database_url)
         self.model = model(folder / "model")
         self.processes: list[subprocess.Popen[bytes]] = []
         self.replicas: dict[str, subprocess.Popen[bytes]] = {}
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.sockets = contextlib.ExitStack()
+        self.listener = bind(self.settings, self.sockets)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = self.create_key(Scope.infer)
@@ -111,6 +112,10 @@ class Yard:
     def create_key(self, scope: Scope) -> str:
         with self.db.begin() as session:
             return tenancy.create_key(session, "default", scope, self.pepper).key
+
+    def revoke(self, key: str) -> None:
+        with self.db.begin() as session:
+            tenancy.revoke_key(session, "default", key.split("_")[1])
 
     def start(self, *argv: str, **options) -> subprocess.Popen[bytes]:
         log = (self.folder / "log.txt").open("ab")
@@ -173,7 +178,7 @@ class Yard:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        self.listener.close()
+        self.sockets.close()
         self.db.close()
 
 
@@ -446,8 +451,7 @@ def test_keys(yard, client):
     fresh = yard.create_key(Scope.infer)
     headers = {"Authorization": f"Bearer {fresh}"}
     assert client.post(INFER, json=request_of(rows(1)), headers=headers).status_code == 200
-    with yard.db.begin() as session:
-        tenancy.revoke_key(session, "default", fresh.split("_")[1])
+    yard.revoke(fresh)
     time.sleep(1.0)
     refused = client.post(INFER, json=request_of(rows(1)), headers=headers)
     assert refused.status_code == 401
@@ -581,10 +585,11 @@ def test_a_killed_gateway_loses_and_doubles_nothing_in_the_ledger(yard):
     ("module", "banned"),
     [
         ("modelyard.serving.replica", "sqlalchemy fastapi torch obstore"),
-        ("modelyard.app.gateway", "torch onnxruntime onnx transformers ray sklearn pyarrow fastapi"),
+        ("modelyard.app.gateway", "torch onnxruntime onnx transformers ray sklearn pyarrow fastapi grpc google.protobuf"),
     ],
 )
 def test_a_process_loads_only_what_it_needs(module, banned):
-    code = f"import sys, {module}; print(*({set(banned.split())!r} & set(sys.modules)))"
+    doors = "from modelyard.serving.doors import DOORS; doors = [DOORS.get(name) for name in DOORS]"
+    code = f"import sys, {module}; {doors}; print(*({set(banned.split())!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == ""

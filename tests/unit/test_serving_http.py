@@ -979,3 +979,16 @@ async def test_a_client_of_http_1_0_gets_its_events_whole(c):
     [(status, headers, body)] = c.answers()
     assert (status, headers["content-type"], body) == (200, "text/event-stream", b"data: 1\n\ndata: 2\n\n")
     assert c.transport.closed
+
+
+@pytest.mark.parametrize("path", ["/\0grpc/digits", "http://x/\0grpc/digits", "/%00grpc/digits"])
+def test_the_way_of_grpc_is_not_open_to_http(tmp_path, path):
+    @scene()
+    async def run(c):
+        c.feed(post(path=path))
+        await c.settle()
+        assert not c.router.sent
+        if "%" not in path:
+            assert [status for status, _, _ in c.answers()] == [400]
+
+    run(tmp_path)

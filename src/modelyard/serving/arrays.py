@@ -53,6 +53,18 @@ def check_complete(specs: Mapping[str, TensorSpec], inputs: Mapping[str, Any]) -
         raise Invalid(f"Input missing: expected also {missing}.")
 
 
+def asked(known: Sequence[str], before: Sequence[str], name: str, classification: bool) -> str:
+    """The name of an output that is asked for, `before` being those asked for already."""
+    if name not in known:
+        there = ", ".join(f"'{output}'" for output in known)
+        raise Invalid(f"Output '{name[:100]}' is not known; expected one of {there}.")
+    if name in before:
+        raise Invalid(f"Output '{name}' is asked for twice; expected once.")
+    if classification:
+        raise Invalid(f"Output '{name}': the classification extension is not offered; leave it out.")
+    return name
+
+
 def check_shape(shape: list[int], spec: TensorSpec) -> None:
     """Raises `Invalid` unless a given shape is one the spec allows."""
     expected = spec.shape

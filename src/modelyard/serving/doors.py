@@ -73,4 +73,7 @@ def segment(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
-DOORS: Registry[Door] = Registry("door", {"oip": "modelyard.serving.oip:OIP", "v1": "modelyard.serving.v1:V1"})
+DOORS: Registry[Door] = Registry(
+    "door",
+    {"grpc": "modelyard.serving.grpc.door:GRPC", "oip": "modelyard.serving.oip:OIP", "v1": "modelyard.serving.v1:V1"},
+)

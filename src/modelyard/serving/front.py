@@ -99,7 +99,7 @@ class Front:
             return {"name": route.deployment, "ready": True}
         if not route.metadata:  # no replica has told its tensors yet
             check_ready(route)
-        return _described(route)
+        return described(route)
 
     def _ready(self) -> dict[str, str]:
         """Ready is who answers calls: within the grace neither control nor the database must be there. It is told."""
@@ -116,25 +116,26 @@ class Front:
 
     async def _principal(self, scope: Message) -> Principal:
         credentials = _credentials(scope)
-        return await self._fresh(credentials, self._gateway.principal, credentials)
+        return await fresh(self._gateway, credentials, self._gateway.principal, credentials)
 
     async def _route(self, principal: Principal, name: str, version: str | None) -> Route:
-        return await self._fresh(((b"", b""),), self._gateway.route, principal.project, name, version)
+        return await fresh(self._gateway, ((b"", b""),), self._gateway.route, principal.project, name, version)
 
-    async def _fresh(self, credentials: Credentials, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `look` finds; where that may be out of date, what it finds after a look at the database."""
-        try:
-            return look(*args, **kwargs)
-        except ModelyardError as error:
-            if not is_stale(error, credentials):
-                raise
-        looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._gateway.refresh(lambda seen: None if looked.done() else looked.set_result(seen))
-        seen = await looked
-        try:
-            return look(*args, **kwargs)
-        except ModelyardError as error:
-            raise self._gateway.after_look(error, credentials, seen) from None
+
+async def fresh(gateway: Gateway, credentials: Credentials, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `look` finds; where that may be out of date, what it finds after a look at the database."""
+    try:
+        return look(*args, **kwargs)
+    except ModelyardError as error:
+        if not is_stale(error, credentials):
+            raise
+    looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    gateway.refresh(lambda seen: None if looked.done() else looked.set_result(seen))
+    seen = await looked
+    try:
+        return look(*args, **kwargs)
+    except ModelyardError as error:
+        raise gateway.after_look(error, credentials, seen) from None
 
 
 async def respond(scope: Message, send: Send, status: int, body: bytes, media: str, headers: dict[str, str]) -> None:
@@ -162,7 +163,8 @@ def _segment(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
-def _described(route: Route) -> dict[str, Any]:
+def described(route: Route) -> dict[str, Any]:
+    """A model as the protocol tells of it."""
     metadata = route.metadata
     return {
         "name": route.deployment,

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from modelyard.errors import Invalid, ModelyardError
-from modelyard.serving.arrays import ELEMENTS, check_complete, chosen, count, from_bytes, numbers, objects, to_bytes
+from modelyard.serving.arrays import ELEMENTS, asked, check_complete, chosen, count, from_bytes, numbers, objects, to_bytes
 from modelyard.serving.coding import EVENTS
 from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.types import Envelope
@@ -153,12 +153,13 @@ class OipCodec:
         every = parameters.get("binary_data_output") is True
         if request.outputs is None and not every and self._json_carries_all:
             return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events))
-        asked = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
+        wishes = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
         names: list[str] = []
         binary: list[bool] = []
-        for output in asked:
-            names.append(self._asked_name(output, names))
-            wanted = output.parameters.binary_data if output.parameters is not None else None
+        for output in wishes:
+            parameters_of = output.parameters or _TensorParameters()
+            names.append(asked(self._names, names, output.name, bool(parameters_of.classification)))
+            wanted = parameters_of.binary_data
             binary.append(every if wanted is None else wanted)
             if not binary[-1] and self._outputs[output.name].datatype not in ELEMENTS:
                 datatype = self._outputs[output.name].datatype
@@ -166,16 +167,6 @@ class OipCodec:
         if events and any(binary):
             raise Invalid("A stream of events carries JSON alone: ask for no binary outputs, or leave out its Accept.")
         return Question(inputs, tuple(names), parameters, _Wire(request.id, tuple(binary), events))
-
-    def _asked_name(self, output: _Output, before: list[str]) -> str:
-        if output.name not in self._outputs:
-            there = ", ".join(f"'{name}'" for name in self._names)
-            raise Invalid(f"Output '{output.name[:100]}' is not known; expected one of {there}.")
-        if output.name in before:
-            raise Invalid(f"Output '{output.name}' is asked for twice; expected once.")
-        if output.parameters is not None and output.parameters.classification:
-            raise Invalid(f"Output '{output.name}': the classification extension is not offered; leave it out.")
-        return output.name
 
     def _title(self, deployment: str, version: str) -> bytes:
         title = self._titles.get((deployment, version))
