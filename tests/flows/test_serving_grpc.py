@@ -122,12 +122,12 @@ def test_calls_by_grpc_and_http_at_once_never_cross(yard, client, auth):
         if number % 2:
             answer = client.infer("simple", [question(x)], headers=auth).as_numpy("y")
         else:
-            output = httpx.post(yard.url + INFER, json=request_of(x), headers=auth, timeout=20).json()["outputs"][0]
+            output = http.post(yard.url + INFER, json=request_of(x)).json()["outputs"][0]
             answer = np.array(output["data"]).reshape(output["shape"])
         np.testing.assert_allclose(answer, expected(x), rtol=1e-4, atol=1e-4)
         return 1
 
-    with ThreadPoolExecutor(8) as pool:
+    with httpx.Client(headers=auth, timeout=20) as http, ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(one, range(300))) == 300
 
 
