@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     data: Path = Field(default=Path("~/.modelyard"), description="Folder that holds everything the platform keeps.")
     host: str = Field(default="127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 picks a free one.")
+    grpc: bool = Field(default=False, description="Whether the gateway also answers gRPC, on the port after `port`.")
     hosts: tuple[str, ...] = Field(
         default=(), description="Names this server goes by besides localhost and addresses (JSON list); '*': any."
     )

@@ -116,7 +116,8 @@ def test_a_model_that_exits_fails_its_own_calls(error):
             raise error
         return {"y": batch["x"]}
 
-    answers = compute(forward, [waiting(number) for number in range(6)])
+    answers, failed = compute(forward, [waiting(number) for number in range(6)])
+    assert failed == 1
     assert [isinstance(answer, Internal) for answer in answers] == [False, False, False, True, False, False]
     assert answers[3].message.startswith(f"The model failed: {type(error).__name__}: ")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import stat
 import threading
@@ -451,3 +452,52 @@ def test_the_socket_is_private_and_appears_whole(tmp_path):
         assert [entry.name for entry in path.parent.iterdir()] == ["replica.sock"]
     with listen(path):
         assert path.is_socket()
+
+
+# Packed bodies
+
+
+PACKED = {"content-encoding": "gzip", "body-limit": "100000"}
+
+
+def error_codes(bench):
+    return {frame.id: frame.error and frame.error.code for frame in bench.got if isinstance(frame, EndFrame)}
+
+
+@scene
+async def test_a_packed_call_is_the_call_it_was():
+    bench = Bench()
+    bodies = [gzip.compress(b" " * 90_000 + question(number)) for number in range(20)]
+    bench.say(*(call(number, body, head=PACKED) for number, body in enumerate(bodies)))
+    await bench.until(20)
+    assert [bench.answer(number) for number in range(20)] == [[2.0 * number] for number in range(20)]
+    assert bench.replica._room._taken == 0
+
+
+@scene
+async def test_a_bomb_costs_its_own_call():
+    bench = Bench()
+    bench.say(call(1, gzip.compress(b" " * 100_001), head=PACKED), call(2, b"\x1f\x8b", head=PACKED), call(3, question(1)))
+    await bench.until(3)
+    assert error_codes(bench) == {1: "too_large", 2: "invalid_request", 3: None}
+    bench.say(call(4, gzip.compress(b"nonsense"), head=PACKED))
+    await bench.until(4)
+    assert error_codes(bench)[4] == "invalid_request"
+    assert bench.replica._room._taken == 0
+
+
+@scene
+async def test_an_answer_is_packed_from_the_size_its_call_says():
+    bench = Bench()
+    body = question(*range(20_000))
+    first = call(3, body[:PIECE], head={"gzip-from": "1024"}, more=True)
+    rest = [BodyFrame(3, body[at : at + PIECE], at + PIECE < len(body)) for at in range(PIECE, len(body), PIECE)]
+    bench.say(call(1, question(1), head={"gzip-from": "1024"}), call(2, question(1), head={"gzip-from": "0"}), first, *rest)
+    await bench.until(3)
+    parts = [frame for frame in bench.got if isinstance(frame, PartFrame)]
+    told = {"content-type": "application/json", "content-encoding": "gzip", "vary": "accept-encoding"}
+    assert {part.id: part.head for part in parts if part.seq == 0 and part.head} == {2: told, 3: told}
+    bodies = {number: b"".join(part.data for part in parts if part.id == number) for number in (1, 2, 3)}
+    assert gzip.decompress(bodies[2]) == bodies[1]
+    assert json.loads(gzip.decompress(bodies[3]))["outputs"][0]["shape"] == [20_000, 1]
+    assert bench.end(3).usage.units == 20_000

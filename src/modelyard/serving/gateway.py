@@ -15,18 +15,20 @@ from typing import cast
 import httptools
 import msgspec
 
-from modelyard.errors import ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.errors import Asleep, ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.serving import coding
 from modelyard.serving.admission import Admission, Credentials, Head, Waiter
 from modelyard.serving.cache import Cache
+from modelyard.serving.copies import COMPARE, copied_head
 from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters
 from modelyard.serving.metrics import CallMetrics, Labels
 from modelyard.serving.router import Group, Router, Underway
-from modelyard.serving.sleepers import Asleep, Sleepers
+from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
-from modelyard.serving.trials import COMPARE, COPIES, LARGEST, Comparison, Mirror, copied_head
+from modelyard.serving.trials import COPIES, LARGEST, Comparison, Mirror
 from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing, token_of
@@ -57,7 +59,7 @@ class Gateway:
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
         self._doors: Sequence[Door] = [DOORS.get(name) for name in DOORS]
-        forwarded = {"traceparent"}.union(*(door.headers for door in self._doors))
+        forwarded = coding.HEADERS.union({"traceparent"}, *(door.headers for door in self._doors))
         self.headers: Mapping[bytes, str] = {header.encode(): header for header in forwarded}
         self._routes: dict[tuple[str, str], Route] = {}
         self._groups: dict[tuple[str, str], Group] = {}
@@ -126,8 +128,8 @@ class Gateway:
 
     def wait(self, refusal: ModelyardError, call: Waiter, done: Done) -> None:
         """Call `done` once what was refused may be looked at again: the database was seen, or the deployment is awake."""
-        if isinstance(refusal, Asleep):
-            self.sleepers.hold(refusal.route, call.credentials, self._left(call.began), lambda: done(True))
+        if isinstance(refusal, Asleep) and isinstance(refusal.of, Route):
+            self.sleepers.hold(refusal.of, call.credentials, self._left(call.began), lambda: done(True))
         else:
             self.refresh(done)
 
@@ -281,7 +283,7 @@ class Gateway:
         assert comparison is not None
         assert shadow is not None
         size = len(frame.data) + len(answer)
-        if not comparison.turn() or comparison.copies >= COPIES or size > LARGEST:
+        if not comparison.turn() or comparison.copies >= COPIES or size > LARGEST or coding.PACKED in frame.head:
             return
         copy = Mirror(comparison, lambda usage: self.settle(shadow, usage, 200, 0, 0, 0.0, calls=0))
         copy.frame = msgspec.structs.replace(
@@ -315,7 +317,7 @@ def check_ready(route: Route) -> None:
     if route.state == DeploymentState.ready and route.endpoints:
         return
     if route.state == DeploymentState.asleep or route.wakes:
-        raise Asleep(route)
+        raise Asleep(f"Deployment '{route.deployment}' sleeps and did not wake in time; try again shortly.", route)
     if route.state == DeploymentState.failed:
         why = f": {route.error}" if route.error else "; its owner can see why"
         raise Unavailable(f"Deployment '{route.deployment}' has failed{why}")

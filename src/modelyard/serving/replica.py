@@ -12,8 +12,8 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,12 +26,15 @@ import uvloop
 from modelyard import telemetry
 from modelyard.errors import Internal, ModelyardError, Overloaded, TimedOut, Unavailable
 from modelyard.jobs import confine
+from modelyard.serving import coding
 from modelyard.serving.batcher import Batcher
 from modelyard.serving.batching import TYPICAL, Answer, Limits, Waiting
 from modelyard.serving.best import DEFAULT
 from modelyard.serving.channel import Channel
-from modelyard.serving.doors import DOORS, Codec, Question
+from modelyard.serving.copies import COMPARE, Comparing
+from modelyard.serving.doors import DOORS, Codec
 from modelyard.serving.frames import (
+    PIECE,
     BodyFrame,
     CallFrame,
     CancelFrame,
@@ -43,6 +46,8 @@ from modelyard.serving.frames import (
     Usage,
 )
 from modelyard.serving.model import Model, Spec, load
+from modelyard.serving.peers import Peer, Pending
+from modelyard.serving.sockets import listen
 from modelyard.serving.stats import Stats
 
 _log = telemetry.log(__name__)
@@ -53,29 +58,6 @@ _MOST = 8192  # calls at once
 _NOT_READY = {"loading": "is not ready", "draining": "is ending", "failed": "has failed"}
 _NOTHING = Usage()
 _CANCELLED = Fault("cancelled", "The caller went away.")
-_BACKLOG = 1024  # a connect that finds the queue full fails at once where the peer does not block: the gateway and the probe
-
-
-class Peer:
-    """A connection from a gateway, and its calls that are not ended."""
-
-    def __init__(self, replica: Replica, loop: asyncio.AbstractEventLoop) -> None:
-        self.calls: dict[int, Pending] = {}
-        self.channel = Channel(loop, lambda frame: replica.received(self, frame), lambda _: replica.lost(self))
-
-
-class Pending:
-    """A call in this replica, from its CALL to its END."""
-
-    __slots__ = ("cancelled", "frame", "peer", "pieces", "question", "waiting", "whole")
-
-    def __init__(self, peer: Peer, frame: CallFrame) -> None:
-        self.peer, self.frame = peer, frame
-        self.pieces = [frame.data]
-        self.question: Question | None = None
-        self.waiting: Waiting | None = None
-        self.whole = False
-        self.cancelled = False
 
 
 class Replica:
@@ -89,17 +71,17 @@ class Replica:
         self._asked = _ASKED
         self._model: Model | None = None
         self._batcher: Batcher | None = None
-        self._codecs: dict[str, Codec] = {}
+        self._codecs: dict[tuple[str, str], Codec] = {}
         self._reference = spec.model
         self.peers: set[Peer] = set()
         self._depth = 0
         self._settings, self._most = spec.settings, spec.settings.get("calls", _MOST)
-        self._large = ThreadPoolExecutor(1, "decode")
+        self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
         self._cpu = 0
 
     def protocol(self) -> Channel:
         """The end of a new connection."""
-        peer = Peer(self, self._loop)
+        peer = Peer(self._loop, self.received, self.lost)
         self.peers.add(peer)
         return peer.channel
 
@@ -214,9 +196,9 @@ class Replica:
             self._start(pending)
 
     def _start(self, pending: Pending) -> None:
-        """Decode a call whose body is whole: small ones here, large ones in a thread, so that nobody waits for them."""
+        """Decode a call whose body is whole: small ones here, large and packed ones in a thread, so that nobody waits."""
         pending.whole = True
-        if len(pending.pieces) == 1:
+        if len(pending.pieces) == 1 and coding.PACKED not in pending.frame.head:
             self._prepared(pending, self._prepare(pending))
             return
         future = self._loop.run_in_executor(self._large, self._prepare, pending)
@@ -226,17 +208,26 @@ class Replica:
         frame, model = pending.frame, self._model
         assert model is not None
         try:
-            codec = self._codecs.get(frame.door)
-            if codec is None:
-                codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature, self._reference)
+            codec = self._codecs.get((frame.door, frame.verb)) or self._codec(frame, model)
             pieces, pending.pieces = pending.pieces, []
-            pending.question = codec.decode(frame.head, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if coding.PACKED in frame.head:
+                body = self._room.unpack(frame.head, body)
+                pending.unpacked = len(body)
+            pending.question = codec.decode(frame.head, body)
             arrays, rows = model.prepare(pending.question.inputs)
             return Waiting(arrays, rows, frame.deadline, pending, model.ragged)
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
             return _unexpected(error, frame)
+
+    def _codec(self, frame: CallFrame, model: Model) -> Codec:
+        codec = DOORS.get(frame.door).codec(model.signature, self._reference)
+        if frame.verb == COMPARE:
+            codec = Comparing(codec, str(model.metadata["task"]))
+        self._codecs[frame.door, frame.verb] = codec
+        return codec
 
     def _prepared(self, pending: Pending, result: Waiting | ModelyardError) -> None:
         if pending.cancelled:
@@ -276,12 +267,25 @@ class Replica:
             if isinstance(result, ModelyardError):
                 self._end(pending, Usage(0, share), Fault(result.code, result.message))
                 continue
-            head, body = result
             units += waiting.rows
-            pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, waiting.rows, body, head))
-            self._end(pending, Usage(waiting.rows, share), None)
+            usage = Usage(waiting.rows, share)
+            if not coding.wants_packing(pending.frame.head, *result):
+                self._answer(pending, usage, *result)
+            elif len(result[1]) <= PIECE:
+                self._answer(pending, usage, *coding.pack(*result))
+            else:
+                self._pack(pending, usage, *result)
         if self._batcher is not None:
             self._batcher.stats.units += units
+
+    def _pack(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        """Pack a large answer in a thread, so that nobody waits for it."""
+        packing = self._loop.run_in_executor(self._large, coding.pack, head, body)
+        packing.add_done_callback(lambda done: self._answer(pending, usage, *done.result()))
+
+    def _answer(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, usage.units, body, head))
+        self._end(pending, usage, None)
 
     def _encode(self, pending: Pending, answer: Answer) -> tuple[dict[str, str] | None, bytes] | ModelyardError:
         if isinstance(answer, ModelyardError):
@@ -289,7 +293,7 @@ class Replica:
         frame, question = pending.frame, pending.question
         assert question is not None
         try:
-            return self._codecs[frame.door].encode(question, frame.deployment, frame.version, answer)
+            return self._codecs[frame.door, frame.verb].encode(question, frame.deployment, frame.version, answer)
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
@@ -299,6 +303,8 @@ class Replica:
         if pending.peer.calls.pop(pending.frame.id, None) is None:
             return
         self._depth -= 1
+        if pending.unpacked:
+            self._room.give(pending.unpacked)
         pending.peer.channel.send(EndFrame(pending.frame.id, usage, self._depth, error))
         if self.state == "draining" and not self._depth:
             self._stop(0)
@@ -307,9 +313,16 @@ class Replica:
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
         stats = self._batcher.stats if self._batcher is not None else Stats()
-        peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, stats.to_wire()))
+        told = {**stats.to_wire(), "memory": _resident()}
+        peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
             self._loop.call_later(self._asked, self._stop, 1)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process takes."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def _late() -> TimedOut:
@@ -320,24 +333,6 @@ def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
     _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
     return Internal()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening Unix socket of mode 0600 that appears at `path` at once and whole."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The temporary name is no longer than the final one: a socket's path has 107 bytes at most.
-    temporary = path.with_name(f".{path.name[1:]}")
-    temporary.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(temporary))
-    finally:
-        os.umask(mask)
-    listener.listen(_BACKLOG)
-    listener.setblocking(False)
-    temporary.rename(path)
-    return listener
 
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:

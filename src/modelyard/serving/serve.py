@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
+from modelyard.plugins import load
 from modelyard.serving.admission import Credentials
 from modelyard.serving.follower import Follower, State
 from modelyard.serving.front import Front
@@ -82,6 +83,10 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     follower.start()
     meters.start()
     await asyncio.sleep(0)  # what the follower found is applied before the first request
+    calls = load("modelyard.serving.grpc.server:Server")(gateway) if settings.grpc else None
+    if calls is not None:
+        host, port = listener.getsockname()[:2]
+        await calls.start(host, port + 1)
     gc.collect()
     gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
     gc.set_threshold(50_000, 20, 50)
@@ -94,6 +99,8 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     try:
         await server.serve(sockets=[listener])
     finally:
+        if calls is not None:
+            await calls.stop(DRAIN)
         for task in watching:
             task.cancel()
         await relay.close()

@@ -8,20 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from modelyard.errors import Unavailable
 from modelyard.serving.types import DeploymentState, Route
 
 MOST = 4096  # calls that may be held at a time
 AGAIN = 1.0  # seconds after which control is asked again
 Name = tuple[str, str]
-
-
-class Asleep(Unavailable):
-    """The deployment is asleep and could not be woken in time; try again shortly."""
-
-    def __init__(self, route: Route) -> None:
-        super().__init__(f"Deployment '{route.deployment}' is asleep; a call wakes it.")
-        self.route = route
 
 
 class _Held:

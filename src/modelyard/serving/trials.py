@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
+from modelyard.serving.copies import Compared
 from modelyard.serving.frames import Fault, PartFrame, Usage
 from modelyard.serving.router import Underway
 from modelyard.serving.types import Seen, Trial, TrialKind
@@ -19,15 +20,6 @@ from modelyard.serving.verdict import Pairing
 
 COPIES = 64  # copies of calls that may be under way for one trial; others are not made
 LARGEST = 1 << 20  # bytes of a call and its answer that are still copied
-ANSWER_SIZE, ANSWER_HEAD = "x-answer-size", "x-answer-"
-COMPARE = "compare"
-
-
-class Compared(msgspec.Struct, array_like=True):
-    """What a replica tells of a copy: rows compared, and rows in which the two answers differ."""
-
-    rows: int
-    disagreeing: int
 
 
 _COMPARED = msgspec.json.Decoder(Compared)
@@ -108,9 +100,3 @@ class Mirror(Underway):
             with contextlib.suppress(msgspec.MsgspecError):  # a replica runs users' code: what it says may be anything
                 said = _COMPARED.decode(self._said)
                 self._comparison.compared(said.rows, min(max(said.disagreeing, 0), said.rows))
-
-
-def copied_head(head: Mapping[str, str], answer_head: Mapping[str, str] | None, size: int) -> dict[str, str]:
-    """The head of a copy: the call's, the answer's under names of their own, and its size, for it follows the body."""
-    theirs = {f"{ANSWER_HEAD}{name}": value for name, value in (answer_head or {}).items()}
-    return {**head, **theirs, ANSWER_SIZE: str(size)}
