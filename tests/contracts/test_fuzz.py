@@ -35,10 +35,11 @@ SIGNATURES = (
 TOKENS = st.sampled_from(
     [
         b'"', b"\\", b"{", b"}", b"[", b"[[", b"]", b",", b":", b"null", b"NaN", b"1e999", b"-1", b"0.0", b"128", b"true",
-        b"\\ud800", b"18446744073709551616", b'"shape":[', b'"b64":', b'"binary_data_size":', b"\0", b"\xff", b"\xc0\x80", b"\x0a",
-        b"\x12", b"\x3a\x00", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x0f", b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", b"\x1f\x8b\x08",
+        b"\\ud800", b"18446744073709551616", b'"shape":[', b'"b64":', b'"binary_data_size":',
+        b"\0", b"\xff", b"\xc0\x80", b"\x0a", b"\x12", b"\x3a\x00", b"\x1f\x8b\x08",
+        b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x0f", b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",
         b"/", b"//", b"%2f", b"%00", b"..", b":predict", b"%3Apredict", b"/versions/", b"infer",
-    ],
+    ]
 )  # fmt: skip
 
 
