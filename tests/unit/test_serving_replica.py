@@ -467,7 +467,7 @@ def error_codes(bench):
 @scene
 async def test_a_packed_call_is_the_call_it_was():
     bench = Bench()
-    bodies = [gzip.compress(b" " * 90_000 + question(number)) for number in range(20)]
+    bodies = [gzip.compress(b" " * 30_000 + question(number)) for number in range(20)]
     bench.say(*(call(number, body, head=PACKED) for number, body in enumerate(bodies)))
     await bench.until(20)
     assert [bench.answer(number) for number in range(20)] == [[2.0 * number] for number in range(20)]
