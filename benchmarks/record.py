@@ -43,6 +43,7 @@ class Record:
     out: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: argparse.Namespace = field(default_factory=argparse.Namespace)
     began: float = field(default_factory=time.monotonic)
     busy: tuple[float, float] = field(default_factory=lambda: (busy_seconds(), cpu_of([os.getpid()])))
 
@@ -76,16 +77,19 @@ class Record:
 
 
 @contextlib.contextmanager
-def recording(name: str, about: str) -> Iterator[Record]:
-    """A script's frame: its arguments, and the record written at its end, also of the figures before a failure."""
+def recording(name: str, about: str, more: Callable[[argparse.ArgumentParser], None] | None = None) -> Iterator[Record]:
+    """A script's frame: its arguments (those that `more` adds are in the record's `given`), and the record written at its end,
+    also of the figures before a failure."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="a small run that tries the script out; its figures mean little")
     parser.add_argument(
         "--out", type=Path, help="where to write the record (default: results/NAME.json; of a quick run: nowhere kept)"
     )
+    if more is not None:
+        more(parser)
     given = parser.parse_args()
     unkept = Path(tempfile.gettempdir()) / f"modelyard-{name}-quick.json"
-    record = Record(name, given.quick, given.out or (unkept if given.quick else RESULTS / f"{name}.json"))
+    record = Record(name, given.quick, given.out or (unkept if given.quick else RESULTS / f"{name}.json"), given=given)
     try:
         yield record
     finally:
