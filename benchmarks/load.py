@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +84,11 @@ def request(url: str, path: str, headers: Mapping[str, str], body: bytes) -> byt
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
+def requests(url: str, path: str, headers: Mapping[str, str], key: str, bodies: Iterable[bytes]) -> list[bytes]:
+    """Whole requests with a key."""
+    return [request(url, path, {**headers, "Authorization": f"Bearer {key}"}, body) for body in bodies]
+
+
 class Histogram:
     """Times in steps of 1 %, from a microsecond on: as many counters however many calls."""
 
@@ -116,7 +121,8 @@ class Histogram:
 
 class Told(msgspec.Struct):
     """What became of a load's calls. `sent`: those that arrived; `unsent`: arrived, but no connection was left for them;
-    `lost`: sent and never answered; `wrong`: checked answers that were not as expected. `statuses` and `times` (a histogram's
+    `lost`: sent and never answered; `wrong`: checked answers that were not as expected. `seconds` that calls arrived for, and
+    `until` the last answer 200, both from the start. `statuses` and `times` (a histogram's
     counts of the calls answered 200) by label. `lag`: the longest, in seconds, that an arrival was noticed late."""
 
     sent: int = 0
@@ -125,6 +131,7 @@ class Told(msgspec.Struct):
     checked: int = 0
     wrong: int = 0
     seconds: float = 0.0
+    until: float = 0.0
     lag: float = 0.0
     cpu: float = 0.0
     statuses: dict[str, dict[int, int]] = {}
@@ -132,6 +139,11 @@ class Told(msgspec.Struct):
 
     def answers(self, status: int = 200) -> int:
         return sum(counts.get(status, 0) for counts in self.statuses.values())
+
+    @property
+    def rate(self) -> float:
+        """Answers 200 a second, over all the time they took: a queue that is left behind counts against it."""
+        return self.answers() / max(self.seconds, self.until)
 
     def refused(self) -> int:
         return sum(sum(counts.values()) for counts in self.statuses.values()) - self.answers()
@@ -276,6 +288,7 @@ class _Crew:
         self._turns, self._turn = array.array("I", order.turns), 0
         self._times: dict[str, Histogram] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.began = time.monotonic()
         self.ending = False
         self.idle = asyncio.Event()
 
@@ -312,7 +325,9 @@ class _Crew:
         statuses = told.statuses.setdefault(label, {})
         statuses[status] = statuses.get(status, 0) + 1
         if status == 200:
-            self._times.setdefault(label, Histogram()).add(time.monotonic() - meant)
+            now = time.monotonic()
+            self._times.setdefault(label, Histogram()).add(now - meant)
+            told.until = now - self.began
             if self.order.check and sum(statuses.values()) % self.order.check == 0:
                 self._check(index, answer)
         if self._due:
@@ -383,7 +398,6 @@ async def _generate(order: Order) -> Told:
     loop = asyncio.get_running_loop()
     crew, over = _Crew(loop, order), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, over.set)
-    began = time.monotonic()
     if order.rate is None:
         for _ in range(order.connections):
             crew.arrive(time.monotonic())
@@ -403,7 +417,7 @@ async def _generate(order: Order) -> Told:
         await asyncio.wait_for(over.wait(), order.seconds)
     if order.rate is not None:
         loop.remove_reader(timer.handle)
-    crew.told.seconds = time.monotonic() - began
+    crew.told.seconds = time.monotonic() - crew.began
     await crew.end()
     crew.told.cpu = time.process_time()
     return crew.told

@@ -120,3 +120,19 @@ def _listed(sample: Any) -> Any:
 
 def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def asked(deployment: str, shape: tuple[int, ...], number: int, *, seed: int = 1) -> tuple[Protocol, np.ndarray]:
+    """How the platform is asked of a deployment of `models`, and `number` distinct samples: JSON for vectors, bytes else."""
+    samples = np.random.default_rng(seed).normal(size=(number, *shape)).astype(np.float32)
+    if len(shape) == 1 and shape[0] <= 256:
+        return oip("vector", deployment, name="x"), samples
+    return rows_as_bytes(deployment, shape), samples
+
+
+def rows_as_bytes(deployment: str, shape: tuple[int, ...]) -> Protocol:
+    """The binary extension for a row of any shape; the answer comes as JSON."""
+    size = int(4 * np.prod(shape))
+    header = _dumps({"inputs": [_tensor("x", [1, *shape], "FP32") | {"parameters": {"binary_data_size": size}}]})
+    headers = {**_BYTES, _LENGTH: str(len(header))}
+    return Protocol(f"/v2/models/{deployment}/infer", headers, lambda sample: header + _packed(sample), _oip_read)

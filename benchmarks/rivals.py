@@ -103,7 +103,7 @@ def running(name: str, subject: Subject, folder: Path) -> Iterator[Server]:
     """A rival that serves `subject` while the block runs. Raises `Missing`."""
     rival = RIVALS[name]
     program = Path(sys.executable) if rival.environment is None else python(rival.environment)
-    port, log = _free_ports(), folder / f"{name.replace(', ', '-').replace(' ', '-')}-{subject.name}.log"
+    port, log = free_ports(), folder / f"{name.replace(', ', '-').replace(' ', '-')}-{subject.name}.log"
     work = folder / f"{port}"
     work.mkdir(parents=True)
     words = rival.command or (str(program), str(PEERS / rival.app))
@@ -164,7 +164,7 @@ def _until_answering(server: Server, process: subprocess.Popen[bytes], subject: 
     raise Missing(f"{ending}; {log.name} ends with: {' '.join(log.read_text(errors='replace').split())[-300:]}")
 
 
-def _free_ports(several: int = 3) -> int:
+def free_ports(several: int = 3) -> int:
     """The first of some ports in a row that nobody listens on."""
     while True:
         with contextlib.ExitStack() as stack:
