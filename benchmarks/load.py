@@ -1,9 +1,8 @@
-"""Load on a server: wrk for the most it can answer, and a generator of our own for calls that come whether it answers or not.
+"""A load generator for calls that come whether they are answered or not; `wrk` is the one for the most a server can answer.
 
-`wrk` walks through distinct bodies on a number of connections, each sending its next request when the last is answered; it is
-Debian's (`apt-get install wrk`). `Load` is an open loop in a process of its own: arrivals at a constant rate by a timer of the
-kernel, latency from the moment a call was meant to start, memory bounded whatever the server does; or, without a rate, a closed
-loop like wrk's. It tells every call's fate: answered with which status, or lost.
+`Load` is an open loop in a process of its own: arrivals at a constant rate by a timer of the kernel, latency from the moment a
+call was meant to start, memory bounded whatever the server does; or, without a rate, a closed loop: each connection sends when
+it was answered. It tells every call's fate: answered with which status, or lost.
 """
 
 from __future__ import annotations
@@ -14,68 +13,19 @@ import contextlib
 import ctypes
 import json
 import os
-import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
-# Each connection's requests walk through all bodies; wrk runs this in its one thread.
-_LUA = """
-local sizes, ready, at = {%(sizes)s}, {}, 0
-function init(args)
-  local file = io.open(%(bodies)s, "rb")
-  for i, size in ipairs(sizes) do ready[i] = wrk.format("POST", %(path)s, {%(headers)s}, file:read(size)) end
-  file:close()
-end
-function request() at = at %% #ready + 1; return ready[at] end
-function done(s, l, r)
-  local e = s.errors
-  io.write(string.format(
-    '\\n@@{"requests":%%d,"us":%%d,"p50":%%.4f,"p99":%%.4f,"errors":%%d,"refused":%%d}\\n',
-    s.requests, s.duration, l:percentile(50) / 1000, l:percentile(99) / 1000,
-    e.connect + e.read + e.write + e.timeout, e.status))
-end
-"""
 PATIENCE = 65.0  # seconds an answer is waited for after the last arrival: longer than a call may take
-
-
-def needs_wrk(script: str) -> None:
-    if shutil.which("wrk") is None:
-        sys.exit(f"{script} drives servers with wrk: apt-get install wrk (Debian, Ubuntu), then run it again.")
-
-
-def wrk(
-    url: str, path: str, headers: Mapping[str, str], bodies: Sequence[bytes], *, connections: int, seconds: int
-) -> dict[str, Any]:
-    """What wrk says of some seconds of load: requests, us, p50 and p99 in ms, errors, refused (not 2xx or 3xx), and `wrk_cpu`,
-    the processor seconds it took itself."""
-    with tempfile.TemporaryDirectory() as folder:
-        file, script = Path(folder) / "bodies", Path(folder) / "load.lua"
-        file.write_bytes(b"".join(bodies))
-        lines = ", ".join(f"[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
-        values = {"sizes": ",".join(str(len(body)) for body in bodies), "bodies": json.dumps(str(file)), "headers": lines}
-        script.write_text(_LUA % {**values, "path": json.dumps(path)})
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(script), url]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = re.search(r"@@(\{.*\})", done.stdout)
-    if not found:
-        raise RuntimeError(f"wrk said: {(done.stdout + done.stderr)[-500:]}")
-    own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**json.loads(found[1].replace("-nan", "0").replace("nan", "0")), "wrk_cpu": round(own, 2)}
 
 
 def request(url: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -20,6 +20,7 @@ from modelyard.client import Yard
 from modelyard.testing import yard
 
 CALLS = 20  # a cycle
+RELAYED = 1500  # requests to control to warm up: the gateway looks for what they leave in cycles only after a thousand or so
 QUIET = 6.0  # seconds after which what ends late has ended
 ROLES = ("gateway", "control", "up")
 Look = dict[str, dict[str, float]]
@@ -31,11 +32,19 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     with recording("loads", __doc__ or "", options) as record, tempfile.TemporaryDirectory() as folder:
-        cycles, warm = record.given.cycles or (5 if record.quick else 100), 3 if record.quick else 40
-        record.parameters = {"cycles": cycles, "cycles_to_warm_up": warm, "calls_a_cycle": CALLS, "quiet_seconds": QUIET}
+        cycles, warm = record.given.cycles or (5 if record.quick else 100), 3 if record.quick else 20
+        record.parameters = {
+            "cycles": cycles,
+            "cycles_to_warm_up": warm,
+            "calls_a_cycle": CALLS,
+            "quiet_seconds": QUIET,
+            "relayed": RELAYED,
+        }
         with yard(Path(folder) / "yard") as platform:
             platform.import_model("tiny", models.tiny(Path(folder) / "tiny.onnx"))
             cycle(platform, warm)
+            for _ in range(RELAYED):
+                platform.deployments()
             before = look(platform)
             show("before", before)
             seconds: list[float] = []

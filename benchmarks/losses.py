@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import counts
 import models
 import numpy as np
+import ours
 import protocols
 from load import Load, requests, run
-from record import Record, processes, recording
+from record import Record, recording
 
 from modelyard.client import Yard
 from modelyard.testing import yard
@@ -46,14 +46,14 @@ def main() -> None:
         model = models.tiny(Path(folder) / "tiny.onnx")
         with yard(Path(folder) / "yard") as platform:
             platform.import_model("tiny", model)
-            platform.deploy("tiny", "tiny", replicas=REPLICAS)
+            ours.deployed(platform, "tiny", "tiny", REPLICAS)
             protocol, samples = protocols.asked("tiny", (10,), BODIES)
             (expected,) = models.session_of(model).run(None, {"x": samples})
             key = platform.create_key("infer", name="bench")["key"]
             calls = requests(platform.profile.url, protocol.path, protocol.headers, key, map(protocol.body, samples))
             closed = run(platform.profile.url, calls, connections=CONNECTIONS, seconds=short)
             record.figure("capacity, closed loop", closed.rate, "1/s")
-            counted = counts.settled(platform, closed.sent)
+            counted = ours.settled(platform, closed.sent)
             under_fire(record, platform, calls, expected[:, 0], SHARE * closed.rate, 60 * minutes, counted)
 
 
@@ -71,7 +71,7 @@ def under_fire(
             killed += kill(platform, chance)
             print(f"   {over - time.monotonic():.0f} s left, {killed} killed", flush=True)
         told = load.wait()
-    booked = counts.settled(platform, counted + told.sent) - counted
+    booked = ours.settled(platform, counted + told.sent) - counted
     errors = sum(row["errors"] for row in platform.usage() if row["kind"] == "serving")
     times = told.latency()
     statuses = {status: count for found in told.statuses.values() for status, count in found.items()}
@@ -88,11 +88,9 @@ def under_fire(
 
 def kill(platform: Yard, chance: random.Random) -> int:
     """End one of the replicas at once. Returns how many: none where only one serves yet, since then nobody could answer."""
-    found = [pid for pid, role in processes(platform).items() if role == "replica"]
-    serving = sum(1 for state in platform.deployment("tiny")["replicas"] if state["state"] == "ready")
-    if serving < REPLICAS or not found:
+    if ours.serving(platform, "tiny") < REPLICAS:
         return 0
-    os.kill(chance.choice(found), signal.SIGKILL)
+    os.kill(chance.choice(ours.replicas(platform)), signal.SIGKILL)
     return 1
 
 

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import counts
 import httpx
 import models
 import numpy as np
+import ours
 import protocols
-from load import needs_wrk, wrk
 from record import HERE, Record, cpu_of, data_folder, median, recording
 from rivals import free_ports
+from wrk import needs_wrk, wrk
 
 from modelyard.app import migrate
 from modelyard.client import Yard
@@ -175,7 +175,7 @@ def end_to_end(record: Record, platform: Yard, folder: Path, rounds: int, second
                     spent[kind].append(1e6 * (cpu_of([pid]) - before) / said["requests"])
                     print(f"   {kind}: {spent[kind][-1]:.2f} µs a call", flush=True)
         time.sleep(1.0)
-        booked = counts.settled(platform, sent)
+        booked = ours.settled(platform, sent)
     differences = [with_ - without for with_, without in zip(spent["metered"], spent["bare"], strict=True)]
     record.figure("end to end: gateway, metered", median(spent["metered"]), "µs a call", each=spent["metered"])
     record.figure("end to end: gateway, bare", median(spent["bare"]), "µs a call", each=spent["bare"])

@@ -25,14 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import counts
+import httpx
 import models
 import numpy as np
+import ours
 import protocols
-from load import needs_wrk, wrk
 from peers import install
 from record import Record, busy_seconds, median, recording, supervisor_of
 from rivals import PEERS, RIVALS, WORKERS, Missing, Server, Subject, running
+from wrk import needs_wrk, wrk
 
 from modelyard.client import Yard
 from modelyard.testing import yard
@@ -135,10 +136,10 @@ def texts(platform: Yard, folder: Path) -> Subject:
 def measure(run: Run, platform: Yard, key: str, what: Subject) -> None:
     """All servers on one model. The quiet ones run side by side and take turns; those that never rest come after."""
     print(f"-- {what.name}: starting the servers", flush=True)
-    platform.deploy(what.name, what.name, replicas=REPLICAS[what.name])
-    ours = ourselves(platform, key, what)
+    ours.deployed(platform, what.name, what.name, REPLICAS[what.name])
+    mine = ourselves(platform, key, what)
     with contextlib.ExitStack() as stack:
-        servers = [ours]
+        servers = [mine]
         for name in [name for name in run.rivals if not RIVALS[name].restless]:
             servers += started(run, stack, name, what)
         for server in servers:
@@ -157,17 +158,18 @@ def measure(run: Run, platform: Yard, key: str, what: Subject) -> None:
                 for _ in range(run.rounds):
                     for connections in LEVELS[what.name]:
                         at(run, server, what, connections)
-    memory = ours.memory()
+    memory = mine.memory()
     run.record.figure(f"{what.name}: {US}: memory (PSS)", memory / 1e6, "MB")
     platform.undeploy(what.name)
 
 
 def ourselves(platform: Yard, key: str, what: Subject) -> Server:
     """The platform as a server: its tensors are asked of itself."""
-    (tensor,) = platform._wire.get(f"/v2/models/{what.name}")["inputs"]
+    url, headers = platform.profile.url, {"Authorization": f"Bearer {key}"}
+    (tensor,) = httpx.get(f"{url}/v2/models/{what.name}", headers=headers, trust_env=False).raise_for_status().json()["inputs"]
     two = len(tensor["shape"]) == 2
     protocol = protocols.oip(what.kind, what.name, binary=True, name=tensor["name"], batched_text=two)
-    return Server(US, platform.profile.url, protocol, supervisor_of(platform), {"Authorization": f"Bearer {key}"})
+    return Server(US, url, protocol, supervisor_of(platform), headers)
 
 
 def started(run: Run, stack: contextlib.ExitStack, name: str, what: Subject) -> list[Server]:
@@ -281,8 +283,8 @@ def reference(run: Run, what: Subject) -> None:
 
 
 def ledger(run: Run, platform: Yard, key: str, wanted: Sequence[str]) -> None:
-    counted = counts.told(platform.profile.url, {"Authorization": f"Bearer {key}"})
-    booked = counts.settled(platform, counted)
+    counted = ours.told(platform.profile.url, {"Authorization": f"Bearer {key}"})
+    booked = ours.settled(platform, counted)
     name = f"{US}: calls in the ledger - calls"
     run.record.figure(f"{name} the gateway counted", booked - counted, "calls", least=0, most=0, ledger=booked)
     # wrk leaves when its time is over, with a call under way on each connection: those are counted too.
@@ -312,22 +314,22 @@ def rate(run: Run, model: str, name: str, connections: int) -> float | None:
 
 def ratios(run: Run, model: str, connections: int) -> None:
     """The platform over each of the others, with the targets."""
-    ours = rate(run, model, US, connections) or 0.0
+    own = rate(run, model, US, connections) or 0.0
     rates = {name: found for name in RIVALS if (found := rate(run, model, name, connections))}
     where = f"{model}: {connections} connection{'s' * (connections > 1)}: {US} /"
     mosec = max((found for name, found in rates.items() if name.startswith("mosec")), default=None)
     targets = {"mosec, the better": {32: 2.0, 128: 1.5}.get(connections), "fastapi": 3.0} | dict.fromkeys(SLOW, 8.0)
     if model == "mlp":
         for name, theirs in {**({"mosec, the better": mosec} if mosec else {}), **rates}.items():
-            run.record.figure(f"{where} {name}", ours / theirs, "×", least=targets.get(name) if connections > 1 else None)
+            run.record.figure(f"{where} {name}", own / theirs, "×", least=targets.get(name) if connections > 1 else None)
     elif rates:
         best = max(rates, key=lambda name: rates[name])
         least = 1.0 if model == "minilm" else 2.0 if connections == 32 else None
-        run.record.figure(f"{where} the best peer", ours / rates[best], "×", least=least, best=best)
+        run.record.figure(f"{where} the best peer", own / rates[best], "×", least=least, best=best)
         for name, theirs in rates.items():
-            run.record.figure(f"{where} {name}", ours / theirs, "×")
+            run.record.figure(f"{where} {name}", own / theirs, "×")
     if raw := rate(run, model, "raw", connections):
-        run.record.figure(f"{where} raw onnxruntime", ours / raw, "×", least=0.92)
+        run.record.figure(f"{where} raw onnxruntime", own / raw, "×", least=0.92)
     hand = run.levels.get((model, "fastapi", connections))
     if model == "mlp" and connections == 1 and hand:
         mine = run.levels[model, US, 1]
