@@ -87,6 +87,7 @@ def embeddings(file: Path, tokenizer: Path, samples: Sequence[str]) -> np.ndarra
 
     known, session = Tokenizer.from_file(str(tokenizer)), session_of(file, 2)
     known.no_padding()
+    known.enable_truncation(256)  # the model's own limit; the tokenizer's file says 128
     names, found = {one.name for one in session.get_inputs()}, []
     for text in samples:
         ids = np.array([known.encode(text).ids], np.int64)

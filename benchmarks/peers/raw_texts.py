@@ -1,4 +1,4 @@
-"""The most that onnxruntime makes of texts that wait: raw_texts.py CONNECTIONS WORKERS SECONDS, PEER_… in the environment.
+"""The most that onnxruntime makes of texts that wait: raw_texts.py CONNECTIONS WORKERS SECONDS BATCH, with PEER_….
 
 No keys, no protocol, no frames: worker processes tokenize and compute; this one keeps a pool of CONNECTIONS texts that are
 waited for, gives a free worker the eldest and those nearest to it by length, and lets new ones in for those that are done.
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ClassVar
 
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (2, 4, 8, 16, 32)
 ANSWER = 4200  # bytes: 384 numbers as JSON, as the servers answer
 
 
@@ -114,8 +114,8 @@ async def measure(pipes: list[Connection], texts: list[str], connections: int, s
     return done / took
 
 
-async def run(pipes: list[Connection], texts: list[str], connections: int, seconds: float) -> dict[str, object]:
-    """The best batch size by a trial of each, then the measurement at it."""
+async def run(pipes: list[Connection], texts: list[str], connections: int, seconds: float, batch: int) -> dict[str, object]:
+    """The measurement in batches of `batch`; 0: of the best size, by a trial of each before."""
     server = await asyncio.get_running_loop().create_server(Answers, "127.0.0.1", 0)
     script = Path(os.environ["PEER_FOLDER"]) / "texts.lua"
     script.write_text("wrk.method = 'POST'; wrk.body = string.rep('x', 700)\n")
@@ -124,9 +124,9 @@ async def run(pipes: list[Connection], texts: list[str], connections: int, secon
     wrk = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.DEVNULL)
     try:
         await asyncio.sleep(0.3)
-        sizes = [size for size in SIZES if size <= max(1, connections // len(pipes))]
+        sizes = [] if batch else [size for size in SIZES if size <= max(2, connections // len(pipes))]
         rates = {size: await measure(pipes, texts, connections, size, seconds / 4) for size in sizes}
-        best = max(rates, key=lambda size: rates[size])
+        best = batch or max(rates, key=lambda size: rates[size])
         rate = await measure(pipes, texts, connections, best, seconds)
     finally:
         wrk.terminate()
@@ -146,7 +146,7 @@ def main() -> None:
         pipes.append(ours)
     for pipe in pipes:
         pipe.recv()
-    print(json.dumps(asyncio.run(run(pipes, texts, connections, seconds))))
+    print(json.dumps(asyncio.run(run(pipes, texts, connections, seconds, int(sys.argv[4])))))
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
