@@ -8,8 +8,10 @@ once had) and after a hundred more.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import models
@@ -21,9 +23,10 @@ from modelyard.testing import yard
 
 CALLS = 20  # a cycle
 RELAYED = 1500  # requests to control to warm up: the gateway looks for what they leave in cycles only after a thousand or so
-QUIET = 6.0  # seconds after which what ends late has ended
+QUIET = 12.0  # seconds after which what ends late has ended: control lets threads go that had nothing to do for ten
 ROLES = ("gateway", "control", "up")
 Look = dict[str, dict[str, float]]
+Open = dict[str, Counter[str]]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,7 @@ def main() -> None:
             cycle(platform, warm)
             for _ in range(RELAYED):
                 platform.deployments()
-            before = look(platform)
+            before, files = look(platform), opened(platform)
             show("before", before)
             seconds: list[float] = []
             courses = [before]
@@ -53,7 +56,7 @@ def main() -> None:
                 seconds += cycle(platform, cycles * (part + 1) // 5 - cycles * part // 5)
                 courses.append(look(platform))
                 show(f"after {len(seconds)}", courses[-1])
-            report(record, courses, seconds)
+            report(record, courses, seconds, {role: dict(now - files[role]) for role, now in opened(platform).items()})
 
 
 def cycle(platform: Yard, times: int) -> list[float]:
@@ -82,12 +85,23 @@ def look(platform: Yard) -> Look:
     return seen
 
 
+def opened(platform: Yard) -> Open:
+    """What the descriptors of each role are: files by name, all else by kind."""
+    found: Open = {}
+    for pid, role in processes(platform).items():
+        for entry in Path(f"/proc/{pid}/fd").iterdir() if role in ROLES else ():
+            with contextlib.suppress(OSError):
+                to = str(entry.readlink())
+                found.setdefault(role, Counter())[to.rpartition("/")[2] if to.startswith("/") else to.partition(":")[0]] += 1
+    return found
+
+
 def show(when: str, seen: Look) -> None:
     sizes = ", ".join(f"{role} {seen[role]['memory'] / MB:.1f} MB" for role in ROLES if role in seen)
     print(f"   {when}: {sizes}", flush=True)
 
 
-def report(record: Record, courses: list[Look], seconds: list[float]) -> None:
+def report(record: Record, courses: list[Look], seconds: list[float], more: dict[str, dict[str, int]]) -> None:
     before, after = courses[0], courses[-1]
     record.figure("a load, some calls and an unload", sum(seconds) / len(seconds), "s", longest=max(seconds))
     for role in [role for role in ROLES if role in after]:
@@ -99,6 +113,7 @@ def report(record: Record, courses: list[Look], seconds: list[float]) -> None:
         for what in ("threads", "descriptors"):
             each = [seen[role][what] for seen in courses]
             record.figure(f"{role}: {what} more", after[role][what] - before[role][what], what, most=0, each=each)
+        print(f"   {role}: descriptors that were not there before: {more[role] or 'none'}", flush=True)
     left = after["all"]["processes"] - before["all"]["processes"]
     record.figure("processes more", left, "processes", most=0, there=after["all"]["processes"])
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,7 @@ def recording(name: str, about: str, more: Callable[[argparse.ArgumentParser], N
         more(parser)
     given = parser.parse_args()
     unkept = Path(tempfile.gettempdir()) / f"modelyard-{name}-quick.json"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
     record = Record(name, given.quick, given.out or (unkept if given.quick else RESULTS / f"{name}.json"), given=given)
     try:
         yield record
