@@ -8,8 +8,6 @@ call within a second.
 from __future__ import annotations
 
 import argparse
-import inspect
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +22,6 @@ from load import Load, requests, run
 from record import Record, median, memory_of, recording, timed
 
 from modelyard.client import Yard
-from modelyard.settings import Settings
 from modelyard.testing import yard
 
 RATE = 4.0  # calls a second by Zipf's law: every seventh or so wakes somebody, which costs a good part of a second
@@ -33,7 +30,6 @@ WARM = 50.0  # calls a second to the most wanted besides, for its p99
 LARGE = 100_000_000  # bytes
 BODIES = 1000
 TURNS = 20_000  # calls until the order begins anew
-MOST_SETTING = "max_replicas_in_memory"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -43,39 +39,20 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     with recording("density", __doc__ or "", options) as record, tempfile.TemporaryDirectory() as folder:
         many, most, seconds, colds = (6, 3, 8, 1) if record.quick else (200, 16, 240, 10)
-        seconds, sleeps = record.given.seconds or seconds, can_sleep()
-        if not sleeps and not record.quick:
-            sys.exit(
-                "density.py needs deployments that sleep, which this version does not have; --quick tries the traffic out."
-            )
+        seconds = record.given.seconds or seconds
         record.parameters = {
-            "deployments": many, "in_memory": most if sleeps else None, "seconds": seconds, "rate": RATE, "warm_rate": WARM,
+            "deployments": many, "in_memory": most, "seconds": seconds, "rate": RATE, "warm_rate": WARM,
             "zipf_exponent": EXPONENT, "bodies": BODIES, "large_bytes": LARGE,
         }  # fmt: skip
-        with yard(Path(folder) / "yard", **settings(most)) as platform:
+        with yard(Path(folder) / "yard", MODELYARD_SERVING_REPLICAS=str(most)) as platform:
             platform.import_model("tiny", models.tiny(Path(folder) / "tiny.onnx"))
             platform.import_model("large", models.large(Path(folder) / "large.onnx", LARGE))
             names = [f"d{number:03}" for number in range(many)]
-            took = [timed(lambda name=name: deploy(platform, name, "tiny"))[0] for name in names]
+            took = [timed(lambda name=name: platform.deploy(name, "tiny", min_replicas=0))[0] for name in names]
             record.figure("a deployment more", median(took), "s", longest=max(took))
             key = platform.create_key("infer", name="bench")["key"]
-            traffic(record, platform, key, names, seconds, most if sleeps else many)
-            cold(record, platform, key, colds, sleeps)
-
-
-# What the platform offers for this: the one place that knows
-
-
-def can_sleep() -> bool:
-    return "min_replicas" in inspect.signature(Yard.deploy).parameters and MOST_SETTING in Settings.model_fields
-
-
-def settings(most: int) -> dict[str, str]:
-    return {f"MODELYARD_{MOST_SETTING.upper()}": str(most)} if can_sleep() else {}
-
-
-def deploy(platform: Yard, name: str, model: str) -> None:
-    platform.deploy(name, model, **({"min_replicas": 0} if can_sleep() else {}))  # type: ignore[arg-type]
+            traffic(record, platform, key, names, seconds, most)
+            cold(record, platform, key, colds)
 
 
 # Traffic
@@ -127,25 +104,20 @@ def asked(platform: Yard, key: str, names: Sequence[str]) -> tuple[list[bytes], 
     return calls, labels, expected
 
 
-def cold(record: Record, platform: Yard, key: str, times: int, sleeps: bool) -> None:
-    """The first call to a deployment of 100 MB that sleeps: from its request to its answer. Where nothing sleeps, from the
-    request for the deployment on, which is more."""
+def cold(record: Record, platform: Yard, key: str, times: int) -> None:
+    """The first call to a deployment of 100 MB that sleeps: from its request to its answer."""
     protocol, samples = protocols.asked("large", (256,), times)
     seconds = []
     for sample in samples:
-        if sleeps:
-            deploy(platform, "large", "large")
-            asleep(platform)
-        began = time.perf_counter()
-        if not sleeps:
-            deploy(platform, "large", "large")
+        platform.deploy("large", "large", min_replicas=0, idle=1)
+        asleep(platform)
         call = requests(platform.profile.url, protocol.path, protocol.headers, key, [protocol.body(sample)])
-        told = run(platform.profile.url, call, connections=1, seconds=0.001) if sleeps else None
-        seconds.append(told.latency().quantile(0.5) if told else time.perf_counter() - began)
+        seconds.append(run(platform.profile.url, call, connections=1, seconds=0.001).latency().quantile(0.5))
         memory = max((memory_of(pid) for pid in ours.replicas(platform)), default=0)
         platform.undeploy("large")
-    what = "call that wakes it, to its answer" if sleeps else "deployment asked for, to ready"
-    record.figure(f"100 MB: {what}", median(seconds), "s", most=1 if sleeps else None, each=seconds, replica_mb=memory / 1e6)
+    record.figure(
+        "100 MB: call that wakes it, to its answer", median(seconds), "s", most=1, each=seconds, replica_mb=memory / 1e6
+    )
 
 
 def asleep(platform: Yard, patience: float = 120.0) -> None:

@@ -33,8 +33,7 @@ def until_tried(wire: Wire, deployment: dict[str, Any], patience: float = 600.0)
     """Wait until a version on trial is given calls. Raises `Crashed` where it cannot be served, `TimedOut` as `until_ready`."""
     name, gives_up = deployment["name"], time.monotonic() + patience
     model = str(deployment["trial"]["model"])
-    version = model.partition("@")[2]
-    while not (trial := deployment["trial"]) or trial["state"] != "ready" or not _is_routed(wire, name, model, version):
+    while not (trial := deployment["trial"]) or trial["state"] != "ready" or not _is_routed(wire, name, model, "trial"):
         if not trial or trial["state"] == "failed":
             raise Crashed(f"Deployment '{name}' goes on as before: {deployment['note'] or (trial or {}).get('error')}")
         if time.monotonic() > gives_up:
@@ -51,11 +50,10 @@ def until_gone(wire: Wire, name: str, patience: float = 5.0) -> None:
         time.sleep(_LOOK)
 
 
-def _is_routed(wire: Wire, name: str, model: str, version: str | None = None) -> bool:
-    """Whether the gateway gives calls, or those that ask for a version, to this model: another may have had the same number."""
-    asked = f"/versions/{segment(version)}" if version is not None else ""
+def _is_routed(wire: Wire, name: str, model: str, what: str = "model") -> bool:
+    """Whether the gateway gives calls to this model; with `what` 'trial', whether it is the one that is tried."""
     try:
-        routed = wire.get(f"/v2/models/{segment(name)}{asked}/ready")
+        routed = wire.get(f"/v2/models/{segment(name)}/ready")
     except (NotFound, Unavailable):
         return False
-    return bool(routed["model"] == model)
+    return bool(routed.get(what) == model)

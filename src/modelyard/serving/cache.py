@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 Key = tuple[str, str, str, bytes]
 _ENTRY = 512  # bytes that an entry takes beside its body
 
@@ -54,11 +56,9 @@ def key_of(
 ) -> Key:
     """What an answer depends on: who asks what of which version, in which manner. Headers that only name the call are none of
     it."""
-    digest = hashlib.blake2b(body, digest_size=24)
-    for name in sorted(head):
-        if name not in _NAMES_THE_CALL:
-            digest.update(f"\0{name}\0{head[name]}".encode())
-    digest.update(f"\0{door}\0{verb}".encode())
+    said = sorted(item for item in head.items() if item[0] not in _NAMES_THE_CALL)
+    digest = hashlib.blake2b(msgspec.msgpack.encode((door, verb, said)), digest_size=24)  # it says itself where it ends
+    digest.update(body)
     return project, deployment, version, digest.digest()
 
 

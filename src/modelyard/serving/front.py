@@ -184,12 +184,10 @@ class Front:
 
     async def _model_ready(self, asked: Asked) -> dict[str, Any]:
         route = await self._route(asked)
-        trial = route.trial
-        if trial is not None and asked.names.get("version") == trial.version != route.version:
-            return {"name": route.deployment, "ready": True, "model": f"{trial.model}@{trial.version}"}
+        trial = {} if route.trial is None else {"trial": f"{route.trial.model}@{route.trial.version}"}
         with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
             check_ready(route)
-        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}"}
+        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}", **trial}
 
     async def _infer(self, asked: Asked) -> None:
         """A call never comes here: `http` takes it."""

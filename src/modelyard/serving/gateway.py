@@ -97,10 +97,13 @@ class Gateway:
         self._comparisons = {key: known.get(key) or Comparison(trial, self._ids) for trial in trials if (key := trial.key)}
         tried = [endpoint for trial in trials for endpoint in trial.endpoints]
         self.router.keep([*tried, *(endpoint for route in self._routes.values() for endpoint in route.endpoints)])
-        for route in self._routes.values():
-            for to in (route, route.trial):
-                if to is not None:
-                    self.tally.know((route.project, route.deployment, to.version), [e.token for e in to.endpoints])
+        for name, route in self._routes.items():
+            known_as: dict[str, list[str]] = {}
+            answering: list[Route | Trial] = [route] if route.trial is None else [route, route.trial]
+            for to in answering:
+                known_as.setdefault(to.version, []).extend(endpoint.token for endpoint in to.endpoints)
+            for version, tokens in known_as.items():
+                self.tally.know((*name, version), tokens)
         self._admissions.clear()
 
     def routes(self, project: str) -> list[Route]:

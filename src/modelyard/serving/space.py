@@ -44,6 +44,8 @@ class Space:
             held = self._held(session, deployment.id)
             need = self._need(session, deployment.project, release)
         asleep = make_room(need, self._room, held)
+        if asleep == []:
+            return True
         with self._db.begin() as session:
             if asleep is None:
                 row = session.get(ReleaseRow, (release.deployment, release.generation))

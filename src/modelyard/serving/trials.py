@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from modelyard.errors import Overloaded
 from modelyard.serving.copies import Compared
 from modelyard.serving.frames import Fault, PartFrame, Usage
 from modelyard.serving.router import Underway
@@ -95,6 +96,8 @@ class Mirror(Underway):
         return False
 
     def _tell(self, error: Fault | None) -> None:
+        if error is not None and error.code == Overloaded.code:
+            return  # it was asked for more than it can do, which says nothing of the release
         self._comparison.tried(error is not None, time.monotonic() - self._began)
         if error is None:
             with contextlib.suppress(msgspec.MsgspecError):  # a replica runs users' code: what it says may be anything
