@@ -69,6 +69,10 @@ def until(said: Callable[[], bool], patience: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def key(platform: Yard) -> dict[str, str]:
+    return {"Authorization": f"Bearer {platform.profile.key}"}
+
+
 def ask(platform: Yard, name: str, value: float = 1.0) -> tuple[float, str]:
     answer = platform.predict(name, {"x": np.array([[value]], np.float32)})
     [output] = answer.values()
@@ -155,7 +159,8 @@ def test_a_canary_that_fails_is_taken_back(platform: Yard, tmp_path: Path) -> No
     shown = platform.deployment("mine")
     assert shown["trial"] is None
     assert "sick@1: Rolled back. The canary failed in" in shown["note"]
-    assert [ask(platform, "mine", value)[1] for value in range(5)] == ["1"] * 5
+    until(lambda: "trial" not in httpx.get(f"{platform.profile.url}/v2/models/mine/ready", headers=key(platform)).json())
+    assert [ask(platform, "mine", value)[0] for value in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_trial_that_cannot_be_served_changes_nothing(platform: Yard, tmp_path: Path) -> None:
@@ -181,7 +186,7 @@ def test_what_nobody_calls_sleeps_and_a_call_with_a_key_wakes_it(platform: Yard)
     url = f"{platform.profile.url}/v2/models/dormouse"
     body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
     assert httpx.post(f"{url}/infer", json=body).status_code == 401
-    assert httpx.get(f"{url}/ready", headers={"Authorization": f"Bearer {platform.profile.key}"}).status_code == 200
+    assert httpx.get(f"{url}/ready", headers=key(platform)).status_code == 200
     time.sleep(0.5)
     assert platform.deployment("dormouse")["state"] == "asleep"
     began = time.monotonic()
@@ -231,4 +236,6 @@ def test_more_deployments_are_offered_than_there_is_room_for(tmp_path: Path) -> 
         assert sorted(ready) == ["a", "d"]
         small.deploy("fixed", "m@1", replicas=3, wait=False)
         until(lambda: "No room for a replica" in str(small.deployment("fixed")["error"]))
-        assert ask(small, "fixed") == (1.0, "1")
+        until(lambda: any(replica["state"] == "ready" for replica in small.deployment("fixed")["replicas"]))
+        until(lambda: httpx.get(f"{small.profile.url}/v2/models/fixed/ready", headers=key(small)).is_success)
+        assert ask(small, "fixed") == (1.0, "1")  # with as many as there is room for
