@@ -37,9 +37,9 @@ tests: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
-# About a quarter of an hour, on a machine that does nothing else; docs/benchmarks.md says what each figure means.
+# About half an hour, on a machine that does nothing else; docs/benchmarks.md says what each figure means.
 bench: setup
-	@status=0; for name in scheduler footprint jobcost serving training importing fashion; do \
+	@status=0; for name in scheduler rollback footprint jobcost metering overload serving training importing fashion; do \
 		$(BIN)/python benchmarks/$$name.py || status=1; done; exit $$status
 
 # 93 MB: SmolLM2-135M, which benchmarks/finetune.py trains. Its packages ask for a compiler and more; nothing of that is needed.

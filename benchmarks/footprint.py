@@ -41,7 +41,8 @@ def main() -> None:
 
 def command(*words: str) -> None:
     """A command as whoever installed the package runs it: its modules are compiled but once."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MODELYARD_")}
+    environment = {name: value for name, value in kept.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([sys.executable, "-m", "modelyard", *words], check=True, capture_output=True, env=environment)
 
 

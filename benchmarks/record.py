@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ class Record:
     out: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: argparse.Namespace = field(default_factory=argparse.Namespace)
     began: float = field(default_factory=time.monotonic)
     busy: tuple[float, float] = field(default_factory=lambda: (busy_seconds(), cpu_of([os.getpid()])))
 
@@ -86,17 +88,20 @@ class Record:
 
 
 @contextlib.contextmanager
-def recording(name: str, about: str) -> Iterator[Record]:
-    """A script's frame: its arguments, and the record written at its end, also of the figures before a failure. Exits 1 where
-    a target was missed, but of a quick run."""
+def recording(name: str, about: str, more: Callable[[argparse.ArgumentParser], None] | None = None) -> Iterator[Record]:
+    """A script's frame: its arguments (those that `more` adds are in the record's `given`), and the record written at its end,
+    also of the figures before a failure. Exits 1 where a target was missed, but of a quick run."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="a small run that tries the script out; its figures mean little")
     parser.add_argument(
         "--out", type=Path, help="where to write the record (default: results/NAME.json; of a quick run: nowhere kept)"
     )
+    if more is not None:
+        more(parser)
     given = parser.parse_args()
     unkept = Path(tempfile.gettempdir()) / f"modelyard-{name}-quick.json"
-    record = Record(name, given.quick, given.out or (unkept if given.quick else RESULTS / f"{name}.json"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
+    record = Record(name, given.quick, given.out or (unkept if given.quick else RESULTS / f"{name}.json"), given=given)
     try:
         yield record
     finally:

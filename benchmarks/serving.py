@@ -1,229 +1,353 @@
-"""Requests a second and processor time a call of the model 10 → 20 → 1, beside FastAPI + uvicorn + onnxruntime by hand.
+"""Requests a second of the same models by Modelyard and by the servers that pip can install, in one run on one machine.
 
-wrk drives each server in turn with 1,024 distinct bodies, one row each; answers are sampled against onnxruntime, and the
-platform's ledger must have counted what was sent. The platform checks keys, counts and settles every call; the peer
-does none of that. wrk is Debian's: `apt-get install wrk`.
+Three models: 10 → 20 → 1 as JSON; a small CNN on pictures of 3×32×32, as bytes where a server takes them; MiniLM with its real
+weights on texts of 5 to 200 tokens. wrk drives one server after another, round after round, with 1,024 distinct bodies; every
+server's answers are compared with onnxruntime's before, and while, it is under load. The platform checks keys, counts and
+settles every call, and its ledger must hold what was sent; the others do none of that. A server that cannot be installed or
+started is recorded as missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import http.client
+import itertools
 import json
 import os
-import re
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import models
 import numpy as np
-import onnxruntime
-from record import HERE, Record, busy_seconds, cpu_of, memory_of, recording, supervisor_of, tree
+import ours
+import protocols
+from peers import install
+from record import Record, busy_seconds, median, recording, supervisor_of
+from rivals import PEERS, RIVALS, WORKERS, Missing, Server, Subject, running
+from wrk import needs_wrk, wrk
 
 from modelyard.client import Yard
 from modelyard.testing import yard
 
-CONNECTIONS = (1, 32, 128)
+# Connections → how many times the usual seconds: texts take long, so that a few seconds hold only a few batches.
+LEVELS: Mapping[str, Mapping[int, float]] = {"mlp": {1: 0.5, 32: 1, 128: 1}, "cnn": {32: 1}, "minilm": {32: 1.5, 128: 1.5}}
+# The platform and the reference, whose ratio is wanted to a few per cent.
+LONGER = {"minilm": 3}
+# As many as suit the model: a tiny one leaves the second processor to the gateway.
+REPLICAS = {"mlp": 1, "cnn": 1, "minilm": 2}
 BODIES = 1024
-SAMPLES = 64
-Row = Sequence[float]
-
-# Each connection's requests walk through all bodies; wrk runs this in its one thread.
-LUA = """
-local bodies = {}
-for line in io.lines(%(bodies)s) do bodies[#bodies + 1] = line end
-local headers = {["content-type"] = "application/json"%(header)s}
-local ready, at = {}, 0
-function init(args)
-  for i, body in ipairs(bodies) do ready[i] = wrk.format("POST", %(path)s, headers, body) end
-end
-function request() at = at %% #ready + 1; return ready[at] end
-function done(s, l, r)
-  local e = s.errors
-  io.write(string.format(
-    '\\n@@{"requests":%%d,"us":%%d,"p50":%%.4f,"p99":%%.4f,"errors":%%d,"refused":%%d}\\n',
-    s.requests, s.duration, l:percentile(50) / 1000, l:percentile(99) / 1000,
-    e.connect + e.read + e.write + e.timeout, e.status))
-end
-"""
+COMPARED = list(range(0, BODIES, 16))  # the samples whose answers are compared
+EVERY = 0.05  # seconds between the calls that are compared while wrk drives a server
+SLOW = ("litserve", "bentoml", "mlserver", "kserve", "triton", "ray")
+US = "modelyard"
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server to measure: where, how a row is asked of it, how its answer is read, and its processes' first."""
+@dataclass
+class Level:
+    """What one server did at one number of connections, a value a round."""
 
-    name: str
-    url: str
-    path: str
-    pid: int
-    headers: Mapping[str, str]
-    body: Callable[[Row], Any]
-    read: Callable[[Any], float]
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    cores: list[dict[str, float]] = field(default_factory=list)
+    errors: int = 0
+    compared: int = 0
+
+
+@dataclass
+class Run:
+    """All that was found: (model, server, connections) → level. `sent` counts the platform's calls; `batches` are the best
+    sizes of raw onnxruntime, by connections."""
+
+    record: Record
+    seconds: int
+    rounds: int
+    rivals: Sequence[str]
+    folder: Path
+    levels: dict[tuple[str, str, int], Level] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    batches: dict[int, int] = field(default_factory=dict)
+    sent: int = 0
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peers", default="all", help=f"of {'; '.join(RIVALS)} (joined by ';'), 'all' or 'none'")
+    parser.add_argument("--models", default=",".join(LEVELS), help="of mlp, cnn, minilm")
+    parser.add_argument("--seconds", type=int, help="of load at each point (default: 2)")
+    parser.add_argument("--rounds", type=int, help="that the servers take turns in (default: 3)")
+
+
+def chosen(given: str, words: Mapping[str, list[str]], known: Mapping[str, Any], between: str) -> list[str]:
+    """The names that an option gives, or what one of its `words` stands for."""
+    names = words[given] if given in words else [name.strip() for name in given.split(between)]
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"serving.py knows no {', '.join(unknown)}; known are {f'{between} '.join(known)}.")
+    return names
 
 
 def main() -> None:
-    if shutil.which("wrk") is None:
-        sys.exit("serving.py drives the servers with wrk: apt-get install wrk (Debian, Ubuntu), then run it again.")
-    with recording("serving", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
-        seconds, warm = (2, 1) if record.quick else (5, 2)
-        record.parameters = {"seconds": seconds, "warm": warm, "bodies": BODIES, "rows_a_call": 1, "connections": CONNECTIONS}
-        model = models.tiny(Path(folder) / "tiny.onnx")
-        rows = np.random.default_rng(1).normal(size=(BODIES, 10)).astype(np.float32)
+    needs_wrk("serving.py")
+    with recording("serving", __doc__ or "", options) as record, tempfile.TemporaryDirectory() as folder:
+        given = record.given
+        seconds, rounds = given.seconds or (1 if record.quick else 2), given.rounds or (1 if record.quick else 3)
+        rivals = chosen(given.peers, {"all": list(RIVALS), "none": []}, RIVALS, ";")
+        wanted = chosen(given.models, {}, LEVELS, ",")
+        record.parameters = {
+            "seconds": seconds, "rounds": rounds, "bodies": BODIES, "models": wanted, "peers": rivals, "workers": WORKERS,
+            "replicas": REPLICAS,
+        }  # fmt: skip
+        run = Run(record, seconds, rounds, rivals, Path(folder))
         with yard(Path(folder) / "yard") as platform:
-            platform.import_model("tiny", model)
-            platform.deploy("tiny", "tiny")
-            measure_platform(record, platform, model, rows)
-        for workers in (2, 1):
-            with by_hand(model, workers) as server:
-                measure(record, server, model, rows)
-        compare(record)
+            key = platform.create_key("infer", name="bench")["key"]
+            for name in wanted:
+                measure(run, platform, key, subject(platform, name, Path(folder)))
+            ledger(run, platform, key, wanted)
+        for name, why in run.missing.items():
+            record.figure(f"{name}: missing", 1, "server", why=why)
+        for name in wanted:
+            report(run, name)
 
 
-def measure_platform(record: Record, platform: Yard, model: Path, rows: np.ndarray) -> None:
-    key = platform.create_key("infer", name="bench")["key"]
-    profile = platform.profile
-    server = Server(
-        "modelyard", profile.url, "/v2/models/tiny/infer", supervisor_of(platform), {"Authorization": f"Bearer {key}"},
-        lambda row: {"inputs": [{"name": "x", "shape": [1, 10], "datatype": "FP32", "data": list(row)}]},
-        lambda body: float(body["outputs"][0]["data"][0]),
-    )  # fmt: skip
-    answered = measure(record, server, model, rows)
-    counted = told(server)
-    ledger = settled(platform, counted)
-    record.figure(
-        "modelyard: calls in the ledger - calls the gateway counted", ledger - counted, "calls", least=0, most=0, ledger=ledger
-    )
-    # wrk leaves when its time is over, with a call under way on each connection: those are counted too.
-    left = 32 + sum(CONNECTIONS)
-    record.figure("modelyard: calls in the ledger - answers wrk counted", ledger - answered, "calls", least=0, most=left)
+def subject(platform: Yard, name: str, folder: Path) -> Subject:
+    """The model in the platform, and its samples with onnxruntime's own answers."""
+    generator = np.random.default_rng(1)
+    if name == "minilm":
+        return texts(platform, folder)
+    shape, make = {"mlp": ((10,), models.tiny), "cnn": (models.PICTURE, models.cnn)}[name]
+    file = make(folder / f"{name}.onnx")
+    platform.import_model(name, file)
+    samples = generator.normal(size=(BODIES, *shape)).astype(np.float32)
+    (found,) = models.session_of(file).run(None, {"x": samples[COMPARED]})
+    expected = dict(zip(COMPARED, found, strict=True))
+    return Subject(name, "vector" if name == "mlp" else "picture", file, list(samples), expected)
 
 
-def told(server: Server) -> int:
-    """Calls by the gateway's own counters, once none is under way."""
-    time.sleep(0.5)
-    text = httpx.get(f"{server.url}/metrics", headers=server.headers, trust_env=False).raise_for_status().text
-    return int(sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("modelyard_calls_total{")))
+def texts(platform: Yard, folder: Path) -> Subject:
+    """MiniLM as the platform imported it: every server gets the graph that the platform made."""
+    weights = install.weights()
+    platform.import_model("minilm", weights)
+    file = next(platform.fetch("minilm", folder / "minilm").rglob("*.onnx"), None)
+    if file is None:
+        sys.exit("This version makes no graph of a folder of sentence-transformers: leave minilm out of --models.")
+    tokenizer = weights / "tokenizer.json"
+    samples = models.texts(BODIES, tokenizer)
+    found = models.embeddings(file, tokenizer, [samples[index] for index in COMPARED])
+    return Subject("minilm", "text", file, samples, dict(zip(COMPARED, found, strict=True)), tokenizer)
 
 
-def settled(platform: Yard, least: int, patience: float = 10.0) -> int:
-    """Calls in the ledger, once they have been written down."""
-    deadline = time.monotonic() + patience
-    while True:
-        counted = sum(row["calls"] for row in platform.usage() if row["kind"] == "serving")
-        if counted >= least or time.monotonic() > deadline:
-            return int(counted)
-        time.sleep(0.2)
+def measure(run: Run, platform: Yard, key: str, what: Subject) -> None:
+    """All servers on one model. The quiet ones run side by side and take turns; those that never rest come after."""
+    print(f"-- {what.name}: starting the servers", flush=True)
+    ours.deployed(platform, what.name, what.name, REPLICAS[what.name])
+    mine = ourselves(platform, key, what)
+    with contextlib.ExitStack() as stack:
+        servers = [mine]
+        for name in [name for name in run.rivals if not RIVALS[name].restless]:
+            servers += started(run, stack, name, what)
+        for server in servers:
+            check(run, server, what)
+        for turn in range(run.rounds):
+            shift = turn % len(servers)
+            for server in [*servers[shift:], *servers[:shift]]:
+                for connections in LEVELS[what.name]:
+                    at(run, server, what, connections)
+            if what.kind == "text":
+                reference(run, what)
+    for name in [name for name in run.rivals if RIVALS[name].restless]:
+        with contextlib.ExitStack() as stack:
+            for server in started(run, stack, name, what):
+                check(run, server, what)
+                for _ in range(run.rounds):
+                    for connections in LEVELS[what.name]:
+                        at(run, server, what, connections)
+    memory = mine.memory()
+    run.record.figure(f"{what.name}: {US}: memory (PSS)", memory / 1e6, "MB")
+    platform.undeploy(what.name)
+
+
+def ourselves(platform: Yard, key: str, what: Subject) -> Server:
+    """The platform as a server: its tensors are asked of itself."""
+    url, headers = platform.profile.url, {"Authorization": f"Bearer {key}"}
+    (tensor,) = httpx.get(f"{url}/v2/models/{what.name}", headers=headers, trust_env=False).raise_for_status().json()["inputs"]
+    two = len(tensor["shape"]) == 2
+    protocol = protocols.oip(what.kind, what.name, binary=True, name=tensor["name"], batched_text=two)
+    return Server(US, url, protocol, supervisor_of(platform), headers)
+
+
+def started(run: Run, stack: contextlib.ExitStack, name: str, what: Subject) -> list[Server]:
+    """The server, or none where it is missing. Twice, since one or another loses a race of its own now and then."""
+    for attempt in range(2):
+        try:
+            began = time.monotonic()
+            server = stack.enter_context(running(name, what, run.folder / f"logs{attempt}"))
+        except Missing as why:
+            print(f"   {name}: missing: {why}", flush=True)
+            run.missing[f"{what.name}: {name}"] = str(why)
+        else:
+            run.missing.pop(f"{what.name}: {name}", None)
+            print(f"   {name}: {time.monotonic() - began:.1f} s", flush=True)
+            return [server]
+    return []
+
+
+def check(run: Run, server: Server, what: Subject) -> None:
+    """Some answers beside onnxruntime's, and a second of load to warm up. Raises where one differs."""
+    client = server.client()
+    for index in COMPARED:
+        compare(server, client, what, index)
+    bodies = [server.protocol.body(sample) for sample in what.samples]
+    warmed = drive(server, bodies, 32, 1)
+    count(run, server, len(COMPARED) + warmed["requests"])
+
+
+def compare(server: Server, client: http.client.HTTPConnection, what: Subject, index: int) -> None:
+    answer, expected = server.ask(client, what.samples[index]), np.ravel(what.expected[index])
+    if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=1e-3, atol=1e-4):
+        raise AssertionError(f"{server.name} answered {answer[:4]}… where onnxruntime says {expected[:4]}…")
+
+
+def count(run: Run, server: Server, calls: int) -> None:
+    run.sent += calls if server.name == US else 0
+
+
+def drive(server: Server, bodies: Sequence[bytes], connections: int, seconds: int) -> dict[str, Any]:
+    headers = {**server.protocol.headers, **server.headers}
+    return wrk(server.url, server.protocol.path, headers, bodies, connections=connections, seconds=seconds)
+
+
+def span(run: Run, what: Subject, name: str, connections: int) -> int:
+    """Seconds of load: whole ones, as wrk takes them."""
+    times = LEVELS[what.name][connections] * (LONGER.get(what.name, 1) if name in (US, "raw") else 1)
+    return max(1, round(run.seconds * times))
+
+
+def at(run: Run, server: Server, what: Subject, connections: int) -> None:
+    """One level in one round. While wrk is at it, another connection compares answers: those come from full batches."""
+    level = run.levels.setdefault((what.name, server.name, connections), Level())
+    bodies = [server.protocol.body(sample) for sample in what.samples]
+    with comparing(server, what) as compared:
+        before, busy, start = server.cpu(), busy_seconds(), time.monotonic()
+        said = drive(server, bodies, connections, span(run, what, server.name, connections))
+        spent, wall, whole = server.cpu() - before, time.monotonic() - start, busy_seconds() - busy
+    ok = said["requests"] - said["refused"]
+    level.rates.append(ok / (said["us"] / 1e6))
+    level.cpu.append(1e6 * spent / max(1, ok + len(compared)))
+    level.p50.append(said["p50"])
+    level.p99.append(said["p99"])
+    cores = {"server": spent / wall, "all": whole / wall, "wrk": said["wrk_cpu"] / wall}
+    level.cores.append({name: round(value, 2) for name, value in cores.items()})
+    level.errors += said["errors"] + said["refused"]
+    level.compared += len(compared)
+    count(run, server, said["requests"] + len(compared))
+    print(f"   {what.name}: {server.name}: {connections}: {level.rates[-1]:,.0f}/s, p50 {level.p50[-1]:.2f} ms", flush=True)
 
 
 @contextlib.contextmanager
-def by_hand(model: Path, workers: int) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    peers = HERE / "peers"
-    command = [sys.executable, str(peers / "fastapi_app.py"), str(model), str(port), str(workers)]
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(peers)}) as process:
-        name = f"fastapi, {workers} worker{'s' * (workers > 1)}"
-        server = Server(
-            name,
-            f"http://127.0.0.1:{port}",
-            "/predict",
-            process.pid,
-            {},
-            lambda row: {"x": list(row)},
-            lambda b: float(b["y"][0]),
-        )
-        try:
-            until_answering(server)
-            yield server
-        finally:
-            process.terminate()
+def comparing(server: Server, what: Subject) -> Iterator[list[int]]:
+    """Answers compared in the background, every now and then; raises at the block's end where one differed."""
+    compared: list[int] = []
+    failures: list[Exception] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        client, indices = server.client(60.0), itertools.cycle(COMPARED)
+        while not over.wait(EVERY) and not failures:
+            index = next(indices)
+            try:
+                compare(server, client, what, index)
+            except Exception as error:  # noqa: BLE001 - raised by whoever waits for this thread
+                failures.append(error)
+            compared.append(index)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield compared
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
-def until_answering(server: Server, patience: float = 30.0) -> None:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            httpx.get(server.url, trust_env=False)
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"{server.name} does not answer")
+def reference(run: Run, what: Subject) -> None:
+    """Raw onnxruntime on the same texts, with as many processes as the platform has replicas, while wrk runs."""
+    told = {"MODEL": what.file, "TOKENIZER": what.tokenizer, "KIND": "text", "PORT": 0, "WORKERS": 0, "BATCH": 0, "WAIT_MS": 0}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PEER_FOLDER": str(run.folder)}
+    environment |= {f"PEER_{name}": str(value) for name, value in told.items()}
+    for connections in LEVELS[what.name]:
+        seconds = span(run, what, "raw", connections)
+        command = [sys.executable, str(PEERS / "raw_texts.py"), str(connections), str(REPLICAS["minilm"]), str(seconds)]
+        command.append(str(run.batches.get(connections, 0)))
+        done = subprocess.run(command, input="\n".join(what.samples).encode(), env=environment, capture_output=True, check=True)
+        said = json.loads(done.stdout)
+        run.batches[connections] = said["batch"]
+        run.levels.setdefault((what.name, "raw", connections), Level()).rates.append(said["rate"])
+        print(f"   raw onnxruntime: {connections}: {said['rate']:.0f}/s in batches of {said['batch']}", flush=True)
 
 
-def measure(record: Record, server: Server, model: Path, rows: np.ndarray) -> int:
-    """All figures of one server. Returns how many calls it answered."""
-    sampled = check(server, model, rows)
-    answered = sampled
-    warmed = load(server, rows, 32, record.parameters["warm"])["requests"]
-    for connections in CONNECTIONS:
-        before, busy, start = cpu(server), busy_seconds(), time.monotonic()
-        said = load(server, rows, connections, record.parameters["seconds"])
-        spent, wall = cpu(server) - before, time.monotonic() - start
-        ok = said["requests"] - said["refused"]
-        cores = {"server": spent / wall, "all": (busy_seconds() - busy) / wall, "wrk": said["wrk_cpu"] / wall}
-        more = {**said, "cores": {name: round(value, 2) for name, value in cores.items()}}
-        where = f"{server.name}: {connections} connection{'s' * (connections > 1)}"
-        record.figure(f"{where}: requests a second", ok / (said["us"] / 1e6), "1/s", **more)
-        record.figure(f"{where}: processor time a call", 1e6 * spent / max(1, ok), "µs")
-        record.figure(f"{where}: errors", said["errors"] + said["refused"], "calls", most=0)
-        answered += said["requests"]
-    memory = sum(memory_of(pid) for pid in tree(server.pid))
-    record.figure(f"{server.name}: memory (PSS)", memory / 1e6, "MB", processes=len(tree(server.pid)))
-    return answered + warmed
+def ledger(run: Run, platform: Yard, key: str, wanted: Sequence[str]) -> None:
+    counted = ours.told(platform.profile.url, {"Authorization": f"Bearer {key}"})
+    booked = ours.settled(platform, counted)
+    name = f"{US}: calls in the ledger - calls"
+    run.record.figure(f"{name} the gateway counted", booked - counted, "calls", least=0, most=0, ledger=booked)
+    # wrk leaves when its time is over, with a call under way on each connection: those are counted too.
+    left = sum(32 + run.rounds * sum(LEVELS[model]) for model in wanted)
+    run.record.figure(f"{name} that were answered", booked - run.sent, "calls", least=0, most=left)
 
 
-def check(server: Server, model: Path, rows: np.ndarray) -> int:
-    """Compare some answers with onnxruntime's. Returns the number of calls. Raises where one differs."""
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": rows})
-    with httpx.Client(base_url=server.url, headers=server.headers, trust_env=False) as client:
-        for at in range(0, BODIES, BODIES // SAMPLES):
-            answer = server.read(client.post(server.path, json=server.body(rows[at].tolist())).raise_for_status().json())
-            if not np.isclose(answer, expected[at, 0], rtol=1e-4, atol=1e-5):
-                raise AssertionError(f"{server.name} answered {answer} where onnxruntime says {expected[at, 0]}")
-    return SAMPLES
+def report(run: Run, model: str) -> None:
+    """Figures of each server, and the ratios of their medians."""
+    found = {name: level for (what, name, _), level in run.levels.items() if what == model}
+    for (what, name, connections), level in run.levels.items():
+        if what == model and level.p50:
+            where = f"{model}: {name}: {connections} connection{'s' * (connections > 1)}"
+            more = {"each": level.rates, "p50": median(level.p50), "p99": median(level.p99), "cores": level.cores}
+            run.record.figure(f"{where}: requests a second", median(level.rates), "1/s", compared=level.compared, **more)
+            run.record.figure(f"{where}: processor time a call", median(level.cpu), "µs")
+            run.record.figure(f"{where}: errors", level.errors, "calls", most=0 if name == US else None)
+    if US in found:
+        for connections in LEVELS[model]:
+            ratios(run, model, connections)
 
 
-def load(server: Server, rows: np.ndarray, connections: int, seconds: int) -> dict[str, Any]:
-    """What wrk says of some seconds of load, and the processor seconds it took itself."""
-    with tempfile.TemporaryDirectory() as folder:
-        bodies, script = Path(folder) / "bodies", Path(folder) / "load.lua"
-        bodies.write_text("".join(json.dumps(server.body(row), separators=(",", ":")) + "\n" for row in rows.tolist()))
-        header = "".join(f", [{json.dumps(name)}] = {json.dumps(value)}" for name, value in server.headers.items())
-        script.write_text(LUA % {"bodies": json.dumps(str(bodies)), "header": header, "path": json.dumps(server.path)})
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(script), server.url]
-        before = os.times()
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        after = os.times()
-    found = re.search(r"@@(\{.*\})", said)
-    if not found:
-        raise RuntimeError(f"wrk said: {said[-500:]}")
-    own = after.children_user + after.children_system - before.children_user - before.children_system
-    return {**json.loads(found[1]), "wrk_cpu": round(own, 2)}
+def rate(run: Run, model: str, name: str, connections: int) -> float | None:
+    level = run.levels.get((model, name, connections))
+    return median(level.rates) if level and level.rates else None
 
 
-def cpu(server: Server) -> float:
-    return cpu_of(tree(server.pid))
-
-
-def compare(record: Record) -> None:
-    """The platform over the peer, at each number of connections."""
-    for connections in CONNECTIONS:
-        where = f"{connections} connection{'s' * (connections > 1)}"
-        for workers in ("2 workers", "1 worker"):
-            ours, theirs = (
-                record.figures[f"{name}: {where}: requests a second"]["measured"]
-                for name in ("modelyard", f"fastapi, {workers}")
-            )
-            record.figure(f"{where}: requests a second, modelyard / fastapi, {workers}", ours / theirs, "×")
+def ratios(run: Run, model: str, connections: int) -> None:
+    """The platform over each of the others, with the targets."""
+    own = rate(run, model, US, connections) or 0.0
+    rates = {name: found for name in RIVALS if (found := rate(run, model, name, connections))}
+    where = f"{model}: {connections} connection{'s' * (connections > 1)}: {US} /"
+    mosec = max((found for name, found in rates.items() if name.startswith("mosec")), default=None)
+    targets = {"mosec, the better": {32: 2.0, 128: 1.5}.get(connections), "fastapi": 3.0} | dict.fromkeys(SLOW, 8.0)
+    if model == "mlp":
+        for name, theirs in {**({"mosec, the better": mosec} if mosec else {}), **rates}.items():
+            run.record.figure(f"{where} {name}", own / theirs, "×", least=targets.get(name) if connections > 1 else None)
+    elif rates:
+        best = max(rates, key=lambda name: rates[name])
+        least = 1.0 if model == "minilm" else 2.0 if connections == 32 else None
+        run.record.figure(f"{where} the best peer", own / rates[best], "×", least=least, best=best)
+        for name, theirs in rates.items():
+            run.record.figure(f"{where} {name}", own / theirs, "×")
+    if raw := rate(run, model, "raw", connections):
+        run.record.figure(f"{where} raw onnxruntime", own / raw, "×", least=0.92)
+    hand = run.levels.get((model, "fastapi", connections))
+    if model == "mlp" and connections == 1 and hand:
+        mine = run.levels[model, US, 1]
+        run.record.figure(f"{where} fastapi, p50", median(mine.p50) / median(hand.p50), "×", most=1.0)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,47 @@
 """A model served as one does it by hand: FastAPI, uvicorn, onnxruntime, the model called inline in an asynchronous route.
 
-fastapi_app.py MODEL PORT WORKERS
+A picture is the body's bytes, there and back.
 """
 
-import os
-import sys
-
-import numpy as np
-import onnxruntime
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
+from runner import KIND, PORT, WORKERS, Runner, packed
 
 
-class Question(BaseModel):
-    x: list[float]
+class Vector(BaseModel):
+    input: list[float]
+
+
+class Text(BaseModel):
+    input: str
 
 
 class Answer(BaseModel):
-    y: list[float]
+    output: list[float]
 
 
 def make() -> FastAPI:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(os.environ["BENCH_MODEL"], options, ["CPUExecutionProvider"])
-    app = FastAPI()
+    run, app = Runner(), FastAPI()
 
-    @app.post("/predict", response_model=Answer)
-    async def predict(question: Question) -> Answer:
-        (y,) = session.run(None, {"x": np.array([question.x], np.float32)})
-        return Answer(y=y[0].tolist())
+    async def vector(question: Vector) -> Answer:
+        return Answer(output=run([question.input])[0].tolist())
 
+    async def text(question: Text) -> Answer:
+        return Answer(output=run([question.input])[0].tolist())
+
+    async def picture(request: Request) -> Response:
+        return Response(run([packed(await request.body())]).tobytes(), media_type="application/octet-stream")
+
+    if KIND == "picture":
+        app.post("/predict")(picture)
+    else:
+        app.post("/predict", response_model=Answer)(vector if KIND == "vector" else text)
     return app
 
 
 if __name__ == "__main__":
-    model, port, workers = sys.argv[1:]
-    os.environ["BENCH_MODEL"] = model
     uvicorn.run(
-        "fastapi_app:make", factory=True, host="127.0.0.1", port=int(port), workers=int(workers),
+        "fastapi_app:make", factory=True, host="127.0.0.1", port=PORT, workers=WORKERS,
         loop="uvloop", http="httptools", access_log=False, log_level="warning",
     )  # fmt: skip

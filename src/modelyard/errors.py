@@ -15,6 +15,8 @@ stable and travels on every wire, so a caller in another process gets the same c
     │   └── TooLarge
     └── OurError
         ├── Unavailable
+        │   └── Asleep
+        ├── Overloaded
         ├── TimedOut
         ├── Damaged
         ├── Crashed
@@ -100,6 +102,22 @@ class Unavailable(OurError):
     """Not ready to answer; try again shortly."""
 
     code = "unavailable"
+
+
+class Asleep(Unavailable):
+    """The deployment sleeps and did not wake in time; try again shortly."""
+
+    code = "asleep"
+
+    def __init__(self, message: str | None = None, of: object = None) -> None:
+        super().__init__(message)
+        self.of = of  # what sleeps, for who can wake it
+
+
+class Overloaded(OurError):
+    """More is asked than can be answered in time; try again shortly."""
+
+    code = "overloaded"
 
 
 class TimedOut(OurError):

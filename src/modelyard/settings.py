@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     data: Path = Field(default=Path("~/.modelyard"), description="Folder that holds everything the platform keeps.")
     host: str = Field(default="127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the gateway listens on; 0 picks a free one.")
+    grpc: bool = Field(default=False, description="Whether the gateway also answers gRPC, on the port after `port`.")
     hosts: tuple[str, ...] = Field(
         default=(), description="Names this server goes by besides localhost and addresses (JSON list); '*': any."
     )
@@ -61,9 +62,16 @@ class Settings(BaseSettings):
         default=24 * 3600.0, gt=0, description="Seconds after which what a project held counts half in its fair share."
     )
     body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
+    cache_bytes: int = Field(
+        default=64 << 20, ge=0, description="Bytes of answers a gateway keeps for deployments that ask for a cache."
+    )
     call_timeout: float = Field(default=60.0, gt=0, description="Seconds a call may take, queueing included.")
     idle_timeout: float = Field(default=75.0, gt=0, description="Seconds a connection may be silent, or its answers unread.")
     grace: float = Field(default=10.0, ge=0, description="Seconds the gateway serves on without control or the database.")
+    serving_memory: int = Field(
+        default=0, ge=0, description="Bytes that all replicas of a machine may take together; 0: three quarters of its memory."
+    )
+    serving_replicas: int = Field(default=0, ge=0, description="Replicas that may run at a time; 0: as many as memory allows.")
     replica_timeout: float = Field(default=60.0, gt=0, description="Seconds a replica may take to become ready.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity logged.")
 

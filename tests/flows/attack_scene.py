@@ -17,6 +17,7 @@ from modelyard.testing import yard
 
 CANARY = "canary-7f3a91"  # the owner's every name holds it
 CALL = b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+PREDICT = b'{"instances": [[1, 2, 3]]}'
 # What the gateway answers itself, besides the open paths.
 GATEWAYS = (
     "/metrics",
@@ -24,6 +25,7 @@ GATEWAYS = (
     "/v2/repository/index",
     *(f"/v2/models/{{deployment}}{rest}" for rest in ("", "/ready", "/infer")),
     *(f"/v2/models/{{deployment}}/versions/{{ref}}{rest}" for rest in ("", "/ready", "/infer")),
+    "/v1/models/{deployment}:predict",
 )
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from attack_scene import CALL, CANARY, GATEWAYS, Scene, yard_scene  # noqa: F401 - a fixture
+from attack_scene import CALL, CANARY, GATEWAYS, PREDICT, Scene, yard_scene  # noqa: F401 - a fixture
 from attack_tools import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,7 +71,8 @@ def test_every_verb_on_another_projects_thing_finds_nothing(scene: Scene) -> Non
 
 def test_the_data_plane_finds_nothing_of_another_project(scene: Scene) -> None:
     for path in GATEWAYS[3:]:
-        method, body = ("POST", CALL) if path.endswith("/infer") else ("GET", b"")
+        body = {"infer": CALL, "predict": PREDICT}.get(path.replace(":", "/").rpartition("/")[2], b"")
+        method = "POST" if body else "GET"
         assert scene.wire.ask(method, scene.path(path), body=body, key=scene.stranger).status == 404
         assert scene.wire.ask(method, scene.path(path), body=body).status == 200
     for name in (f"default.{CANARY}", f"default%2f{CANARY}", f"default:{CANARY}", f"{CANARY}%00", f"..%2f{CANARY}"):

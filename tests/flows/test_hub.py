@@ -21,6 +21,8 @@ REPOSITORIES = {
     "tiny/pickles": {"config.json": b"{}", **CODE},
     "tiny/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"a"},
     "tiny/gated": {"config.json": b"{}", "model.safetensors": b"w"},
+    "tiny/sentences": {"config.json": b"{}", "model.safetensors": b"w", "modules.json": b"[]", "1_Pooling/config.json": b"{}",
+                       "sentence_bert_config.json": b"{}", "2_Dense/model.safetensors": b"d"},
     "datasets/tiny/rows": {"train.jsonl": b'{"a":1}\n', "rows.py": b"raise SystemExit"},
 }  # fmt: skip
 
@@ -35,7 +37,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The files that would be uploaded: hidden ones stay behind."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(".")}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,11 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("hf:tiny/whole", "model", {"config.json", "tokenizer.json", "model.safetensors", "LICENSE"}),
         (f"hf:tiny/whole@{COMMIT}", "model", {"config.json", "tokenizer.json", "model.safetensors", "LICENSE"}),
         ("hf:tiny/sharded@main", "model", {"config.json", "model.safetensors.index.json", "vocab.txt", *SHARDS}),
+        (
+            "hf:tiny/sentences",
+            "model",
+            {"config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"},
+        ),
         ("hf:tiny/rows", "dataset", {"train.jsonl"}),
     ],
 )

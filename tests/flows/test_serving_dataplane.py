@@ -4,6 +4,7 @@ tritonclient, and killed."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 
 from modelyard.app.migrate import pepper
 from modelyard.app.migrate import run as migrate
-from modelyard.app.supervise import environment
+from modelyard.app.supervise import bind, environment
 from modelyard.db import Database, bump, now
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.serving.probe import probe
@@ -84,16 +85,17 @@ def until(condition, patience=20.0):
 class Yard:
     """A data folder with a database, replicas and a gateway, each a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings) -> None:
         self.folder = folder
-        self.settings = Settings(data=folder / "yard", body_limit=BODY_LIMIT, port=0, grace=3600)
+        self.settings = Settings(**{"data": folder / "yard", "body_limit": BODY_LIMIT, "port": 0, "grace": 3600, **settings})
         migrate(self.settings)
         self.pepper = pepper(self.settings)
         self.db = Database(self.settings.database_url)
         self.model = model(folder / "model")
         self.processes: list[subprocess.Popen[bytes]] = []
         self.replicas: dict[str, subprocess.Popen[bytes]] = {}
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.sockets = contextlib.ExitStack()
+        self.listener = bind(self.settings, self.sockets)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = self.create_key(Scope.infer)
@@ -110,6 +112,10 @@ class Yard:
     def create_key(self, scope: Scope) -> str:
         with self.db.begin() as session:
             return tenancy.create_key(session, "default", scope, self.pepper).key
+
+    def revoke(self, key: str) -> None:
+        with self.db.begin() as session:
+            tenancy.revoke_key(session, "default", key.split("_")[1])
 
     def start(self, *argv: str, **options) -> subprocess.Popen[bytes]:
         log = (self.folder / "log.txt").open("ab")
@@ -159,12 +165,20 @@ class Yard:
             rows = usage(session, "default", group_by=["subject"])
         return rows[0] if rows else {"calls": 0, "units": 0, "errors": 0}
 
+    def settled(self, quiet=0.6) -> dict[str, int]:
+        """What is booked once no more comes."""
+        while True:
+            before = self.used()
+            time.sleep(quiet)
+            if self.used() == before:
+                return before
+
     def close(self) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        self.listener.close()
+        self.sockets.close()
         self.db.close()
 
 
@@ -276,6 +290,73 @@ def test_tritonclient_unmodified(yard):
             client.infer("simple", [given], headers=dict(headers), model_version="9")
 
 
+def test_kserve_v1(yard, client):
+    x = rows(5)
+    before = yard.settled()
+    for path in ("/v1/models/simple:predict", "/v1/models/simple%3Apredict", "/v1/models/s%69mple:predict"):
+        response = client.post(path, json={"instances": x.tolist()})
+        assert response.status_code == 200
+        np.testing.assert_allclose(response.json()["predictions"], expected(x), rtol=1e-5, atol=1e-5)
+    wrong = client.post("/v1/models/simple:predict", json={"instances": [[1, 2]]})
+    assert (wrong.status_code, wrong.json()) == (400, {"error": "Input 'x' has shape [1, 2]; expected [-1, 10]."})
+    nobody = client.post("/v1/models/nosuch:predict", json={"instances": x.tolist()})
+    assert (nobody.status_code, nobody.json()["error"][:22]) == (404, "No deployment 'nosuch'")
+    after = until(lambda: (now := yard.settled())["calls"] == before["calls"] + 4 and now)
+    assert (after["units"] - before["units"], after["errors"] - before["errors"]) == (15, 1)
+
+
+def test_gzip_both_ways(yard, client):
+    x = rows(400)
+    body = json.dumps(request_of(x)).encode()
+    packed = gzip.compress(body)
+    for _ in range(2):  # the second head is known
+        response = client.post(INFER, content=packed, headers={"Content-Encoding": "gzip", "Accept-Encoding": "gzip"})
+        assert (response.headers["content-encoding"], response.headers["vary"]) == ("gzip", "accept-encoding")
+        assert int(response.headers["content-length"]) < len(response.content)
+        np.testing.assert_allclose(answer_of(response), expected(x), rtol=1e-5, atol=1e-5)
+    plain = client.post(INFER, content=body, headers={"Accept-Encoding": "gzip;q=0.5, identity"})
+    assert "content-encoding" not in plain.headers
+    with triton.InferenceServerClient(f"127.0.0.1:{yard.port}") as other:
+        given = triton.InferInput("x", list(x.shape), "FP32")
+        given.set_data_from_numpy(x, binary_data=True)
+        result = other.infer(
+            "simple", [given], headers={"Authorization": f"Bearer {yard.key}"},
+            request_compression_algorithm="gzip", response_compression_algorithm="gzip",
+        )  # fmt: skip
+        np.testing.assert_allclose(result.as_numpy("y"), expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_answer_as_events(yard, client):
+    x = rows(3)
+    before = yard.settled()
+    asks = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, identity;q=0"}
+    for _ in range(2):
+        with client.stream("POST", INFER, json=request_of(x), headers=asks) as response:
+            assert response.headers["content-type"] == "text/event-stream"
+            assert response.headers["transfer-encoding"] == "chunked"
+            event, empty, rest = response.read().split(b"\n", 2)
+        assert (event[:6], empty, rest) == (b"data: ", b"", b"")
+        [output] = json.loads(event[6:])["outputs"]
+        np.testing.assert_allclose(np.array(output["data"]).reshape(-1, 1), expected(x), rtol=1e-5, atol=1e-5)
+    binary = {**request_of(x), "parameters": {"binary_data_output": True}}
+    refused = client.post(INFER, json=binary, headers=asks)
+    assert (refused.status_code, refused.json()["error"][:40]) == (400, "A stream of events carries JSON alone: a")
+    after = until(lambda: (now := yard.settled())["calls"] == before["calls"] + 3 and now)
+    assert (after["units"] - before["units"], after["errors"] - before["errors"]) == (6, 1)
+
+
+def test_bodies_that_are_not_what_they_say(client):
+    for body, name, status, says in (
+        (gzip.compress(b"0" * (BODY_LIMIT + 1)), "gzip", 413, f"larger than {BODY_LIMIT} bytes once it is unpacked"),
+        (gzip.compress(b"0" * 1000)[:-1], "gzip", 400, "ends too early"),
+        (b"{}", "gzip", 400, "not the gzip"),
+        (b"{}", "br", 400, "Content-Encoding is 'br'; expected gzip, or none"),
+        (gzip.compress(b"hello"), "gzip", 400, "not valid JSON"),
+    ):
+        response = client.post(INFER, content=body, headers={"Content-Encoding": name})
+        assert (response.status_code, says in response.json()["error"]) == (status, True)
+
+
 def test_a_thousand_calls_at_once_never_cross(yard, client):
     def one(number):
         x = rows(1 + number % 4, seed=number)
@@ -370,8 +451,7 @@ def test_keys(yard, client):
     fresh = yard.create_key(Scope.infer)
     headers = {"Authorization": f"Bearer {fresh}"}
     assert client.post(INFER, json=request_of(rows(1)), headers=headers).status_code == 200
-    with yard.db.begin() as session:
-        tenancy.revoke_key(session, "default", fresh.split("_")[1])
+    yard.revoke(fresh)
     time.sleep(1.0)
     refused = client.post(INFER, json=request_of(rows(1)), headers=headers)
     assert refused.status_code == 401
@@ -392,6 +472,9 @@ def test_metrics(client):
     text = client.get("/metrics").text
     assert 'modelyard_calls_total{code="200",model="simple",project="default",version="1"}' in text
     assert "modelyard_call_seconds_bucket" in text
+    assert 'modelyard_replicas{model="simple",project="default",state="ready",version="1"} 2.0' in text
+    counted = 'modelyard_batches_total{model="simple",project="default",version="1"}'
+    until(lambda: counted in (text := client.get("/metrics").text) and f"{counted} 0.0" not in text)
 
 
 # Ends
@@ -505,10 +588,11 @@ def test_a_killed_gateway_loses_and_doubles_nothing_in_the_ledger(yard):
     ("module", "banned"),
     [
         ("modelyard.serving.replica", "sqlalchemy fastapi torch obstore"),
-        ("modelyard.app.gateway", "torch onnxruntime onnx transformers ray sklearn pyarrow fastapi"),
+        ("modelyard.app.gateway", "torch onnxruntime onnx transformers ray sklearn pyarrow fastapi grpc google.protobuf"),
     ],
 )
 def test_a_process_loads_only_what_it_needs(module, banned):
-    code = f"import sys, {module}; print(*({set(banned.split())!r} & set(sys.modules)))"
+    doors = "from modelyard.serving.doors import DOORS; doors = [DOORS.get(name) for name in DOORS]"
+    code = f"import sys, {module}; {doors}; print(*({set(banned.split())!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == ""

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "modelyard"
 GRAPH = grimp.build_graph("modelyard", include_external_packages=True)
 # Libraries that one file keeps to itself: what they might be replaced by is decided there.
 DOORS = {
+    "grpc": "modelyard.serving.grpc.server",
     "matplotlib": "modelyard.training.sweep.plot",
     "obstore": "modelyard.storage.stores",
     "optuna": "modelyard.training.sweep.search",

@@ -51,7 +51,8 @@ def test_failures_have_one_shape(described: dict[str, Any]) -> None:
 
 
 def test_what_takes_a_body_describes_it(described: dict[str, Any]) -> None:
-    bare = {"post /api/jobs/{job}/cancel"}
+    verbs = {f"post /api/deployments/{{name}}/{verb}" for verb in ("promote", "rollback", "wake")}
+    bare = {"post /api/jobs/{job}/cancel", *verbs}
     for name, operation in operations(described):
         if name.split()[0] in ("post", "put") and name not in bare:
             assert "requestBody" in operation, name

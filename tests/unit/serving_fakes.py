@@ -85,6 +85,8 @@ class FakeTransport(asyncio.Transport):
         taken, self.written = bytes(self.written), bytearray()
         return taken
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
     def close(self) -> None:
         self.closed = True
 

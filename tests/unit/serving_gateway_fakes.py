@@ -37,7 +37,7 @@ def route(deployment: str = "digits", project: str = "team", **fields: Any) -> R
 
 class FakeLink:
     def __init__(self) -> None:
-        self.depth, self.cancelled = 0, []
+        self.depth, self.cancelled, self.state = 0, [], "ready"
 
     def cancel(self, call: Any) -> None:
         self.cancelled.append(call.frame.id)

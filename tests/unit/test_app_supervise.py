@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 
 from modelyard.app import supervise
 from modelyard.app.process import SETTINGS
-from modelyard.errors import Conflict, Crashed
+from modelyard.errors import Conflict, Crashed, Invalid
 from modelyard.settings import Settings
 
 
@@ -54,3 +56,36 @@ def test_what_the_migration_failed_with_is_raised_here(
     monkeypatch.setattr(supervise.subprocess, "run", ran)
     with pytest.raises(error, match=message):
         supervise._prepare(Settings(data=tmp_path), "http://127.0.0.1:1")
+
+
+def test_the_port_for_grpc_is_the_next_one_and_kept(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as held:
+        listener = supervise.bind(Settings(data=tmp_path, port=0, grpc=True), held)
+        host, port = listener.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server((host, port + 1)).close()
+        with socket.socket() as gateway:  # as gRPC listens
+            gateway.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            gateway.bind((host, port + 1))
+            gateway.listen()
+            socket.create_connection((host, port + 1)).close()
+            gateway.accept()[0].close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, port + 1))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_taken_port_for_grpc_is_refused_and_named(tmp_path: Path, shared: bool) -> None:
+    with contextlib.ExitStack() as held:
+        listener = supervise.bind(Settings(data=tmp_path, port=0, grpc=True), held)
+        port = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", port + 1), reuse_port=shared), contextlib.ExitStack() as held:
+        with pytest.raises(Conflict, match=rf"Port {port + 1} of 127.0.0.1, for gRPC, cannot be had"):
+            supervise.bind(Settings(data=tmp_path, port=port, grpc=True), held)
+        supervise.bind(Settings(data=tmp_path, port=port), held)  # without gRPC nobody asks for it
+
+
+def test_grpc_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(Invalid, match=r"modelyard\[grpc\]"), contextlib.ExitStack() as held:
+        supervise.bind(Settings(data=tmp_path, port=0, grpc=True), held)

@@ -130,6 +130,13 @@ def test_images_are_paths_bytes_or_pillow_images(tmp_path: Path) -> None:
     assert oip.image_tensor(b"one").tolist() == [b"one"]
 
 
+def test_texts_are_one_or_a_list() -> None:
+    assert oip.text_tensor("é").tolist() == ["é".encode()]
+    assert oip.text_tensor(["one", b"two"]).tolist() == [b"one", b"two"]
+    with pytest.raises(Invalid, match="text or bytes, not int"):
+        oip.text_tensor(["one", 2])
+
+
 @pytest.mark.parametrize("image", ["nowhere.png", 7, np.zeros((8, 8))])
 def test_what_is_no_image_is_refused(image: Any) -> None:
     with pytest.raises(Invalid, match="image"):

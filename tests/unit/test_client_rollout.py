@@ -21,7 +21,8 @@ class Wire:
     def get(self, path: str) -> dict[str, Any]:
         if path == "/api/deployments/d":
             return self.control.pop(0) if len(self.control) > 1 else self.control[0]
-        return {"name": "d", "ready": True, "model": self.look(path)}
+        found = self.look(path)
+        return {"name": "d", "ready": True, **(found if isinstance(found, dict) else {"model": found})}
 
     def exists(self, path: str) -> bool:
         return bool(self.look(path))
@@ -42,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ready_is_what_control_and_the_gateway_agree_on() -> None:
     wire = Wire([PENDING, READY], [NotFound("another version"), Unavailable("not yet"), "m@2"])
     assert rollout.until_ready(wire, PENDING) == READY  # type: ignore[arg-type]
-    assert wire.asked == ["/v2/models/d/versions/2/ready"] * 3
+    assert wire.asked == ["/v2/models/d/ready"] * 3
 
 
 def test_the_same_number_of_another_model_is_not_what_was_deployed() -> None:
@@ -56,7 +57,7 @@ def test_a_deployment_that_was_moved_on_meanwhile_is_followed() -> None:
     moved = READY | {"version": "3", "model": "m@3"}
     wire = Wire([moved], ["m@1", "m@3"])
     assert rollout.until_ready(wire, READY) == moved  # type: ignore[arg-type]
-    assert wire.asked[-1] == "/v2/models/d/versions/3/ready"
+    assert wire.asked == ["/v2/models/d/ready"] * 2
 
 
 def test_a_failure_is_raised_and_patience_ends() -> None:
@@ -71,3 +72,15 @@ def test_gone_is_when_the_gateway_finds_nothing_or_patience_ends() -> None:
     rollout.until_gone(wire, "d")  # type: ignore[arg-type]
     assert wire.asked == ["/v2/models/d"] * 3
     rollout.until_gone(Wire([], [True]), "d", patience=-1.0)  # type: ignore[arg-type]
+
+
+def test_a_version_on_trial_is_waited_for_until_it_is_given_calls() -> None:
+    trial = {"model": "n@2", "state": "pending", "error": None}
+    begun = READY | {"trial": trial, "note": None}
+    there = READY | {"trial": trial | {"state": "ready"}, "note": None}
+    wire = Wire([there], [{"model": "m@2"}, {"model": "m@2", "trial": "n@2"}])
+    assert rollout.until_tried(wire, begun) == there  # type: ignore[arg-type]
+    assert wire.asked == ["/v2/models/d/ready"] * 2
+    gone = READY | {"trial": None, "note": "n@2: Rolled back. It could not be served: damaged"}
+    with pytest.raises(Crashed, match=r"goes on as before: n@2: Rolled back\..*damaged"):
+        rollout.until_tried(Wire([gone], [""]), begun)  # type: ignore[arg-type]

@@ -146,8 +146,8 @@ def test_a_name_cannot_leave_its_place_in_a_path(name: str) -> None:
 
 def test_a_prediction_needs_one_thing_to_predict_on() -> None:
     with Yard("http://127.0.0.1:9", "my_key") as client:
-        for arguments in ({}, {"inputs": {"x": [1]}, "image": "a.png"}):
-            with pytest.raises(Invalid, match="image"):
+        for arguments in ({}, {"inputs": {"x": [1]}, "image": "a.png"}, {"image": "a.png", "text": "a"}):
+            with pytest.raises(Invalid, match=r"one of inputs.*, image=… and text=…"):
                 client.predict("m", **arguments)
 
 

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from modelyard import migrations
-from modelyard.db import Database
+from modelyard.db import Database, now
 from modelyard.errors import Conflict
+from modelyard.serving import service
 from modelyard.tenancy import ledger
 
 
@@ -105,3 +107,21 @@ def test_where_nothing_differs_no_step_is_written():
     before = sorted(Path(migrations.__file__).parent.rglob("*.py"))
     assert migrations.generate("nothing") is None
     assert sorted(Path(migrations.__file__).parent.rglob("*.py")) == before
+
+
+def test_a_deployment_of_before_there_were_releases_serves_on(db: Database):
+    with db.begin() as session:
+        command.upgrade(migrations._config(session.connection()), "0002")
+    columns = "project, name, model, version, artefact, engine, task, replicas, generation, state, failures, signature"
+    values = "'p', 'digits', 'cnn', 3, 'hash', 'onnx', 'image-classification', 2, 7, 'ready', 0, '{\"inputs\": []}'"
+    with db.begin() as session:
+        session.execute(
+            text(f"INSERT INTO deployments ({columns}, created, updated) VALUES ({values}, :at, :at)"), {"at": str(now())}
+        )
+    migrations.migrate(db)
+    with db.read() as session:
+        [shown] = service.deployments(session, "p")
+        [route] = service.routes(session)
+    assert (shown.model, shown.state, shown.engine, shown.task) == ("cnn@3", "ready", "onnx", "image-classification")
+    assert (shown.options.min_replicas, shown.options.max_replicas, shown.trial, shown.previous) == (2, 2, None, None)
+    assert (route.version, route.metadata) == ("3", {"inputs": []})

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_datasets import COLUMNS, images, table, write
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard, TensorCard
@@ -54,6 +56,13 @@ def test_columns_become_one_matrix_and_the_target_a_number(numbers) -> None:
     engine = Answers(lambda x: x.sum(axis=1, keepdims=True))
     np.testing.assert_allclose(source.predict(engine, found.inputs), found.wanted, rtol=1e-4, atol=1e-5)
     assert engine.batches == [64, 36]
+
+
+def test_embeddings_have_no_accuracy(numbers, tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"the": 0}, unk_token="the"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(Invalid, match="makes embeddings of texts: there is no accuracy"):
+        Source(tmp_path, card(10, 1, {"name": "text", "length": 8}), numbers)
 
 
 def test_fewer_rows_are_drawn_by_seed_in_order(numbers) -> None:

@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from modelyard import plugins
 from modelyard.errors import Invalid, NotFound
 from modelyard.plugins import Registry, load
 
@@ -68,7 +67,7 @@ def test_third_parties_add_names_but_do_not_replace_ours(module: str, monkeypatc
         asked.append(group)
         return [EntryPoint("theirs", f"{module}:THING", group), EntryPoint("ours", "evil:THING", group)]
 
-    monkeypatch.setattr(plugins, "entry_points", points)
+    monkeypatch.setattr("importlib.metadata.entry_points", points)
     registry: Registry[object] = Registry("job kind", {"ours": f"{module}:THING"})
     assert registry.names() == ["ours", "theirs"]
     assert registry.get("theirs") is registry.get("ours")

@@ -27,7 +27,7 @@ FRAMES = st.one_of(
     st.builds(f.GrantFrame, IDS, IDS),
     st.builds(f.EndFrame, IDS, USAGE, IDS, FAULT),
     st.builds(f.CancelFrame, IDS),
-    st.builds(f.HealthFrame, IDS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), FAULT, IDS, IDS),
+    st.builds(f.HealthFrame, IDS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), FAULT, IDS, IDS, st.dictionaries(TEXT, IDS)),
     st.builds(f.SubcallFrame, IDS, IDS, TEXT, st.none() | TEXT, TEXT, TEXT, HEAD, DATA, st.booleans()),
 )
 
@@ -71,6 +71,13 @@ def test_a_changed_byte_never_escapes_as_another_error(sent, at, value):
     stream[at % len(stream)] = value
     with contextlib.suppress(Invalid):
         f.Decoder().feed(bytes(stream))
+
+
+def test_a_replica_of_an_older_platform_is_understood():
+    """It outlives the control and the gateway that are replaced, and tells no counters."""
+    old = msgspec.msgpack.encode([8, 1, "ready", {}, None, 3, 5])
+    [health] = f.Decoder().feed(struct.pack("<I", len(old)) + old)
+    assert health == f.HealthFrame(1, "ready", {}, None, 3, 5, {})
 
 
 def test_an_announced_giant_is_refused_before_it_comes():

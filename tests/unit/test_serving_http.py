@@ -288,11 +288,22 @@ async def test_a_refused_large_body_ends_the_connection_softly(c):
 
 
 @scene()
-async def test_compressed_bodies_are_refused(c):
-    c.feed(post(more="Content-Encoding: gzip\r\n"))
-    [(status, _, body)] = c.answers()
-    assert status == 400
-    assert "uncompressed" in json.loads(body)["error"]
+async def test_codings_are_told_to_the_replica_and_the_body_goes_as_it_came(c):
+    told = {"content-encoding": "gzip", "body-limit": "100000000", "gzip-from": "1024"}
+    for body in (b"\x1f\x8bnot", b"\x1f\x8bone"):
+        c.feed(post(body, more="X-Request-Id: r\r\nContent-Encoding: GZip\r\nAccept-Encoding: br, gzip\r\n"))
+        assert c.router.sent[-1].frame.data == body
+    assert [call.frame.head for call in c.router.sent] == [{"x-request-id": "r", **told}] * 2
+    c.feed(post(more="X-Request-Id: r\r\nContent-Encoding: gzip\r\nContent-Encoding: gzip\r\nBody-Limit: 1\r\n"))
+    assert c.router.sent[-1].frame.head == {"x-request-id": "r", "content-encoding": "gzip, gzip", "body-limit": "100000000"}
+    c.feed(post(more="X-Request-Id: r\r\nContent-Encoding: identity\r\nAccept-Encoding: br\r\nGzip-From: 0\r\n"))
+    assert c.router.sent[-1].frame.head == {"x-request-id": "r"}
+
+
+@scene()
+async def test_a_header_given_twice_is_both(c):
+    c.feed(post(more="Inference-Header-Content-Length: 2\r\nInference-Header-Content-Length: 1\r\n"))
+    assert c.router.sent[-1].frame.head["inference-header-content-length"] == "2, 1"
 
 
 @scene(body_limit=1_000_000)
@@ -938,7 +949,7 @@ async def test_a_known_head_is_refused_once_its_key_is_revoked(c):
     assert len(c.router.sent) == 1
 
 
-@pytest.mark.parametrize("more", ["Expect: 100-continue\r\n", "Connection: close\r\n", "Content-Encoding: gzip\r\n"])
+@pytest.mark.parametrize("more", ["Expect: 100-continue\r\n", "Connection: close\r\n"])
 def test_heads_with_more_to_say_are_always_parsed(tmp_path, more):
     @scene()
     async def run(c):
@@ -979,3 +990,151 @@ def test_however_it_is_cut_the_same_requests_are_seen(tmp_path_factory, kinds, c
         assert [bytes(call.frame.data) for call in c.router.sent] == [bodies[kind] for kind in kinds if kind in bodies]
 
     asyncio.run(run())
+
+
+# Answers in parts
+
+EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+ASKS = "Accept: text/event-stream\r\n"
+
+
+def part(c, call, data, head=None, seq=0):
+    call.part(PartFrame(call.frame.id, seq, 1, data, head))
+
+
+def stream(data):
+    """(head, body, whole) of one answer in chunks."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    body = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        number = int(size, 16)
+        body, rest = body + rest[:number], rest[number + 2 :]
+        if not number:
+            assert not rest
+            return head, body, True
+    return head, body, False
+
+
+@scene()
+async def test_parts_are_passed_on_as_they_come_and_counted_at_the_end(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    assert call.frame.head["accept"] == "text/event-stream"
+    part(c, call, b"data: 1\n\n", EVENTS)
+    written = c.transport.take()
+    head, body, whole = stream(written)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-type: text/event-stream\r\n" in head
+    assert b"transfer-encoding: chunked" in head
+    assert b"content-length" not in head
+    assert (body, whole) == (b"data: 1\n\n", False)
+    assert c.bench.counted() == []
+    part(c, call, b"data: 2\n\n", seq=1)
+    part(c, call, b"", seq=2)
+    written += c.transport.take()
+    assert stream(written)[1:] == (b"data: 1\n\ndata: 2\n\n", False)
+    call.ended(Usage(2, 7), None)
+    assert stream(written + c.transport.take())[1:] == (b"data: 1\n\ndata: 2\n\n", True)
+    assert c.bench.counted() == [(1, 1, 0, 2, 7, 2, 18)]
+    c.feed(post())
+    c.router.answer(c.router.sent[1])
+    assert [status for status, _, _ in c.answers()] == [200]
+
+
+@scene()
+async def test_a_stream_waits_for_its_turn(c):
+    c.feed(post(), post(more=ASKS), post())
+    first, second, third = c.router.sent
+    part(c, second, b"data: 1\n\n", EVENTS)
+    c.router.answer(third)
+    assert not c.transport.written
+    c.router.answer(first)
+    data = c.transport.take()
+    assert data.count(b"HTTP/1.1 200") == 2
+    assert data.endswith(b"9\r\ndata: 1\n\n\r\n")
+    part(c, second, b"data: 2\n\n", seq=1)
+    second.ended(Usage(2, 1), None)
+    data = c.transport.take()
+    assert data.startswith(b"9\r\ndata: 2\n\n\r\n0\r\n\r\nHTTP/1.1 200")
+
+
+@scene()
+async def test_what_was_passed_on_is_not_asked_for_again(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    assert call.restart()
+    part(c, call, b"data: 1\n\n", EVENTS)
+    assert not call.restart()
+    call.ended(Usage(1, 1), Fault("unavailable", "The replica ended."))
+    _, body, whole = stream(c.transport.take())
+    assert (body, whole) == (b'data: 1\n\ndata: {"error":"The replica ended."}\n\n', True)
+    assert c.bench.counted()[0][1:4] == (1, 1, 1)
+
+
+@scene()
+async def test_a_refusal_before_the_first_part_has_its_status(c):
+    c.feed(post(more=ASKS))
+    c.router.fail(c.router.sent[0], "invalid_request")
+    assert c.answers()[0][0] == 400
+
+
+@scene()
+async def test_a_stream_that_is_late_ends_with_an_event_and_takes_no_more(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    call.late(Fault("timed_out", "too late"))
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 5), None)
+    assert stream(c.transport.take())[1:] == (b'data: 1\n\ndata: {"error":"too late"}\n\n', True)
+    assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
+
+
+@scene()
+async def test_a_client_that_leaves_a_stream_cancels_it(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    c.lose()
+    assert c.router.link.cancelled == [call.frame.id]
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 5), Fault("cancelled", "The caller went away."))
+    assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
+    assert 'code="499"' in exposition(c.gateway.metrics.families("team")).decode()
+
+
+@scene(body_limit=1000)
+async def test_a_client_that_does_not_read_its_stream_is_cut_off(c):
+    c.feed(post(more=ASKS))
+    [call] = c.router.sent
+    part(c, call, b"x" * 500, EVENTS)
+    assert not c.transport.aborted
+    part(c, call, b"x" * 600, seq=1)
+    assert c.transport.aborted
+
+
+@scene()
+async def test_a_client_of_http_1_0_gets_its_events_whole(c):
+    c.feed(post(more=ASKS).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    [call] = c.router.sent
+    part(c, call, b"data: 1\n\n", EVENTS)
+    assert not c.transport.written
+    part(c, call, b"data: 2\n\n", seq=1)
+    call.ended(Usage(2, 1), None)
+    [(status, headers, body)] = c.answers()
+    assert (status, headers["content-type"], body) == (200, "text/event-stream", b"data: 1\n\ndata: 2\n\n")
+    assert c.transport.closed
+
+
+@pytest.mark.parametrize("path", ["/\0grpc/digits", "http://x/\0grpc/digits", "/%00grpc/digits"])
+def test_the_way_of_grpc_is_not_open_to_http(tmp_path, path):
+    @scene()
+    async def run(c):
+        c.feed(post(path=path))
+        await c.settle()
+        assert not c.router.sent
+        if "%" not in path:
+            assert [status for status, _, _ in c.answers()] == [400]
+
+    run(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import stat
 import threading
@@ -14,7 +15,7 @@ from serving_fakes import FakeTransport, call, frames
 
 from modelyard.data.transforms import build
 from modelyard.engines.base import ENGINES, ModelCard, TensorCard
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Internal, Invalid, NotFound
 from modelyard.serving.frames import (
     PIECE,
     BodyFrame,
@@ -25,7 +26,8 @@ from modelyard.serving.frames import (
     PartFrame,
     append,
 )
-from modelyard.serving.replica import Model, Replica, Spec, listen, load
+from modelyard.serving.model import Model, Spec, load
+from modelyard.serving.replica import Replica, listen
 from modelyard.tensors import Signature, TensorSpec
 from modelyard.testing import FakeEngine, FakeStreamEngine
 
@@ -47,11 +49,11 @@ def question(*rows, **fields):
 class Bench:
     """A ready replica, and a gateway's end that is a decoder."""
 
-    def __init__(self, engine=None, spec=SPEC, ready=True):
+    def __init__(self, engine=None, spec=SPEC, ready=True, transform=None):
         self.engine = engine or FakeEngine(card=card())
         self.stopped = []
         self.replica = Replica(asyncio.get_running_loop(), spec, self.stopped.append)
-        self.model = Model(self.engine, build(None), "tabular-regression", "modelyard_fake")
+        self.model = Model(self.engine, transform or build(None), "tabular-regression", "modelyard_fake")
         if ready:
             self.replica.ready(self.model)
         self.got = []
@@ -171,8 +173,8 @@ async def test_a_model_without_its_output():
 class Gated(FakeEngine):
     """Computes when the test says so."""
 
-    def __init__(self, **options):
-        super().__init__(card=card(), **options)
+    def __init__(self, shape=(-1, 2), **options):
+        super().__init__(card=card(shape), **options)
         self.entered, self.go = threading.Event(), threading.Event()
 
     def forward(self, batch):
@@ -318,7 +320,80 @@ async def test_a_full_replica_refuses():
     bench.say(call(1, question(1)), call(2, question(2)), call(3, question(3)))
     bench.engine.go.set()
     await bench.until(3)
-    assert bench.end(3).error.message == "The replica is busy; try again shortly."
+    assert bench.end(3).error.code == "overloaded"
+    assert bench.end(3).error.message == "2 calls wait here already, as many as may; try again shortly."
+    assert bench.replica._batcher.stats.refused == 1
+
+
+@scene
+async def test_a_call_that_would_be_late_is_refused_undecoded():
+    bench = Bench(Gated(), Spec("t", "fake", "", "", settings={"target_us": 50_000}))
+    for rows in (1, 2, 4):
+        bench.replica._batcher.pace.learn(rows, 0.04 * rows)
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, b"nonsense"))
+    await bench.until(1)
+    assert bench.end(3).error.code == "overloaded"
+    assert "50.0 ms are allowed" in bench.end(3).error.message
+    bench.engine.go.set()
+    await bench.until(3)
+    assert bench.end(1).error is bench.end(2).error is None  # where nothing waits the target does not count
+    bench.say(HealthFrame(1))
+    await asyncio.sleep(0.002)
+    [health] = [frame for frame in bench.decoder.feed(bench.transport.take()) if isinstance(frame, HealthFrame)]
+    assert (health.stats["refused"], health.stats["units"], health.stats["batches"]) == (1, 2, 2)
+
+
+class Texts:
+    """Numbers of any length, as a text's are."""
+
+    def __init__(self):
+        self.config, self.ragged = {"name": "texts"}, {"x": 0}
+
+    def signature(self, engine):
+        return engine
+
+    def before(self, inputs):
+        return dict(inputs)
+
+    after = before
+
+
+@scene
+async def test_calls_of_other_lengths_share_a_batch_and_keep_their_answers():
+    bench = Bench(Gated(shape=(-1, -1)), transform=Texts())
+    bench.say(call(0, question(0)))
+    await entered(bench.engine)
+    for number in range(1, 9):
+        given = {"name": "x", "shape": [1, number], "datatype": "FP32", "data": [float(number)] * number}
+        bench.say(call(number, json.dumps({"inputs": [given]}).encode()))
+    bench.engine.go.set()
+    await bench.until(9)
+    assert [bench.answer(number) for number in range(9)] == [[0.0], *([float(number**2)] for number in range(1, 9))]
+    assert bench.engine.batches == [1, 8]
+
+
+@scene
+async def test_a_broken_model_gives_its_calls_back_and_says_why():
+    bench = Bench(Gated())
+    bench.say(call(1, question(1)))
+    await entered(bench.engine)
+    bench.say(call(2, question(2)), call(3, b"half", more=True))
+    bench.replica.broken(Internal("It is gone."))
+    await bench.until(3)
+    assert {bench.end(number).error.code for number in (1, 2, 3)} == {"unavailable"}
+    assert "has failed" in bench.end(2).error.message
+    bench.got.clear()
+    bench.say(HealthFrame(1), call(4, question(4)))
+    await bench.until(1)
+    assert (bench.got[0].state, bench.got[0].error.message) == ("failed", "It is gone.")
+    assert bench.end(4).error.code == "unavailable"
+    bench.engine.go.set()
+    await asyncio.sleep(0.05)
+    bench.got += bench.decoder.feed(bench.transport.take())
+    assert sum(isinstance(frame, EndFrame) for frame in bench.got) == 1  # nothing ends twice
+    assert not bench.stopped  # the controller may still ask
 
 
 @scene
@@ -377,3 +452,52 @@ def test_the_socket_is_private_and_appears_whole(tmp_path):
         assert [entry.name for entry in path.parent.iterdir()] == ["replica.sock"]
     with listen(path):
         assert path.is_socket()
+
+
+# Packed bodies
+
+
+PACKED = {"content-encoding": "gzip", "body-limit": "100000"}
+
+
+def error_codes(bench):
+    return {frame.id: frame.error and frame.error.code for frame in bench.got if isinstance(frame, EndFrame)}
+
+
+@scene
+async def test_a_packed_call_is_the_call_it_was():
+    bench = Bench()
+    bodies = [gzip.compress(b" " * 30_000 + question(number)) for number in range(20)]
+    bench.say(*(call(number, body, head=PACKED) for number, body in enumerate(bodies)))
+    await bench.until(20)
+    assert [bench.answer(number) for number in range(20)] == [[2.0 * number] for number in range(20)]
+    assert bench.replica._room._taken == 0
+
+
+@scene
+async def test_a_bomb_costs_its_own_call():
+    bench = Bench()
+    bench.say(call(1, gzip.compress(b" " * 100_001), head=PACKED), call(2, b"\x1f\x8b", head=PACKED), call(3, question(1)))
+    await bench.until(3)
+    assert error_codes(bench) == {1: "too_large", 2: "invalid_request", 3: None}
+    bench.say(call(4, gzip.compress(b"nonsense"), head=PACKED))
+    await bench.until(4)
+    assert error_codes(bench)[4] == "invalid_request"
+    assert bench.replica._room._taken == 0
+
+
+@scene
+async def test_an_answer_is_packed_from_the_size_its_call_says():
+    bench = Bench()
+    body = question(*range(20_000))
+    first = call(3, body[:PIECE], head={"gzip-from": "1024"}, more=True)
+    rest = [BodyFrame(3, body[at : at + PIECE], at + PIECE < len(body)) for at in range(PIECE, len(body), PIECE)]
+    bench.say(call(1, question(1), head={"gzip-from": "1024"}), call(2, question(1), head={"gzip-from": "0"}), first, *rest)
+    await bench.until(3)
+    parts = [frame for frame in bench.got if isinstance(frame, PartFrame)]
+    told = {"content-type": "application/json", "content-encoding": "gzip", "vary": "accept-encoding"}
+    assert {part.id: part.head for part in parts if part.seq == 0 and part.head} == {2: told, 3: told}
+    bodies = {number: b"".join(part.data for part in parts if part.id == number) for number in (1, 2, 3)}
+    assert gzip.decompress(bodies[2]) == bodies[1]
+    assert json.loads(gzip.decompress(bodies[3]))["outputs"][0]["shape"] == [20_000, 1]
+    assert bench.end(3).usage.units == 20_000

@@ -91,6 +91,10 @@ class Replica:
         if isinstance(frame, CallFrame):
             channel.send(EndFrame(frame.id, Usage(), 0, Fault("unavailable", "The replica is ending.")))
 
+    def overload(self, channel, frame):
+        if isinstance(frame, CallFrame):
+            channel.send(EndFrame(frame.id, Usage(), 0, Fault("overloaded", "The answer would take too long.")))
+
     async def die(self):
         self.server.close()
         for channel in self.channels:
@@ -228,6 +232,29 @@ async def test_a_replica_that_is_ending_hands_over(router, replicas, group):
 
 
 @over(2)
+async def test_a_replica_that_has_too_much_hands_over_and_stays_in_use(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    replicas[0].answers = replicas[0].overload
+    for number in range(6):
+        asked = await ask(router, group, number)
+        await asked.done
+        assert asked.events == [("part", b"r1"), ("ended", 1, None)]
+    assert len(replicas[0].calls()) >= 3  # it is not taken last
+    assert not group.links[0].draining
+
+
+@over(2)
+async def test_where_all_have_too_much_the_call_is_told_so(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    for replica in replicas:
+        replica.answers = replica.overload
+    asked = await ask(router, group)
+    await asked.done
+    assert asked.events == [("ended", 0, "overloaded")]
+    assert len(replicas[0].calls()) + len(replicas[1].calls()) == 2
+
+
+@over(2)
 async def test_a_call_is_handed_over_once(router, replicas, group):
     for replica in replicas:
         replica.answers = replica.refuse
@@ -273,6 +300,27 @@ async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, gr
     assert group.links[1].load > group.links[0].load
     router.check(0.0)
     await eventually(lambda: group.links[1].load == (0, 0))
+
+
+@over(1)
+async def test_what_a_replica_counted_is_passed_on_and_its_state_is_told(router, replicas, group):
+    [link] = group.links
+    assert link.state == "connecting"
+    told = []
+    router.told = lambda token, stats: told.append((token, stats))
+    await eventually(lambda: link.up)
+    replicas[0].answers = lambda channel, frame: channel.send(HealthFrame(frame.seq, "ready", stats={"batches": 7}))
+    router.check(0.0)
+    await eventually(lambda: told)
+    assert told == [("r0", {"batches": 7})]
+    assert link.state == "ready"
+    replicas[0].answers = lambda channel, frame: channel.send(HealthFrame(frame.seq, "failed"))
+    router.check(0.0)
+    await eventually(lambda: link.state == "draining")
+    link._heard -= 60
+    assert link.state == "silent"
+    await replicas[0].die()
+    await eventually(lambda: link.state == "lost")
 
 
 @over(1)

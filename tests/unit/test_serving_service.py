@@ -13,7 +13,7 @@ from modelyard.db import Base, Database, now, revision
 from modelyard.engines.base import ModelCard
 from modelyard.errors import Invalid, NotFound
 from modelyard.serving import service
-from modelyard.serving.tables import DeploymentRow, ReplicaRow
+from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentRequest, DeploymentState, ReplicaState
 from modelyard.tenancy import ledger
 from modelyard.tenancy import service as tenancy
@@ -58,6 +58,13 @@ def generation(db: Database) -> int:
         return int(session.query(DeploymentRow.generation).scalar())
 
 
+def settle(db: Database, generation: int) -> None:
+    """All its replicas are ready, as the controller would write."""
+    with db.begin() as session:
+        ready = {"settled": True, "state": DeploymentState.ready, "signature": {"inputs": [generation]}}
+        session.query(ReleaseRow).filter_by(generation=generation).update(ready)
+
+
 def replica(db: Database, token: str, generation: int, state: ReplicaState = ReplicaState.ready, deployment: int = 1) -> None:
     with db.begin() as session:
         session.add(
@@ -89,17 +96,28 @@ def test_the_same_request_twice_changes_nothing(db: Database) -> None:
     assert generation(db) == 1
 
 
-@pytest.mark.parametrize("asked", [{"number": 2}, {"replicas": 3}, {"engine": "torch"}])
+@pytest.mark.parametrize("asked", [{"number": 2}, {"latency_target": 0.01}, {"engine": "torch"}])
 def test_what_is_other_is_a_new_generation(db: Database, asked: dict[str, int]) -> None:
     deploy(db)
     assert deploy(db, **asked).state == "pending"  # type: ignore[arg-type]
     assert generation(db) == 2
 
 
+def test_more_of_the_same_restarts_nothing(db: Database) -> None:
+    deploy(db)
+    shown = deploy(db, replicas=3)
+    assert (shown.options.min_replicas, shown.options.max_replicas) == (3, 3)
+    assert generation(db) == 1
+    with db.read() as session:
+        assert session.query(ReleaseRow.replicas).scalar() == 3
+    assert deploy(db, min_replicas=0, max_replicas=2, idle=5, cache=True).options.idle == 5
+    assert generation(db) == 1
+
+
 def test_what_failed_is_tried_again_by_the_same_request(db: Database) -> None:
     deploy(db)
     with db.begin() as session:
-        session.query(DeploymentRow).update({"state": "failed", "error": "no such layer", "failures": 5, "retry_at": now()})
+        session.query(ReleaseRow).update({"state": "failed", "error": "no such layer", "failures": 5, "retry_at": now()})
     shown = deploy(db)
     assert (shown.state, shown.error) == ("pending", None)
     assert generation(db) == 2
@@ -113,8 +131,9 @@ def test_an_engine_that_cannot_run_it_is_refused() -> None:
 
 def test_until_the_new_version_is_ready_the_old_one_answers(db: Database) -> None:
     deploy(db)
-    deploy(db, 2)
     replica(db, "old", 1)
+    settle(db, 1)
+    deploy(db, 2)
     replica(db, "new", 2, ReplicaState.starting)
     with db.read() as session:
         [route] = service.routes(session)
@@ -122,6 +141,7 @@ def test_until_the_new_version_is_ready_the_old_one_answers(db: Database) -> Non
     assert route.metadata == {"inputs": ["old"]}
     with db.begin() as session:
         session.query(ReplicaRow).filter_by(token="new").update({"state": "ready"})
+        session.query(ReleaseRow).filter_by(generation=2).update({"settled": True})
         [route] = service.routes(session)
     assert (route.version, [e.token for e in route.endpoints]) == ("2", ["new"])
 

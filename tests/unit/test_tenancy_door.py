@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from modelyard import errors
-from modelyard.errors import CallerError, Damaged, Forbidden, Invalid, ModelyardError, Unauthorized, Unavailable, Unsafe
+from modelyard.errors import (
+    CallerError,
+    Damaged,
+    Forbidden,
+    Invalid,
+    ModelyardError,
+    Overloaded,
+    Unauthorized,
+    Unavailable,
+    Unsafe,
+)
 from modelyard.tenancy import door
 
 EVERY = list(errors._tree(ModelyardError))
@@ -13,7 +23,8 @@ EVERY = list(errors._tree(ModelyardError))
 
 @pytest.mark.parametrize("cls", EVERY, ids=lambda cls: cls.__name__)
 def test_the_status_tells_whose_fault_it_is(cls: type[ModelyardError]):
-    assert door.status(cls()) in range(400, 500) if issubclass(cls, CallerError) else range(500, 600)
+    callers = issubclass(cls, CallerError) or cls is Overloaded  # 429 is the one word HTTP has for it
+    assert door.status(cls()) in (range(400, 500) if callers else range(500, 600))
 
 
 def test_a_class_that_is_not_listed_has_its_ancestors_status():
@@ -32,7 +43,8 @@ def test_a_class_that_is_not_listed_has_its_ancestors_status():
 def test_body_and_headers():
     assert door.body(Invalid("x is missing")) == {"error": {"code": "invalid_request", "message": "x is missing"}}
     assert door.headers(Unauthorized()) == {"WWW-Authenticate": "Bearer"}
-    assert door.headers(Unavailable()) == {"Retry-After": "1"}
+    assert door.headers(Unavailable()) == door.headers(Overloaded()) == {"Retry-After": "1"}
+    assert door.status(Overloaded()) == 429
     assert door.headers(Invalid()) == {}
 
 

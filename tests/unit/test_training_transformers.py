@@ -20,12 +20,11 @@ pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.f
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def card(folder, task, name):
+def card(folder, task, name, **served):
     given = (TensorCard(name="logits", datatype="FP32"),)
     taken = (TensorCard(name=name, datatype="FP32"),)
-    ModelCard(task=task, engines=("transformers",), files={"weights": "model.safetensors"}, inputs=taken, outputs=given).save(
-        folder
-    )
+    plain = {"engines": ("transformers",), "files": {"weights": "model.safetensors"}, "inputs": taken}
+    ModelCard(task=task, outputs=given, **{**plain, **served}).save(folder)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,9 @@ def bert(tmp_path_factory):
         tokens = len(tiny_language.tokenizer(folder))
         torch.manual_seed(0)
         BertModel(BertConfig(vocab_size=tokens, max_position_embeddings=64, **SMALL)).save_pretrained(folder)
-    card(folder, "feature-extraction", "input_ids")
+    served = {"engines": ("onnx", "transformers"), "files": {"weights": "model.safetensors", "onnx": "model.onnx"}}
+    inputs = tuple(TensorCard(name=name, datatype="INT64") for name in ("input_ids", "attention_mask"))
+    card(folder, "feature-extraction", "input_ids", **served, inputs=inputs, transform={"name": "text", "length": 64})
     return folder
 
 
@@ -92,7 +93,10 @@ def train(folder, dataset, base, **changes):
 def test_texts_are_told_apart_and_every_version_loads_by_itself(tmp_path, bert, texts, lora):
     made = train(tmp_path / "job", texts, bert, lora=lora)
     assert made["model"]["metadata"]["metrics"]["select"]["accuracy"] > 0.9
-    assert ModelCard.load(made["model"]["folder"]).labels == ("no", "yes")
+    for one in made.values():  # nothing of the graph that the base was served by
+        said = ModelCard.load(one["folder"])
+        assert (said.labels, said.engines, said.transform) == (("no", "yes"), ("transformers",), None)
+        assert ("onnx" not in said.files, [spec.name for spec in said.inputs]) == (True, ["input_ids"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import PeftModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -46,3 +47,51 @@ def llama(folder: Path, *, seed: int = 0, **changes):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(made), eos_token_id=1, pad_token_id=0, **{**options, **changes}))
         model.save_pretrained(folder)
     return model.eval()
+
+
+def bert(folder: Path, *, modules: tuple[str, ...] = (), pooling: str = "mean_tokens", length: int = 24, seed: int = 0):
+    """A BERT and a WordPiece tokenizer in the new `folder`, and what sentence-transformers says of its steps after the
+    transformer: none without `modules`; returns the model."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+        folder.mkdir(parents=True)
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        made.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False))
+        made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+        PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+        torch.manual_seed(seed)
+        options = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = BertModel(BertConfig(vocab_size=200, max_position_embeddings=64, initializer_range=0.5, **options))
+        model.save_pretrained(folder)
+    if modules:
+        steps = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
+        steps += [{"idx": n, "path": f"{n}_{name}", "type": f"sentence_transformers.models.{name}"} for n, name in
+                  enumerate(modules, start=1)]  # fmt: skip
+        (folder / "modules.json").write_text(json.dumps(steps))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length, "do_lower_case": False}))
+        (folder / "1_Pooling").mkdir()
+        flags = {f"pooling_mode_{name}": name == pooling for name in ("cls_token", "mean_tokens", "max_tokens")}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **flags}))
+    return model.eval()
+
+
+def embeddings(folder: Path, model, texts, *, pooling: str = "mean_tokens", normalised: bool = False, length: int = 24):
+    """What transformers and a few lines of torch make of texts, each by itself."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer, rows = AutoTokenizer.from_pretrained(folder), []
+    with torch.inference_mode():
+        for text in texts:
+            states = model(**tokenizer(text, truncation=True, max_length=length, return_tensors="pt")).last_hidden_state[0]
+            row = states.mean(0) if pooling == "mean_tokens" else states[0]
+            rows.append(row / row.norm() if normalised else row)
+    return torch.stack(rows).numpy()

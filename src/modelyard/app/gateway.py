@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from functools import partial
 
 from modelyard import migrations, telemetry
 from modelyard.app.migrate import pepper
-from modelyard.app.supervise import listen
+from modelyard.app.supervise import bind
 from modelyard.db import Database, revision
-from modelyard.serving import serve, service, settlement
+from modelyard.serving import observations, serve, service, settlement
 from modelyard.serving.follower import State
 from modelyard.settings import Settings
 from modelyard.tenancy.access import load_keys
@@ -20,16 +21,19 @@ def run(settings: Settings, listener: int | None = None) -> None:
     telemetry.configure("gateway", settings.log_level)
     database = Database(settings.database_url)
     migrations.check(database)
-    bound = socket.socket(fileno=listener) if listener is not None else listen(settings.host, settings.port)
+    held = contextlib.ExitStack()
+    bound = socket.socket(fileno=listener) if listener is not None else bind(settings, held)
     books = serve.Books(
         load=partial(load, database),
         revision=partial(number, database),
         settle=partial(settlement.settle, database),
         settled=partial(settlement.settled, database),
         forget=partial(settlement.forget, database),
+        observe=partial(observations.write, database),
     )
     try:
-        serve.run(settings, pepper(settings), books, bound)
+        with held:
+            serve.run(settings, pepper(settings), books, bound)
     finally:
         database.close()
 

@@ -7,7 +7,9 @@ restarted gateway refuses no connection. This process holds no database and no w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import signal
@@ -33,6 +35,7 @@ Ready = Callable[[str], None]
 Ending = Callable[[], None]
 BACKLOG = 2048
 PATIENCE = 60.0
+_ATTEMPTS = 20  # to find a free port whose next one is free too
 
 
 def up(settings: Settings, ready: Ready | None = None, ending: Ending | None = None) -> None:
@@ -44,7 +47,8 @@ def up(settings: Settings, ready: Ready | None = None, ending: Ending | None = N
     telemetry.configure("supervisor", settings.log_level)
     held = lock(settings.data)
     try:
-        with listen(settings.host, settings.port) as listener:
+        with contextlib.ExitStack() as sockets:
+            listener = bind(settings, sockets)
             if warning := sandbox.warning(settings):
                 sys.stderr.write(f"{warning}\n")
             url = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
@@ -79,6 +83,45 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise Conflict(f"Port {port} of {host} cannot be had ({error.strerror}): choose another with --port.") from error
     return listener
+
+
+def bind(settings: Settings, held: contextlib.ExitStack) -> socket.socket:
+    """A socket that listens on the gateway's port. Where gRPC is on, the next port is kept for it until `held` closes.
+
+    Raises as `listen`, naming the port; `Invalid` where gRPC is on but not installed."""
+    if settings.grpc and importlib.util.find_spec("grpc") is None:
+        raise Invalid("gRPC needs the library 'grpcio', which is not installed: pip install 'modelyard[grpc]'.")
+    for attempt in range(_ATTEMPTS):
+        listener = listen(settings.host, settings.port)
+        try:
+            kept = (listener, keep_next(listener)) if settings.grpc else (listener,)
+        except Conflict:
+            listener.close()
+            if settings.port or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            for each in kept:
+                held.enter_context(each)
+            return listener
+    raise AssertionError("the last attempt returns or raises")
+
+
+def keep_next(listener: socket.socket) -> socket.socket:
+    """A socket that keeps the port after a listener's without listening: only gateways of this user, which share it, can have
+    it from now on. Raises `Conflict` where it is taken."""
+    host, port = listener.getsockname()[:2]
+    try:
+        # Shared ports can be had where another program of ours listens on one; a bind that shares nothing cannot.
+        with socket.socket(listener.family, socket.SOCK_STREAM) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port + 1))
+        kept = socket.socket(listener.family, socket.SOCK_STREAM)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # with SO_REUSEADDR anybody could listen before us
+        kept.bind((host, port + 1))
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else "there is none"
+        raise Conflict(f"Port {port + 1} of {host}, for gRPC, cannot be had ({why}): choose another with --port.") from error
+    return kept
 
 
 def command(process: str, settings: Settings, *words: str) -> list[str]:

@@ -51,6 +51,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reproduce": (BUILD, "reproduce:reproduce"),
     "deploy": (SERVE, "serving:deploy"),
     "predict": (SERVE, "serving:predict"),
+    "promote": (SERVE, "serving:promote"),
+    "rollback": (SERVE, "serving:rollback"),
     "undeploy": (SERVE, "serving:undeploy"),
     "ps": (LOOK, "jobs:ps"),
     "logs": (LOOK, "jobs:logs"),

@@ -26,6 +26,9 @@ Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port to listen on, 8080 where not said; 0 picks a free one.", show_default=False),
 ]
+Grpc = Annotated[
+    bool | None, typer.Option("--grpc/--no-grpc", help="Answer gRPC too, on the next port; without TLS.", show_default=False)
+]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -41,22 +44,38 @@ Running = Annotated[
 ]
 
 
-def up(data: Folder = None, host: Host = None, port: Port = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
+def up(
+    data: Folder = None,
+    host: Host = None,
+    port: Port = None,
+    grpc: Grpc = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
     """Start a whole platform on this machine; Ctrl-C ends it."""
-    settings = load("modelyard.settings:read")(data=data, host=host, port=port, cluster=cluster)
+    settings = load("modelyard.settings:read")(data=data, host=host, port=port, grpc=grpc, cluster=cluster)
 
     def ready(url: str) -> None:
         profile = settings.data / "profile.json"
-        say(as_json, {"url": url, "data": str(settings.data), "profile": str(profile)}, welcome(url, settings.data, profile))
+        calls = _next(url) if settings.grpc else None
+        told = {"url": url, "data": str(settings.data), "profile": str(profile), **({"grpc": calls} if calls else {})}
+        say(as_json, told, welcome(url, settings.data, profile, calls))
 
     load("modelyard.app.supervise:up")(settings, ready, lambda: note("ending…"))
 
 
-def welcome(url: str, data: Path, profile: Path) -> str:
-    """What `up` says once it answers: where, with which key, and what to do next."""
+def _next(url: str) -> str:
+    """The address of the port after a URL's."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return f"{host}:{int(port) + 1}"
+
+
+def welcome(url: str, data: Path, profile: Path, calls: str | None = None) -> str:
+    """What `up` says once it answers: where (also for gRPC `calls`), with which key, and what to do next."""
     usual = Path("~/.modelyard").expanduser().resolve()
     lines = [
         f"Modelyard answers at {url}",
+        *([f"  gRPC     {calls}  (not encrypted)"] if calls else []),
         f"  data     {data}",
         f"  profile  {profile}  (URL and admin key; the command line uses it)",
         "",
@@ -71,9 +90,9 @@ def welcome(url: str, data: Path, profile: Path) -> str:
     return "\n".join(lines)
 
 
-def gateway(data: Folder = None, host: Host = None, port: Port = None, as_json: AsJson = False) -> None:
+def gateway(data: Folder = None, host: Host = None, port: Port = None, grpc: Grpc = None, as_json: AsJson = False) -> None:
     """Start a gateway alone: keys, routing, inference."""
-    _start("gateway", "gateway:run", as_json, data=data, host=host, port=port)
+    _start("gateway", "gateway:run", as_json, data=data, host=host, port=port, grpc=grpc)
 
 
 def control(data: Folder = None, cluster: Running = None, as_json: AsJson = False) -> None:

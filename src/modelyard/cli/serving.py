@@ -31,6 +31,27 @@ def deploy(
         ),
     ],
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer.")] = 1,
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="The fewest; 0: none while nobody calls.", metavar="N", show_default=False),
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, max=64, help="The most, when many call.", metavar="N", show_default=False)
+    ] = None,
+    idle: Annotated[
+        float | None, typer.Option(help="Seconds without a call after which it sleeps.", show_default=False)
+    ] = None,
+    latency_target: Annotated[
+        float | None, typer.Option(help="Seconds; a call that would take longer is refused at once.", show_default=False)
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Answer the same input from memory.")] = False,
+    canary: Annotated[
+        int | None, typer.Option(min=1, max=99, help="Try it on so many % of the calls.", metavar="%", show_default=False)
+    ] = None,
+    shadow: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Try it on copies of so many % of the calls.", metavar="%", show_default=False),
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="onnx or torch; the model's best where not said.", show_default=False)
     ] = None,
@@ -43,13 +64,29 @@ def deploy(
         with Live("deploy") as live:
             live.see({"type": "state", "state": "starting"})
             meant = yard.served(model)
-            shown = yard.deploy(name, meant, replicas=replicas, engine=engine, wait=not no_wait)
+            shown = yard.deploy(
+                name,
+                meant,
+                wait=not no_wait,
+                replicas=replicas,
+                engine=engine,
+                latency_target=latency_target,
+                cache=cache,
+                canary=canary,
+                shadow=shadow,
+                min_replicas=min_replicas,
+                max_replicas=max_replicas,
+                idle=idle,
+            )
         line = curl_line(yard.profile, shown) if shown["state"] == "ready" else ""
     say(as_json, numbered(shown) | {"curl": line}, f"{deployed(shown, model, meant)}\n{line}".rstrip())
 
 
 def deployed(shown: dict[str, Any], asked: str, meant: str) -> str:
     """What `deploy` came to, and which version a bare name was taken for."""
+    if (trial := shown.get("trial")) is not None:
+        how = f"a copy of {trial['share']} % of the calls" if trial["kind"] == "shadow" else f"{trial['share']} % of the calls"
+        return f"{shown['name']} serves {shown['model']}, and gives {trial['model']} {how} ({trial['state']})"
     serves = "serves" if shown["state"] == "ready" else "will serve"
     taken = "" if asked == meant else f"; {asked} was taken for {meant if meant != shown['model'] else 'its newest version'}"
     return f"{shown['name']} {serves} {shown['model']} ({shown['state']}){taken}"
@@ -60,6 +97,7 @@ def predict(
     images: Annotated[
         list[Path] | None, typer.Option("--image", help="An image file. May be repeated.", metavar="FILE")
     ] = None,
+    texts: Annotated[list[str] | None, typer.Option("--text", help="A text. May be repeated.", metavar="TEXT")] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,10 +109,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask a deployment."""
-    if bool(images) == bool(inputs):
-        raise Invalid("Say what to predict on: either --image FILE or --input NAME=VALUE.")
+    if sum(map(bool, (images, texts, inputs))) != 1:
+        raise Invalid("Say what to predict on: one of --image FILE, --text TEXT and --input NAME=VALUE.")
     with open_yard(data) as yard:
-        answer = yard.predict(name, tensors(inputs) if inputs else None, image=images or None, version=version)
+        answer = yard.predict(
+            name, tensors(inputs) if inputs else None, image=images or None, text=texts or None, version=version
+        )
     body = {"deployment": answer.deployment, "model": answer.model, "version": number(answer.version), "id": answer.id}
     say(as_json, body | {"outputs": answer.plain()}, f"{answer_text(answer)}\n\n{answer.model}, request {answer.id}")
 
@@ -107,6 +147,20 @@ def _short(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def promote(name: Name, data: Data = None, as_json: AsJson = False) -> None:
+    """Have the version on trial answer every call."""
+    with open_yard(data) as yard:
+        shown = yard.promote(name)
+    say(as_json, numbered(shown), f"{name} serves {shown['model']}")
+
+
+def rollback(name: Name, data: Data = None, as_json: AsJson = False) -> None:
+    """End a trial, or go back to the version that was served before."""
+    with open_yard(data) as yard:
+        shown = yard.rollback(name)
+    say(as_json, numbered(shown), f"{name} serves {shown['model']}. {shown['note']}")
+
+
 def undeploy(name: Name, data: Data = None, as_json: AsJson = False) -> None:
     """End a deployment: calls under way are finished, new ones find nothing."""
     with open_yard(data) as yard:
@@ -131,12 +185,25 @@ def show(name: Name, data: Data = None, as_json: AsJson = False) -> None:
         found = yard.deployment(name)
         line = curl_line(yard.profile, found) if found["state"] == "ready" else ""
     tensors_of = [(way[:-1], t["name"], t["datatype"], t["shape"]) for way in ("inputs", "outputs") for t in found[way]]
-    replicas = [(r["token"], r["state"], r["pid"]) for r in found["replicas"]]
+    replicas = [(r["token"], r["version"], r["state"], r["pid"]) for r in found["replicas"]]
     parts = [
         f"{name} serves {found['model']} on {found['engine']} ({found['state']})"
         + (f": {found['error']}" if found["error"] else ""),
         table(("", "tensor", "datatype", "shape"), tensors_of, "Its tensors are known once it is ready."),
-        table(("replica", "state", "pid"), replicas, "No replicas."),
+        table(("replica", "version", "state", "pid"), replicas, "No replicas."),
+        on_trial(found["trial"]),
+        found["note"] or "",
         line,
     ]
     say(as_json, numbered(found) | {"curl": line}, "\n\n".join(part for part in parts if part))
+
+
+def on_trial(trial: dict[str, Any] | None) -> str:
+    """What is known of a version on trial; nothing where there is none."""
+    if trial is None:
+        return ""
+    rows = [(signal, compared, against) for signal, (compared, against) in trial["evidence"].items()]
+    kind = f"{trial['model']} is on trial as a {trial['kind']} with {trial['share']} % of the calls"
+    return f"{kind} ({trial['state']}, {trial['calls']} calls so far). {trial['verdict']}\n" + table(
+        ("compared by", "comparisons", "against it"), rows, ""
+    )

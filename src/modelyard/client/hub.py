@@ -27,9 +27,11 @@ _DATASET = re.compile(r"hf:(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(@
 _MODEL = re.compile(r"hf:(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _WHOLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-# What lies beside a model's weights and is read: its config, tokenizer and image processor, and the terms it is under.
+# What lies beside a model's weights and is read: its config, tokenizer and image processor, how sentence-transformers pools,
+# and the terms it is under.
 _BESIDE = re.compile(
     r"(config|generation_config|preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z_-]+_config\.json|[0-9]+_Pooling/config\.json"
     r"|vocab\.txt|merges\.txt|tokenizer\.model|chat_template\.jinja|LICENSE(\.txt|\.md)?|NOTICE"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")

@@ -22,12 +22,14 @@ from modelyard.tensors import DATATYPES, Array, datatype_of
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-def request(
-    inputs: Mapping[str, Any] | None, image: Any, signature: Callable[[], Mapping[str, str]]
-) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an infer request on `inputs` or on `image`; `signature` tells the model's datatypes where they are
-    needed: a list says no datatype, an array does."""
-    given = dict(inputs) if inputs is not None else {"image": image_tensor(image)}
+def request(asked: Mapping[str, Any], signature: Callable[[], Mapping[str, str]]) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an infer request on 'inputs', 'image' or 'text', one of which is not None; `signature` tells the
+    model's datatypes where they are needed: a list says no datatype, an array does."""
+    what = [name for name, value in asked.items() if value is not None]
+    if len(what) != 1:
+        raise Invalid("Say what to predict on: one of inputs={'name': values}, image=… and text=….")
+    value = asked[what[0]]
+    given = dict(value) if what == ["inputs"] else {what[0]: (image_tensor if what == ["image"] else text_tensor)(value)}
     return encode(given, signature() if needs_signature(given) else {})
 
 
@@ -35,6 +37,12 @@ def image_tensor(images: Any) -> Array:
     """One image or a list of them as BYTES [n]: paths, encoded bytes, or what can `save(file, format)` as Pillow's can."""
     several = images if isinstance(images, list | tuple) else [images]
     return _objects([_encoded(image) for image in several], (len(several),))
+
+
+def text_tensor(texts: Any) -> Array:
+    """One text or a list of them as BYTES [n]."""
+    several = [texts] if isinstance(texts, str | bytes) else list(texts)
+    return _objects([_bytes("text", text) for text in several], (len(several),))
 
 
 def needs_signature(inputs: Mapping[str, Any]) -> bool:

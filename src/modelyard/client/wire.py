@@ -27,6 +27,7 @@ from modelyard.errors import (
     Invalid,
     ModelyardError,
     NotFound,
+    Overloaded,
     TimedOut,
     TooLarge,
     Unauthorized,
@@ -57,6 +58,7 @@ _BY_STATUS: Mapping[int, type[ModelyardError]] = {
     409: Conflict,
     413: TooLarge,
     422: Invalid,
+    429: Overloaded,
     503: Unavailable,
     504: TimedOut,
 }

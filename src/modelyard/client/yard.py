@@ -16,7 +16,6 @@ from typing import Any, Literal
 from modelyard.client.answer import Answer
 from modelyard.client.following import follow
 from modelyard.client.outcome import (
-    best_or_newest,
     chosen,
     concerns,
     dataset_of,
@@ -25,12 +24,13 @@ from modelyard.client.outcome import (
     origins,
 )
 from modelyard.client.profile import find
-from modelyard.client.rollout import until_gone, until_ready
+from modelyard.client.serving import Serving
 from modelyard.client.wire import Wire, segment
 from modelyard.errors import Invalid
 from modelyard.plugins import load
 
 Json = dict[str, Any]
+Tensors = Mapping[str, Any]
 OnEvent = Callable[[Mapping[str, Any]], None]
 Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
@@ -40,14 +40,13 @@ _SOURCES = (
 )
 
 
-class Yard:
+class Yard(Serving):
     """A platform, spoken to over HTTP. Without arguments: the one of `MODELYARD_URL` and `MODELYARD_KEY`, else that of the
     profile in `data` (`MODELYARD_DATA`, `~/.modelyard`). Safe to use from several threads."""
 
     def __init__(self, url: str | None = None, key: str | None = None, data: str | Path | None = None) -> None:
         self.profile = find(url, key, data)
-        self._wire = Wire(self.profile)
-        self._datatypes: dict[str, Mapping[str, str]] = {}
+        super().__init__(Wire(self.profile))
 
     def __repr__(self) -> str:
         return f"Yard({self.profile.url!r})"
@@ -291,42 +290,15 @@ class Yard:
 
     # Serving
 
-    def deploy(self, name: str, model: str, *, wait: bool = True, replicas: int = 1, engine: str | None = None) -> Json:
-        """Serve a model version as `name`, or move `name` to it; calls go on being answered meanwhile. An alias is pinned now;
-        for a bare name see `served`.
-        Returns when calls are answered by it alone, unless not `wait`. Raises the replica's own error if it cannot."""
-        body = {"name": name, "model": self.served(model), "replicas": replicas} | ({"engine": engine} if engine else {})
-        deployment = dict(self._wire.post("/api/deployments", body))
-        try:
-            return until_ready(self._wire, deployment) if wait else deployment
-        finally:
-            self._datatypes.pop(name, None)
-
-    def served(self, model: str) -> str:
-        """What `deploy` takes a reference for: a bare name for 'name@best' where that alias is given, else for the newest."""
-        return model if "@" in model else best_or_newest(self.versions(model))
-
-    def deployments(self) -> list[Json]:
-        return list(self._wire.get("/api/deployments"))
-
-    def deployment(self, name: str) -> Json:
-        return dict(self._wire.get(f"/api/deployments/{segment(name)}"))
-
-    def undeploy(self, name: str) -> None:
-        """End a deployment: calls under way are finished, new ones find nothing once this returns."""
-        self._wire.delete(f"/api/deployments/{segment(name)}")
-        until_gone(self._wire, name)
-        self._datatypes.pop(name, None)
-
     def predict(
-        self, name: str, inputs: Mapping[str, Any] | None = None, *, image: Any = None, version: str | None = None
+        self, name: str, inputs: Tensors | None = None, *, image: Any = None, text: Any = None, version: str | None = None
     ) -> Answer:
         """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
-        `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these. `version`: only that one may answer."""
-        if (inputs is None) == (image is None):
-            raise Invalid("Say what to predict on: either inputs={'name': values} or image=….")
+        `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these; `text`: one, or a list. `version`: only
+        that one may answer."""
+        asked = {"inputs": inputs, "image": image, "text": text}
         # numpy costs more than all the rest of the client, so it comes with the first prediction
-        headers, body = load("modelyard.client.oip:request")(inputs, image, lambda: self._signature(name))
+        headers, body = load("modelyard.client.oip:request")(asked, lambda: self._signature(name))
         path = f"/v2/models/{segment(name)}" + (f"/versions/{segment(version)}" if version else "") + "/infer"
         response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
         answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)

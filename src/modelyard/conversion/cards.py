@@ -40,6 +40,8 @@ def complete(config: ImportModelConfig, signature: Signature) -> dict[str, Any] 
     """The transform asked for, or None. Where it names no engine tensors they are the model's first ones; its labels are the
     model's. Raises `Invalid` where it names others, or its options are wrong."""
     given = dict(config.transform or {})
+    if given.get("name") == "text":
+        raise Invalid("The transform 'text' comes with a Hugging Face folder, which has the tokenizer: import that.")
     if not given or given.get("name") == "tensor":
         return build(given).config if given else None
     if config.labels:

@@ -1,7 +1,8 @@
 """Imports a Hugging Face folder: config.json, weights in safetensors, a tokenizer or an image processor. It is taken as it is,
 so that plain transformers loads the version; its own code, pickles and whatever else lies there are left out.
 
-`importing` calls it where an upload has a config.json beside safetensors. What is made is the base of fine-tuning.
+`importing` calls it where an upload has a config.json beside safetensors. What is made is the base of fine-tuning; an encoder
+of texts gets an ONNX graph besides, with which it is served.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import torch
 
+from modelyard.conversion import sentences
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.files import inside
 from modelyard.engines.huggingface import COMPANIONS, CONFIG, open_model
-from modelyard.errors import Invalid
+from modelyard.errors import Invalid, Unsafe
 from modelyard.kinds import JobContext
+from modelyard.plugins import load
 
 _INDEX = "model.safetensors.index.json"
 _PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
@@ -48,11 +51,27 @@ def read(
         raise Invalid(f"{CONFIG} says {said['architectures'][0]}, which is for {task}, not for {config.task}.")
     left = _copy(upload, out)
     context.check()
-    parameters = _try(out, kind)
+    model = _open(out, kind)
     notes = [f"Left out, as nothing here reads it: {', '.join(left[:10])}."] if left else []
     labels = _labels(said) if task.endswith("-classification") else None
-    facts = {"format": "huggingface", "architecture": said["architectures"][0], "parameters": parameters, "notes": notes}
-    return _card(task, out, labels), facts
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {"format": "huggingface", "architecture": said["architectures"][0], "parameters": parameters}
+    card = _card(task, out, labels)
+    if task != "feature-extraction":
+        return card, {**facts, "notes": notes}
+    card, more = _with_onnx(card, model, out, context)
+    return card, {**facts, **more, "notes": [*more["notes"], *notes]}
+
+
+def _with_onnx(card: ModelCard, model: Any, out: Path, context: JobContext) -> tuple[ModelCard, dict[str, Any]]:
+    """The card with a graph to serve and what is known of it; as it is, saying why, where there can be none."""
+    try:
+        made: tuple[ModelCard, dict[str, Any]] = load("modelyard.conversion.encoders:convert")(card, model, out, context)
+    except Unsafe:
+        raise
+    except Invalid as error:
+        return card, {"notes": [f"It has no ONNX form, so nothing serves it; it is a base for fine-tuning. {error.message}"]}
+    return made
 
 
 def _said(path: Path) -> dict[str, Any]:
@@ -89,17 +108,18 @@ def _copy(upload: Path, out: Path) -> list[str]:
             weights = {_INDEX, *json.loads(inside(upload, _INDEX).read_bytes())["weight_map"].values()}
         except (ValueError, KeyError, AttributeError) as error:
             raise Invalid(f"{_INDEX} is not one: {error}.") from error
-    wanted = {CONFIG, *COMPANIONS, *_PAPERS, *weights}
+    wanted = {CONFIG, *COMPANIONS, *_PAPERS, *weights, *filter(sentences.KEPT.fullmatch, names)}
     for name in sorted(weights):
         inside(upload, name)  # raises `Invalid` where it is missing, `Unsafe` where it lies outside
     for name in names:
         if name in wanted:
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inside(upload, name), out / name)
     return [name for name in names if name not in wanted and name not in ("README.md", "model.json")]
 
 
-def _try(folder: Path, kind: str) -> int:
-    """Open the model and find every weight. Returns how many parameters it has."""
+def _open(folder: Path, kind: str) -> Any:
+    """The model, once every weight of it is found."""
     model, wrong = open_model(folder, kind)
     if wrong:
         said = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in wrong.items())
@@ -107,7 +127,7 @@ def _try(folder: Path, kind: str) -> int:
     odd = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
     if odd is not None:
         raise Invalid(f"The weight '{odd}' holds NaN or infinity.")
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model
 
 
 def _labels(said: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -116,7 +136,7 @@ def _labels(said: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _card(task: str, out: Path, labels: tuple[str, ...] | None) -> ModelCard:
-    """What transformers takes and gives; nothing here serves it as it is."""
+    """What transformers takes and gives."""
     images = task == "image-classification"
     taken = ("pixel_values", "FP32", None) if images else ("input_ids", "INT64", (-1, -1))
     given = "last_hidden_state" if task == "feature-extraction" else "logits"

@@ -35,27 +35,31 @@ class OnnxConverter:
     """`module` + `weights` → `model.onnx` and its card; dims stated as -1 stay open."""
 
     def convert(self, folder: Path, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
-        module = load_module(folder, card)
-        program = _export(module, card, [torch.from_numpy(_few(samples[spec.name])) for spec in card.inputs])
-        size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-        program.save(out / FILE, external_data=size > _INLINE)
-        _forget_the_machine(out / FILE)
-        signature, _ = signature_of(out / FILE)
-        made = ModelCard(
-            task=card.task,
-            engines=("onnx",),
-            files={"onnx": FILE},
-            inputs=tensor_cards(signature.inputs),
-            outputs=tensor_cards(signature.outputs),
-            transform=card.transform,
-            labels=card.labels,
-        )
-        _batch_is_open(card, made)
-        made.save(out)
-        return made
+        return export(load_module(folder, card), card, out, samples)
 
 
 CONVERTER = OnnxConverter()
+
+
+def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
+    """`module`, in eval mode, with the tensors that `card` states, as `model.onnx` and its card in `out`; as `Converter`."""
+    program = _export(module, card, [torch.from_numpy(_few(samples[spec.name])) for spec in card.inputs])
+    size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    program.save(out / FILE, external_data=size > _INLINE)
+    _forget_the_machine(out / FILE)
+    signature, _ = signature_of(out / FILE)
+    made = ModelCard(
+        task=card.task,
+        engines=("onnx",),
+        files={"onnx": FILE},
+        inputs=tensor_cards(signature.inputs),
+        outputs=tensor_cards(signature.outputs),
+        transform=card.transform,
+        labels=card.labels,
+    )
+    _batch_is_open(card, made)
+    made.save(out)
+    return made
 
 
 def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -> Any:

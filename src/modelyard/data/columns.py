@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ class ColumnsTransform:
 
     options: type[Config] = ColumnsOptions
 
-    def __init__(self, options: ColumnsOptions) -> None:
+    def __init__(self, options: ColumnsOptions, folder: Path | None = None) -> None:
         self.config: dict[str, Any] = {"name": "columns", **options.model_dump(mode="json", exclude_defaults=True)}
         self._options = options
 

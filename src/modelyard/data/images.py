@@ -13,6 +13,7 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ class ImageTransform:
 
     options: type[Config] = ImageOptions
 
-    def __init__(self, options: ImageOptions) -> None:
+    def __init__(self, options: ImageOptions, folder: Path | None = None) -> None:
         self.config: dict[str, Any] = {"name": "image", **options.model_dump(mode="json")}
         self._options = options
         self._mean = np.array(options.mean, np.float32).reshape(-1, 1, 1)

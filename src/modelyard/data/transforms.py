@@ -1,12 +1,13 @@
 """Transforms: what turns a task's public tensors into an engine's and back; the same code at training and at serving.
 
 A transform is stored with a model version as plain JSON (`ModelCard.transform`) and rebuilt by `build`. Training and
-evaluation feed it rows of a dataset, a replica feeds it calls. It knows numpy and Pillow, never an engine or a wire.
+evaluation feed it rows of a dataset, a replica feeds it calls. It knows arrays, images and tokens, never an engine or a wire.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,9 @@ from modelyard.tensors import Array, Signature, TensorSpec
 
 
 class Transform(Protocol):
-    """`before` and `after` work on whole batches: dim 0 counts rows, order is kept, inputs are never changed."""
+    """`before` and `after` work on whole batches: dim 0 counts rows, order is kept, inputs are never changed.
+
+    It may have `ragged`, engine input → the value that fills up: dim 1 of those may differ from call to call."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -40,11 +43,12 @@ class Transform(Protocol):
 
 
 class TransformFactory(Protocol):
-    """A transform's class: `options` is its `Config`, its constructor takes one."""
+    """A transform's class: `options` is its `Config`, its constructor takes one, and the version's folder, where there is
+    one already, for files that the options name."""
 
     options: type[Config]
 
-    def __call__(self, options: Any) -> Transform: ...
+    def __call__(self, options: Any, folder: Path | None) -> Transform: ...
 
 
 TRANSFORMS: Registry[TransformFactory] = Registry(
@@ -53,20 +57,23 @@ TRANSFORMS: Registry[TransformFactory] = Registry(
         "image": "modelyard.data.images:ImageTransform",
         "columns": "modelyard.data.columns:ColumnsTransform",
         "tensor": "modelyard.data.transforms:TensorTransform",
+        "text": "modelyard.data.tokens:TextTransform",
     },
 )
 
 
-def build(config: Mapping[str, Any] | None) -> Transform:
-    """The transform of a model card; None is the identity. Raises `NotFound` (unknown name) or `Invalid` (wrong options)."""
+def build(config: Mapping[str, Any] | None, folder: Path | None = None) -> Transform:
+    """The transform of a model card; None is the identity. `folder` is the version's: one with files of its own needs it.
+    Raises `NotFound` (unknown name) or `Invalid` (wrong options, a file that is missing)."""
     given = dict(config or {"name": "tensor"})
     name = str(given.pop("name", ""))
     factory = TRANSFORMS.get(name)
     try:
-        return factory(factory.options.model_validate(given))
+        options = factory.options.model_validate(given)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise Invalid(f"The options of transform '{name}' are wrong: {wrong}.") from error
+    return factory(options, folder)
 
 
 class TensorOptions(Config):
@@ -78,7 +85,7 @@ class TensorTransform:
 
     options: type[Config] = TensorOptions
 
-    def __init__(self, options: TensorOptions) -> None:
+    def __init__(self, options: TensorOptions, folder: Path | None = None) -> None:
         self.config: dict[str, Any] = {"name": "tensor"}
 
     def signature(self, engine: Signature) -> Signature:

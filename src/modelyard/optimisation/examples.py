@@ -40,8 +40,12 @@ class Source:
         if target is None:
             raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
         self._dataset, self._card, self._target = dataset, card, target
-        self._transform = build(card.transform)
+        self._transform = build(card.transform, folder)
         self._kind = str(self._transform.config["name"])
+        if self._kind == "text":
+            raise Invalid(
+                "The model makes embeddings of texts: there is no accuracy to measure, so nothing to optimise within."
+            )
         self._labels = dataset.feature(target).names
         self._features = tuple(trained.get("inputs") or self._feature_names())
         self.metric: Metric = "accuracy" if self._labels else "r2"

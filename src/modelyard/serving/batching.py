@@ -1,102 +1,201 @@
-"""Batching: what waits goes together. Nothing waits for company: the next batch is whatever came in while the last one ran.
+"""Batching, decided: which of the calls that wait are computed together, how they are joined, and how the answers come apart.
 
-`next_batch` decides, `compute` joins, runs and splits; `Batcher` is the loop around them, on the replica's event loop and one
-worker thread, so that the engine is never entered twice. It knows arrays and rows, no engine, door or frame.
+`next_batch` decides, `compute` joins, runs and splits; `batcher` is the loop around them. Nothing waits for company: the next
+batch is of whatever came in while the last one ran. It knows arrays and rows, no engine, door or frame.
 """
 
 from __future__ import annotations
 
-import asyncio
-import queue
-import threading
-import time
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
 
-from modelyard.errors import Internal, ModelyardError
+from modelyard.errors import CallerError, Internal, ModelyardError
 from modelyard.tensors import Array
 
-_NAME = itemgetter(0)
-QUICK = 200e-6  # seconds
+_NAME, _LENGTH = itemgetter(0), attrgetter("length")
+TYPICAL = 64  # the length at which the rows of a batch are counted where calls differ in length
+# What a batch costs for being one, as a part of a full one: the best size is where that is lost in the noise (`best`).
+_SPARE = 16
 Forward = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Answer = Mapping[str, Array] | ModelyardError
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`rows` in one batch; `merge` False where the engine's batch dim is fixed: every call runs alone."""
+    """`rows` in one batch; `merge` False where the engine's batch dim is fixed: every call runs alone. `length` is what a row
+    counts at: 1, or `TYPICAL` where calls differ in length; then fewer long rows fill a batch, and more short ones."""
 
-    rows: int = 128
+    rows: float = 128
     merge: bool = True
+    length: int = 1
+
+    @property
+    def most(self) -> float:
+        """Work in one batch: rows, times their length where they differ in it."""
+        return self.rows * self.length
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A call ready to be computed: its arrays, all of `rows` rows, and who waits (`call`, opaque here). `kind` is equal for
-    calls that may share a batch."""
+    calls that may share a batch. Of the inputs in `ragged` dim 1 may differ from call to call; they are padded with its value.
+    `due`: the turn from which on younger calls of a better length do not go first; `since`: when it began to wait."""
 
     arrays: Mapping[str, Array]
     rows: int
     deadline: float
     call: Any
+    ragged: Mapping[str, Any] | None = None
     cancelled: bool = False
+    due: int = 0
+    since: float = 0.0
+    length: int = field(init=False, default=1)
+    work: int = field(init=False)
     kind: object = field(init=False)
 
     def __post_init__(self) -> None:
-        kinds = [(name, array.dtype, array.shape[1:]) for name, array in self.arrays.items()]
+        ragged = self.ragged
+        if ragged:
+            self.ragged = ragged = {n: pad for n, pad in ragged.items() if n in self.arrays and self.arrays[n].ndim > 1}
+            self.length = max((self.arrays[name].shape[1] for name in ragged), default=1)
+            kinds = [(n, a.dtype, (-1, *a.shape[2:]) if n in ragged else a.shape[1:]) for n, a in self.arrays.items()]
+        else:
+            kinds = [(name, array.dtype, array.shape[1:]) for name, array in self.arrays.items()]
+        self.work = self.rows * self.length
         self.kind = kinds[0] if len(kinds) == 1 else sorted(kinds, key=_NAME)
         for array in self.arrays.values():
             if not array.ndim:
                 self.kind = object()  # without a batch dim there is nothing to join
 
 
-def next_batch(waiting: Sequence[Waiting], limits: Limits, now: float) -> tuple[list[Waiting], list[Waiting], list[Waiting]]:
-    """(to compute now, to wait on, given up), each in order of arrival. The eldest call decides what kind the batch is, and
-    every later call of that kind joins while there is room; a call larger than a batch runs alone."""
+def patience(ahead: float, most: float) -> int:
+    """For how many batches a call may see others go first that are nearer in length: twice those that its turn in order of
+    arrival would take, and a few."""
+    return 2 * math.ceil(ahead / most) + 4
+
+
+def next_batch(
+    waiting: Sequence[Waiting], limits: Limits, now: float, turn: int = 0
+) -> tuple[list[Waiting], list[Waiting], list[Waiting]]:
+    """(to compute now, to wait on, given up), each in order of arrival. The eldest call decides what kind the batch is, and is
+    in it. Later calls of that kind join in order while there is room; of those that differ in length, the nearest. A call
+    larger than a batch runs alone."""
     given_up = [item for item in waiting if item.cancelled or item.deadline <= now]
     alive = [item for item in waiting if not item.cancelled and item.deadline > now] if given_up else waiting
     if not alive:
         return [], [], given_up
+    if not limits.merge:
+        return [alive[0]], list(alive[1:]), given_up
+    if alive[0].ragged:
+        taken = set(map(id, _near(alive, limits.most, turn)))
+        return [i for i in alive if id(i) in taken], [i for i in alive if id(i) not in taken], given_up
+    batch, rest = _in_order(alive, limits.rows)
+    return batch, rest, given_up
+
+
+def _in_order(alive: Sequence[Waiting], most: float) -> tuple[list[Waiting], list[Waiting]]:
     kind, rows = alive[0].kind, alive[0].rows
     batch, rest = [alive[0]], []
-    room = limits.merge
+    room = True
     for item in alive[1:]:
         if room and item.kind == kind:
-            if rows + item.rows <= limits.rows:
+            if rows + item.rows <= most:
                 batch.append(item)
                 rows += item.rows
                 continue
             room = False  # a smaller, later call does not overtake this one
         rest.append(item)
-    return batch, rest, given_up
+    return batch, rest
 
 
-def compute(forward: Forward, batch: Sequence[Waiting]) -> list[Answer]:
-    """One answer a call. Where a batch of several fails, each call is tried alone, so that one bad call fails by itself."""
+def _near(alive: Sequence[Waiting], most: float, turn: int) -> list[Waiting]:
+    """The eldest call with those whose turn has come, whatever their length, and then the calls for which being padded costs
+    less than a batch of their own would."""
+    eldest = alive[0]
+    same = [item for item in alive[1:] if item.kind == eldest.kind]
+    batch, rows, longest = [eldest], eldest.rows, eldest.length
+    for item in (item for item in same if item.due <= turn):
+        if (rows + item.rows) * max(longest, item.length) > most:
+            return batch
+        batch.append(item)
+        rows, longest = rows + item.rows, max(longest, item.length)
+    others = sorted((item for item in same if item.due > turn), key=_LENGTH)
+    return batch + _company(others, rows, longest, most)
+
+
+def _company(others: Sequence[Waiting], rows: int, longest: int, most: float) -> list[Waiting]:
+    """Of calls in order of length, those to join a batch of `rows` rows padded to `longest`: for each length it could be
+    padded to instead, the nearest below; then the choice that spares most. Nobody is padded by more than the spare."""
+    spare = most / _SPARE
+    first = bisect_right(others, longest, key=_LENGTH)
+    last = bisect_right(others, longest + spare / rows, key=_LENGTH)
+    chosen: list[Waiting] = []
+    best = 0.0
+    for top in range(first, last + 1):  # all before `top` may join; the last of them is the longest
+        length = max(longest, others[top - 1].length) if top else longest
+        if rows * length > most:
+            break
+        saved, filled, joining = rows * float(longest - length), rows, []
+        for item in reversed(others[bisect_left(others, length - spare, key=_LENGTH) : top]):
+            waste = item.rows * (length - item.length)
+            if waste <= spare and (filled + item.rows) * length <= most:
+                joining.append(item)
+                saved, filled = saved + spare - waste, filled + item.rows
+        if saved > best:
+            chosen, best = joining, saved
+    return chosen
+
+
+def compute(forward: Forward, batch: Sequence[Waiting], open_outputs: frozenset[str] = frozenset()) -> tuple[list[Answer], int]:
+    """One answer a call, and for how many of them the model failed: it raised, gave another shape, or NaN where the input was
+    finite (which is answered as it is). Where a batch of several fails, each call is tried alone, so that one bad call fails
+    by itself. Outputs in `open_outputs` are cut to a call's own length where it was padded."""
     try:
-        return split(forward(join(batch)), batch)
+        outputs = forward(join(batch))
+        answers = split(outputs, batch, open_outputs)
     except ModelyardError as error:
         failure = error
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - a model's code may raise anything, and exit
         failure = Internal(f"The model failed: {type(error).__name__}: {_first_line(error)}")
+    else:
+        return answers, sum(map(is_garbage, batch, answers)) if _has_nan(outputs) else 0
     if len(batch) == 1:
-        return [failure]
-    return [answer for item in batch for answer in compute(forward, [item])]
+        return [failure], int(not isinstance(failure, CallerError))
+    alone = [compute(forward, [item], open_outputs) for item in batch]
+    return [answer for [answer], _ in alone], sum(failed for _, failed in alone)
 
 
 def join(batch: Sequence[Waiting]) -> dict[str, Array]:
-    """The arrays of a batch, row after row. They may be written to: views of a request's bytes are copied."""
+    """The arrays of a batch, row after row, padded to the longest. They may be written to: views of a request's bytes are
+    copied."""
     if len(batch) == 1:
         arrays = batch[0].arrays
         return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
-    return {name: np.concatenate([item.arrays[name] for item in batch]) for name in batch[0].arrays}
+    ragged = batch[0].ragged or {}
+    joined = {}
+    for name in batch[0].arrays:
+        parts = [item.arrays[name] for item in batch]
+        joined[name] = _padded(parts, ragged[name]) if name in ragged else np.concatenate(parts)
+    return joined
 
 
-def split(outputs: Mapping[str, Array], batch: Sequence[Waiting]) -> list[Answer]:
+def _padded(parts: Sequence[Array], value: Any) -> Array:
+    longest = max(part.shape[1] for part in parts)
+    whole = np.full((sum(map(len, parts)), longest, *parts[0].shape[2:]), value, parts[0].dtype)
+    at = 0
+    for part in parts:
+        whole[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return whole
+
+
+def split(outputs: Mapping[str, Array], batch: Sequence[Waiting], open_outputs: frozenset[str] = frozenset()) -> list[Answer]:
     """Each call's rows of the outputs. Raises `Internal` where an output has not as many rows as the batch."""
     total = sum(item.rows for item in batch)
     for name, array in outputs.items():
@@ -105,84 +204,41 @@ def split(outputs: Mapping[str, Array], batch: Sequence[Waiting]) -> list[Answer
             raise Internal(f"The model answered '{name}' with {shape} for {total} rows; expected {total} rows.")
     if len(batch) == 1:
         return [outputs]
-    answers: list[Answer] = []
+    answers: list[dict[str, Array]] = []
     at = 0
     for item in batch:
         answers.append({name: array[at : at + item.rows] for name, array in outputs.items()})
         at += item.rows
-    return answers
+    longest = max(item.length for item in batch) if open_outputs else 0
+    for name in open_outputs & outputs.keys():
+        if outputs[name].shape[1:2] == (longest,):
+            for item, answer in zip(batch, answers, strict=True):
+                answer[name] = answer[name][:, : item.length]
+    return list(answers)
+
+
+def _has_nan(outputs: Mapping[str, Array]) -> bool:
+    """By the product of a floating array with itself, which reads it once and allocates nothing: it is NaN where an element
+    is."""
+    for array in outputs.values():
+        if array.dtype.kind == "f":
+            square = np.vdot(array, array)
+            if square != square:
+                return True
+    return False
+
+
+def is_garbage(item: Waiting, answer: Answer) -> bool:
+    """Whether an answer holds NaN though the call's arrays are finite."""
+    if isinstance(answer, ModelyardError) or not _has_nan(answer):
+        return False
+    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in item.arrays.values())
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:300]
-
-
-class Batcher:
-    """The loop. `done(batch, answers, cpu_us)` and `given_up(call)` are called on the event loop's thread; `cpu_us` is what
-    was spent in the worker thread.
-
-    A model whose last batch took less than `QUICK` is run on the loop's own thread: handing over would take longer.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        forward: Forward,
-        limits: Limits,
-        done: Callable[[Sequence[Waiting], Sequence[Answer], int], None],
-        given_up: Callable[[Waiting], None],
-    ) -> None:
-        self._loop, self._forward, self._limits = loop, forward, limits
-        self._done, self._given_up = done, given_up
-        self._waiting: list[Waiting] = []
-        self._busy = self._scheduled = self._quick = False
-        self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
-        self.steps = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-
-    def put(self, item: Waiting) -> None:
-        """Let a call wait for the next batch: at the end of this turn of the loop, or when the present one is done."""
-        self._waiting.append(item)
-        if not self._busy and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._next)
-
-    def close(self) -> None:
-        """Let the worker thread end after its present batch."""
-        self._work.put(None)
-
-    def _next(self) -> None:
-        self._scheduled = False
-        if self._busy or not self._waiting:
-            return
-        batch, self._waiting, given_up = next_batch(self._waiting, self._limits, time.time())
-        for item in given_up:
-            self._given_up(item)
-        if not batch:
-            return
-        self._busy = True
-        if self._quick:
-            started = time.perf_counter()
-            answers = compute(self._forward, batch)
-            self._finish(batch, answers, 0, time.perf_counter() - started)
-        else:
-            self._work.put(batch)
-
-    def _run(self) -> None:
-        while (batch := self._work.get()) is not None:
-            began, started = time.perf_counter(), time.thread_time_ns()
-            answers = compute(self._forward, batch)
-            cpu_us = (time.thread_time_ns() - started) // 1000
-            self._loop.call_soon_threadsafe(self._finish, batch, answers, cpu_us, time.perf_counter() - began)
-
-    def _finish(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int, seconds: float) -> None:
-        was_quick, self._quick = self._quick, seconds < QUICK
-        self._busy = False
-        self.steps += 1
-        if self._waiting and not was_quick:
-            self._next()  # the worker computes the next batch while this one is answered
-        elif self._waiting:
-            self._scheduled = True
-            self._loop.call_soon(self._next)  # after a turn: more may have come
-        self._done(batch, answers, cpu_us)
+    """What an error says, as text that can be sent; what a model's own class says of itself may fail too."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - a model's code may raise anything
+        return ""
+    return said.partition("\n")[0][:300].encode("utf-8", "replace").decode()

@@ -1,8 +1,9 @@
 """One end of a connection between a gateway and a replica: frames in, frames out, many calls at once.
 
-`router` and `replica` each hold one end. All frames of one turn of the event loop leave in one write; bodies larger than a
-frame are cut, and the pieces of several bodies take turns, so that a small call never waits behind a large one. It knows
-frames and a transport, and nothing of what the calls are about.
+`router` and `replica` each hold one end. All frames of one turn of the event loop leave in one write, or as soon as they fill
+one, so that neither end waits for the other to be through with many calls. Bodies larger than a frame are cut, and the pieces
+of several bodies take turns, so that a small call never waits behind a large one. It knows frames and a transport, and nothing
+of what the calls are about.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ from modelyard.serving.frames import PIECE, BodyFrame, CallFrame, Decoder, Frame
 
 # Bytes handed to the transport at a time while pieces of large bodies wait.
 _WINDOW = 256 << 10
+# Bytes of frames that leave at once, before their turn of the loop is over: the peer works on them meanwhile.
+_BURST = 8 << 10
 
 
 class _Body:
     """What is left of a body that leaves in pieces, and the frames of its call that must follow it."""
 
-    __slots__ = ("at", "first", "then")
+    __slots__ = ("at", "data", "first", "then")
 
     def __init__(self, first: CallFrame | PartFrame) -> None:
         self.first, self.at = first, PIECE
+        self.data = memoryview(first.data)
         self.then: list[Frame] = []
 
     @property
     def left(self) -> int:
-        return len(self.first.data) - self.at
+        return len(self.data) - self.at
 
     def next(self) -> Frame:
-        first, piece = self.first, self.first.data[self.at : self.at + PIECE]
+        first, piece = self.first, cast(bytes, self.data[self.at : self.at + PIECE])  # the encoder copies it
         self.at += PIECE
         if isinstance(first, CallFrame):
             return BodyFrame(first.id, piece, self.left > 0)
@@ -76,7 +80,9 @@ class Channel(asyncio.Protocol):
                 body.then.append(frame)
                 return
         append(self._buffer, frame)
-        if not self._scheduled:
+        if len(self._buffer) >= _BURST:
+            self._flush()
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -132,6 +138,7 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_BURST // 2)  # uvloop keeps less until its turn is over
         self._flush()
 
     def data_received(self, data: bytes) -> None:

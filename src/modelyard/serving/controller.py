@@ -1,7 +1,8 @@
 """Makes the replicas that run equal the deployments that are wanted.
 
-`plan` decides, from values; `Controller` observes, asks it, and applies. It holds no state of its own: killed at any line, the
-next one finds replicas by their tokens in the database and at the executor, and carries on.
+`planning` decides what is started and ended, `scaling` how much is wanted, `verdict` what becomes of a release on trial;
+`Controller` observes, asks them, and applies. It holds no state that matters: killed at any line, the next one finds replicas
+by their tokens in the database and at the executor, and carries on.
 """
 
 from __future__ import annotations
@@ -10,142 +11,47 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
 
 from modelyard.db import Database, Session, bump, now
-from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, TimedOut, Unavailable
+from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
+from modelyard.serving import releases
 from modelyard.serving.logs import Logs
-from modelyard.serving.tables import DeploymentRow, ReplicaRow
+from modelyard.serving.observations import total
+from modelyard.serving.planning import (
+    Action,
+    Drain,
+    Forget,
+    MarkLost,
+    MarkReady,
+    Patience,
+    Replace,
+    Settle,
+    Start,
+    Stop,
+    Wanted,
+    backoff,
+    plan,
+)
+from modelyard.serving.scaling import Demand, scale
+from modelyard.serving.space import Space
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.serving.verdict import judge
+from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
 from modelyard.telemetry import UNEXPECTED, log
+from modelyard.tenancy.ledger import audit
 
 _log = log(__name__)
-# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then.
-DRAIN = timedelta(seconds=1.0)
 ATTEMPTS = 3
 STEADY = timedelta(seconds=30)
-BUSY_TICK, IDLE_TICK = 0.1, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A deployment as `plan` needs it."""
-
-    generation: int
-    replicas: int
-    state: DeploymentState
-    retry_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
-    answer)."""
-
-    token: str
-    generation: int
-    state: ReplicaState
-    started: datetime
-    changed: datetime
-    pid: int | None
-    exit: int | None
-    alive: bool
-    health: Health | None
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class MarkReady:
-    token: str
-    health: Health
-    pid: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class MarkLost:
-    token: str
-    error: ModelyardError
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """The replica went with the supervisor that had it: nobody's fault, and no reason to wait."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    token: str
-
-
-Action = Start | MarkReady | MarkLost | Replace | Drain | Stop | Forget
-
-
-def plan(wanted: Wanted | None, observed: Sequence[Observed], at: datetime, patience: timedelta) -> list[Action]:
-    """What to do for one deployment (None: it was undeployed). Old generations serve until the new one is whole."""
-    actions = [action for replica in observed if (action := _judge(replica, at, patience))]
-    gone = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
-    here = [replica for replica in observed if replica.state != ReplicaState.draining and replica.token not in gone]
-    if wanted is None:
-        return [*actions, *(Drain(replica.token) for replica in here)]
-    current = [replica for replica in here if replica.generation == wanted.generation]
-    ready = [replica for replica in current if replica.state == ReplicaState.ready]
-    if len(ready) >= wanted.replicas:
-        actions += [Drain(replica.token) for replica in here if replica.generation != wanted.generation]
-    missing = wanted.replicas - len(current)
-    if missing < 0:
-        keep_first = sorted(current, key=lambda r: (r.state != ReplicaState.ready, r.started))
-        actions += [Drain(replica.token) for replica in keep_first[missing:]]
-    elif missing and wanted.state != DeploymentState.failed and (wanted.retry_at is None or wanted.retry_at <= at):
-        actions.append(Start(missing))
-    return actions
-
-
-def _judge(replica: Observed, at: datetime, patience: timedelta) -> Action | None:
-    if replica.state == ReplicaState.draining:
-        if not replica.alive:
-            return Forget(replica.token)
-        return Stop(replica.token) if at - replica.changed >= DRAIN else None
-    if replica.health is not None and replica.health.error is not None:
-        return MarkLost(replica.token, replica.health.error)
-    if replica.pid is None:
-        return Replace(replica.token)
-    if not replica.alive:
-        how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
-        return MarkLost(replica.token, Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why."))
-    if replica.state == ReplicaState.starting:
-        if replica.health is not None and replica.health.state == ReplicaState.ready:
-            return MarkReady(replica.token, replica.health, replica.pid)
-        if at - replica.started > patience:
-            return MarkLost(replica.token, TimedOut(f"The replica was not ready within {patience.total_seconds():g} s."))
-    return None
-
-
-def backoff(failures: int) -> timedelta:
-    """How long to wait before the next start after so many failures in a row: 0.5 s, doubled, at most a minute."""
-    return timedelta(seconds=min(60.0, 0.5 * 2 ** max(0, failures - 1)))
+BUSY_TICK, IDLE_TICK = 0.05, 1.0
 
 
 class Controller:
@@ -154,10 +60,13 @@ class Controller:
     def __init__(
         self, db: Database, artefacts: Artefacts, executor: Executor, settings: Settings, probe: Callable[[str], Health | None]
     ) -> None:
-        self._db, self._artefacts, self._executor, self._settings, self._probe = db, artefacts, executor, settings, probe
+        self._db, self._artefacts, self._executor, self._settings = db, artefacts, executor, settings
         self._wake = threading.Event()
         self._told: set[str] = set()
         self._logs = Logs(settings.logs)
+        self._watch = Watch(probe)
+        self._space = Space(db, artefacts, settings)
+        self._patience = Patience(timedelta(seconds=settings.replica_timeout), timedelta(seconds=settings.call_timeout))
 
     def wake(self) -> None:
         """Look again now: something was deployed or undeployed."""
@@ -183,50 +92,98 @@ class Controller:
         running = self._executor.replicas()
         with self._db.read() as session:
             deployments = {row.id: row for row in session.scalars(select(DeploymentRow))}
+            known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
             replicas: dict[int, list[ReplicaRow]] = {key: [] for key in deployments}
             for row in session.scalars(select(ReplicaRow)):
                 replicas.setdefault(row.deployment, []).append(row)
-        known = {row.token for rows in replicas.values() for row in rows}
-        self._end_strangers(running, known)
-        self._logs.tidy(known | {token for token, status in running.items() if status.exit is None})
+        here = [row for rows in replicas.values() for row in rows]
+        tokens = {row.token for row in here}
+        self._end_strangers(running, tokens)
+        self._logs.tidy(tokens | {token for token, status in running.items() if status.exit is None})
+        self._watch.look(here)
         busy = False
         for key, rows in replicas.items():
             deployment = deployments.get(key)
-            observed = [self._observe(row, running.get(row.token)) for row in rows]
-            wanted = _wanted(deployment) if deployment else None
-            for action in plan(wanted, observed, now(), timedelta(seconds=self._settings.replica_timeout)):
-                self._apply(action, deployment)
+            releases_of = {generation: row for (id_, generation), row in known.items() if id_ == key}
+            observed = [self._watch.observed(row, running.get(row.token)) for row in rows]
+            for action in plan(_wanted(deployment, releases_of), observed, now(), self._patience):
+                self._apply(action, deployment, releases_of)
                 busy = True
-            busy = busy or any(row.state != ReplicaState.ready for row in rows) or bool(deployment and deployment.retry_at)
+            busy = busy or any(row.state != ReplicaState.ready for row in rows)
+            if deployment is not None:
+                stable = releases_of[deployment.stable]
+                busy = busy or bool(stable.retry_at)
+                busy = self._scale(deployment, stable, rows) or busy
+                if deployment.trial is not None:
+                    self._judge(deployment, releases_of[deployment.trial])
         return busy
+
+    def _scale(self, deployment: DeploymentRow, stable: ReleaseRow, rows: Sequence[ReplicaRow]) -> bool:
+        """Want as many replicas as what is outstanding asks for. True where that is another number than before."""
+        options = releases.options_of(deployment)
+        serving = [row for row in rows if row.generation == stable.generation and row.state == ReplicaState.ready]
+        if not serving and stable.replicas:
+            return False  # it is on its way, or broken: what is asked of it cannot be seen
+        tokens = [row.token for row in serving]
+        rising, falling, us_a_row = self._watch.load((deployment.id, stable.generation), tokens)
+        quiet = (now() - max([deployment.used, *(row.changed for row in serving)])).total_seconds()
+        wanted = scale(Demand(stable.replicas, rising, falling, us_a_row, quiet), options)
+        if wanted == stable.replicas or (not stable.settled and wanted < stable.replicas):
+            return False
+        with self._db.begin() as session:
+            row = session.get(ReleaseRow, (stable.deployment, stable.generation))
+            if row is None or row.replicas != stable.replicas:
+                return False
+            row.replicas = wanted
+            if not wanted:
+                row.state = DeploymentState.asleep
+            bump(session)
+        _log.info("scaled", deployment=deployment.name, replicas=wanted, before=stable.replicas)
+        return True
+
+    def _judge(self, deployment: DeploymentRow, tried: ReleaseRow) -> None:
+        """End a trial whose replicas cannot load, or that is seen to be worse."""
+        with self._db.read() as session:
+            asked = select(ObservationRow).where(
+                ObservationRow.deployment == tried.deployment, ObservationRow.generation == tried.generation
+            )
+            evidence = total(session.scalars(asked).all())
+        verdict = judge(evidence, releases.policy_of(deployment), str(deployment.trial_kind))
+        if tried.state != DeploymentState.failed and not verdict.rolls_back:
+            return
+        why = verdict.reason if verdict.rolls_back else f"It could not be served: {tried.error}"
+        with self._db.begin() as session:
+            row = session.get(DeploymentRow, deployment.id)
+            if row is None or row.trial != tried.generation:
+                return
+            releases.end_trial(session, row, f"Rolled back. {why}")
+            audit(session, row.project, None, "deployment.rollback", row.name, {"note": row.note})
+            bump(session)
+        _log.warning("trial rolled back", deployment=deployment.name, version=f"{tried.model}@{tried.version}", why=why)
 
     def _end_strangers(self, running: Mapping[str, ProcessStatus], known: set[str]) -> None:
         for token, status in running.items():
             if token not in known and status.exit is None:
                 self._executor.stop_replica(token)
 
-    def _observe(self, row: ReplicaRow, status: ProcessStatus | None) -> Observed:
-        alive = status is not None and status.exit is None
-        health = self._probe(row.address) if row.state == ReplicaState.starting else None
-        pid, exit_code = (status.pid, status.exit) if status else (None, None)
-        return Observed(
-            row.token, row.generation, ReplicaState(row.state), row.started, row.changed, pid, exit_code, alive, health
-        )
-
-    def _apply(self, action: Action, deployment: DeploymentRow | None) -> None:
+    def _apply(self, action: Action, deployment: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> None:
         match action:
-            case Start(count):
+            case Start(generation, count):
                 assert deployment is not None
                 for _ in range(count):
-                    self._start(deployment)
+                    self._start(deployment, known[generation])
             case Stop(token):
                 if token not in self._told:  # once: it ends when the calls it has are answered
                     self._told.add(token)
                     self._executor.stop_replica(token, self._settings.call_timeout)
             case MarkReady(token, health, pid):
                 self._change(token, lambda session, row: _ready(session, row, health, pid))
+                self._space.measured(token, health)
+            case Settle(generation):
+                assert deployment is not None
+                self._settle(deployment.id, generation)
             case MarkLost(token, error):
-                self._executor.stop_replica(token)
+                self._executor.stop_replica(token, 0.0)
                 self._change(token, lambda session, row: _lost(session, row, error))
                 self._tidy(token)
             case Replace(token):
@@ -237,6 +194,13 @@ class Controller:
             case Forget(token):
                 self._change(token, lambda session, row: session.delete(row))
                 self._tidy(token)
+
+    def _settle(self, deployment: int, generation: int) -> None:
+        with self._db.begin() as session:
+            row = session.get(ReleaseRow, (deployment, generation))
+            if row is not None:
+                row.settled = True
+                bump(session)
 
     def _tidy(self, token: str) -> None:
         self._told.discard(token)
@@ -250,25 +214,28 @@ class Controller:
                 verb(session, row)
                 bump(session)
 
-    def _start(self, deployment: DeploymentRow) -> None:
+    def _start(self, deployment: DeploymentRow, release: ReleaseRow) -> None:
         """Row first, process second: a controller killed in between leaves a row whose process is missing, which is a loss."""
+        if not self._space.make(deployment, release):
+            return
         token = f"r-{secrets.token_hex(6)}"
         address = self._settings.run / "replicas" / token / "replica.sock"
         with self._db.begin() as session:
-            current = session.get(DeploymentRow, deployment.id)
-            if current is None or current.generation != deployment.generation:
+            current = session.get(ReleaseRow, (release.deployment, release.generation))
+            if current is None or session.get(DeploymentRow, deployment.id) is None:
                 return
-            session.add(_replica(token, current, str(address)))
+            session.add(_replica(token, deployment.project, current, str(address)))
         try:
-            folder = self._artefacts.local(deployment.project, deployment.artefact)
+            folder = self._artefacts.local(deployment.project, release.artefact)
             self._executor.start_replica(
                 ReplicaSpec(
                     token,
-                    deployment.engine,
+                    release.engine,
                     folder,
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
-                    model=f"{deployment.model}@{deployment.version}",
+                    model=f"{release.model}@{release.version}",
+                    settings=self._space.settings(release),
                 )
             )
         except (ModelyardError, OSError) as error:
@@ -276,18 +243,27 @@ class Controller:
             self._change(token, lambda session, row: _lost(session, row, failure))
 
 
-def _wanted(row: DeploymentRow) -> Wanted:
-    return Wanted(row.generation, row.replicas, DeploymentState(row.state), row.retry_at)
+def _wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:
+    """The releases that should run: the stable one, the one before it while that is not whole, one on trial."""
+    if row is None:
+        return []
+    stable = known[row.stable]
+    asked = [stable]
+    if not stable.settled and row.previous is not None:
+        asked.append(known[row.previous])
+    if row.trial is not None:
+        asked.append(known[row.trial])
+    return [Wanted(one.generation, one.replicas, DeploymentState(one.state), one.retry_at, one.settled) for one in asked]
 
 
-def _replica(token: str, deployment: DeploymentRow, address: str) -> ReplicaRow:
+def _replica(token: str, project: str, release: ReleaseRow, address: str) -> ReplicaRow:
     return ReplicaRow(
         token=token,
-        project=deployment.project,
-        deployment=deployment.id,
-        generation=deployment.generation,
-        model=deployment.model,
-        version=deployment.version,
+        project=project,
+        deployment=release.deployment,
+        generation=release.generation,
+        model=release.model,
+        version=release.version,
         state=ReplicaState.starting,
         address=address,
         started=now(),
@@ -296,19 +272,23 @@ def _replica(token: str, deployment: DeploymentRow, address: str) -> ReplicaRow:
     )
 
 
+def _release(session: Session, row: ReplicaRow) -> ReleaseRow | None:
+    return session.get(ReleaseRow, (row.deployment, row.generation))
+
+
 def _ready(session: Session, row: ReplicaRow, health: Health, pid: int | None) -> None:
     row.state, row.changed, row.signature, row.pid = ReplicaState.ready, now(), dict(health.metadata), pid
-    deployment = session.get(DeploymentRow, row.deployment)
-    if deployment is not None and deployment.generation == row.generation:
-        deployment.state, deployment.error, deployment.retry_at = DeploymentState.ready, None, None
-        deployment.signature, deployment.updated = dict(health.metadata), now()
+    release = _release(session, row)
+    if release is not None:
+        release.state, release.error, release.retry_at = DeploymentState.ready, None, None
+        release.signature = dict(health.metadata)
 
 
 def _replace(session: Session, row: ReplicaRow) -> None:
     session.delete(row)
-    deployment = session.get(DeploymentRow, row.deployment)
-    if deployment is not None and deployment.state == DeploymentState.ready:
-        deployment.state, deployment.updated = DeploymentState.pending, now()
+    release = _release(session, row)
+    if release is not None and release.state == DeploymentState.ready:
+        release.state = DeploymentState.pending
 
 
 def _drain(session: Session, row: ReplicaRow) -> None:
@@ -316,22 +296,25 @@ def _drain(session: Session, row: ReplicaRow) -> None:
 
 
 def _lost(session: Session, row: ReplicaRow, error: ModelyardError) -> None:
-    """A replica is gone: count it against its deployment, and decide between another try and giving up."""
+    """A replica is gone: count it against its release, and decide between another try and giving up."""
     session.delete(row)
-    deployment = session.get(DeploymentRow, row.deployment)
-    if deployment is None or deployment.generation != row.generation:
+    release = _release(session, row)
+    if release is None:
         return
     was_steady = row.state == ReplicaState.ready and now() - row.changed > STEADY
-    deployment.failures = 1 if was_steady else deployment.failures + 1
+    release.failures = 1 if was_steady else release.failures + 1
     hopeless = isinstance(error, CallerError | Damaged)
     others = select(ReplicaRow.token).where(
-        ReplicaRow.deployment == row.deployment, ReplicaRow.state == ReplicaState.ready, ReplicaRow.token != row.token
+        ReplicaRow.deployment == row.deployment,
+        ReplicaRow.generation == row.generation,
+        ReplicaRow.state == ReplicaState.ready,
+        ReplicaRow.token != row.token,
     )
-    if row.state != ReplicaState.ready and (hopeless or deployment.failures >= ATTEMPTS):
-        deployment.state, deployment.retry_at = DeploymentState.failed, None
+    if row.state != ReplicaState.ready and (hopeless or release.failures >= ATTEMPTS):
+        release.state, release.retry_at = DeploymentState.failed, None
     else:
         still = session.scalars(others.limit(1)).first()
-        deployment.state = DeploymentState.ready if still else DeploymentState.pending
-        deployment.retry_at = now() + backoff(deployment.failures)
-    deployment.error, deployment.updated = error.message, now()
-    _log.warning("replica lost", deployment=deployment.name, token=row.token, code=error.code, error=error.message)
+        release.state = DeploymentState.ready if still else DeploymentState.pending
+        release.retry_at = now() + backoff(release.failures)
+    release.error = error.message
+    _log.warning("replica lost", model=f"{row.model}@{row.version}", token=row.token, code=error.code, error=error.message)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from modelyard.errors import ModelyardError
 from modelyard.plugins import Registry
@@ -60,4 +63,17 @@ class Door(Protocol):
     def codec(self, signature: Signature, model: str = "") -> Codec: ...
 
 
-DOORS: Registry[Door] = Registry("door", {"oip": "modelyard.serving.oip:OIP"})
+def error_body(error: ModelyardError) -> bytes:
+    """An error in the manner of KServe's protocols."""
+    return msgspec.json.encode({"error": error.message})
+
+
+def segment(raw: bytes) -> str:
+    """What a segment of a path says."""
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
+
+
+DOORS: Registry[Door] = Registry(
+    "door",
+    {"grpc": "modelyard.serving.grpc.door:GRPC", "oip": "modelyard.serving.oip:OIP", "v1": "modelyard.serving.v1:V1"},
+)

@@ -1,7 +1,7 @@
 """One inference request on an HTTP connection, from its head to its answer.
 
 `http` makes one per request and gives it to the gateway; the router tells it what comes back. It counts the call before the
-answer is written, exactly once, whatever happens: answered, failed, late, or its client gone.
+answer is written (a stream's before its end is), exactly once, whatever happens: answered, failed, late, or its client gone.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from modelyard.errors import ModelyardError, Unavailable, from_wire
+from modelyard.errors import Asleep, ModelyardError, Unavailable, from_wire
+from modelyard.serving.admission import Admission, Credentials
+from modelyard.serving.cache import Cache, Key, key_of
+from modelyard.serving.coding import EVENTS
 from modelyard.serving.frames import Fault, PartFrame, Usage
-from modelyard.serving.gateway import SMALL, Admission, Credentials, Gateway, too_large
+from modelyard.serving.gateway import SMALL, Gateway, too_large
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
 
@@ -29,21 +32,28 @@ class Connection(Protocol):
         """Write the answer when it is this exchange's turn. `head` None: plain JSON."""
         ...
 
+    def pass_on(self, exchange: Exchange, head: Mapping[str, str] | None, data: bytes, last: bool) -> None:
+        """Write the next of an answer that is still being made, when it is this exchange's turn. `head`: with the first."""
+        ...
+
 
 class Exchange(Underway):
     """`began` is a time.time(), `started` the connection's clock, both at the request's head."""
 
     admission: Admission | None = None
     refusal: ModelyardError | None = None
-    response: bytes | None = None
+    response: bytes | bytearray | None = None
     link: Link | None = None
     body: bytes | bytearray = b""
     keep_alive = True
     whole = False
-    _size, _reserved = 0, SMALL
-    _answered = _gone = False
+    streams = True  # parts may be passed on before the end
+    open = False  # more follows what is in `response`
+    _size, _reserved, _passed = 0, SMALL, 0
+    _answered = _gone = _passing = False
     _answer_head: dict[str, str] | None = None
     _answer: bytes | bytearray = b""
+    _key: Key | None = None
 
     def __init__(
         self, gateway: Gateway, connection: Connection, url: bytes, credentials: Credentials, began: float, started: float
@@ -84,9 +94,28 @@ class Exchange(Underway):
             self._reserved = SMALL
 
     def send(self) -> None:
-        """Give the whole request to a replica."""
-        assert self.admission is not None
-        self._gateway.send(self, self.admission, self.head, self.body, self.began)
+        """Give the whole request to a replica, where its answer is not known already."""
+        admission = self.admission
+        assert admission is not None
+        if admission.cache is not None and self._known(admission, admission.cache):
+            return
+        self._gateway.send(self, admission, self.head, self.body, self.began)
+
+    def _known(self, admission: Admission, cache: Cache) -> bool:
+        """Answer from memory where the same was asked before. Such a call is counted; it used nothing."""
+        route, envelope = admission.route, admission.envelope
+        self._key = key_of(
+            route.project, route.deployment, admission.version, envelope.door, envelope.verb, self.head, self.body
+        )
+        kept = cache.get(self._key)
+        if kept is None:
+            return False
+        seconds = self._connection.now() - self.started
+        self._answered = True
+        self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds)
+        self._connection.answer(self, 200, kept.head, kept.body)
+        self.drop()
+        return True
 
     def refuse(self, error: ModelyardError) -> None:
         """Answer a request that never became a call."""
@@ -110,7 +139,10 @@ class Exchange(Underway):
     def part(self, frame: PartFrame) -> None:
         if frame.head is not None:
             self._answer_head = frame.head
-        if not self._answer:
+            self._passing = self.streams and frame.head.get("content-type") == EVENTS
+        if self._passing:
+            self._pass_on(frame.head, frame.data)
+        elif not self._answer:
             self._answer = frame.data
         elif isinstance(self._answer, bytearray):
             self._answer += frame.data
@@ -119,7 +151,7 @@ class Exchange(Underway):
 
     def restart(self) -> bool:
         self._answer_head, self._answer = None, b""
-        return not self._gone and not self._answered
+        return not self._gone and not self._answered and not self._passing
 
     def ended(self, usage: Usage, error: Fault | None) -> None:
         if self._answered:  # as late
@@ -127,9 +159,22 @@ class Exchange(Underway):
         elif error is not None:
             self._fail(usage, error)
         else:
-            self._count(usage, CLIENT_GONE if self._gone else 200, len(self._answer))
-            self._connection.answer(self, 200, self._answer_head, self._answer)
+            self._count(usage, CLIENT_GONE if self._gone else 200, self._passed or len(self._answer))
+            if self._passing:
+                self._pass_on(None, b"", last=True)
+            else:
+                self._connection.answer(self, 200, self._answer_head, self._answer)
+                self._show()
         self.drop()
+
+    def _show(self) -> None:
+        """Keep the answer, and show it to the release on trial, where the deployment wants that."""
+        admission = self.admission
+        assert admission is not None
+        if admission.cache is not None and self._key is not None:
+            admission.cache.put(self._key, self._answer_head, bytes(self._answer))
+        if admission.shadow is not None:
+            self._gateway.mirror(self, admission, self._answer, self._answer_head)
 
     def late(self, error: Fault) -> None:
         if not self._answered:
@@ -140,9 +185,18 @@ class Exchange(Underway):
         error = from_wire(fault.code, fault.message)
         status = tenancy_door.status(error)
         body = self.admission.door.error(error)
+        self._count(usage, CLIENT_GONE if self._gone else status, self._passed + len(body))
+        if self._passing:  # the status is written; what went wrong is the last event
+            self._pass_on(None, b"data: %b\n\n" % body, last=True)
+        else:
+            self._connection.answer(self, status, tenancy_door.headers(error), body)
         self._answered = True
-        self._count(usage, CLIENT_GONE if self._gone else status, len(body))
-        self._connection.answer(self, status, tenancy_door.headers(error), body)
+
+    def _pass_on(self, head: Mapping[str, str] | None, data: bytes, last: bool = False) -> None:
+        """Give the client a piece of the answer that it can use before the end."""
+        if not self._gone and not self._answered:
+            self._passed += len(data)
+            self._connection.pass_on(self, head, data, last)
 
     def _count(self, usage: Usage, status: int, size: int, calls: int = 1) -> None:
         assert self.admission is not None
@@ -156,4 +210,4 @@ def is_stale(error: ModelyardError, credentials: Credentials) -> bool:
     return error.code in _STALE and bool(credentials)
 
 
-_STALE = {"invalid_api_key", "not_found", Unavailable.code}
+_STALE = {"invalid_api_key", "not_found", Unavailable.code, Asleep.code}

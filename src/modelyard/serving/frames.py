@@ -102,7 +102,8 @@ class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
 
 class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     """Asked with `seq` alone; answered with the same `seq`. `state` is loading, ready, failed or draining; `metadata` the
-    public tensors; `steps` counts batches computed, so that a busy replica can be told from a hung one."""
+    public tensors, and of the best batch where that was measured; `steps` counts batches computed, so that a busy replica can
+    be told from a hung one; `stats` are the counters of `stats.Stats`."""
 
     seq: int
     state: str = ""
@@ -110,6 +111,7 @@ class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     error: Fault | None = None
     queue_depth: int = 0
     steps: int = 0
+    stats: dict[str, Any] = {}
 
 
 class SubcallFrame(msgspec.Struct, array_like=True, tag=9, gc=False):
@@ -152,28 +154,45 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Raises `Invalid` on what is no frame; the connection is of no use then."""
-        rest = self._rest
-        source: bytes | bytearray = data
-        if rest:
-            rest += data
-            source = rest
         frames: list[Frame] = []
-        end, at = len(source), 0
-        with memoryview(source) as view:
+        with memoryview(data) as view:
+            at, end = self._complete(view, frames), len(view)
             while end - at >= 4:
                 start = at + 4
-                stop = start + _LENGTH.unpack_from(source, at)[0]
-                if stop - start > MAX_FRAME:
-                    raise Invalid(f"The peer announced a frame of {stop - start} bytes; at most {MAX_FRAME} are allowed.")
+                stop = start + _size(view, at)
                 if stop > end:
                     break
                 frames.append(_decode(view[start:stop]))
                 at = stop
-        if source is rest:
-            del rest[:at]
-        elif at < end:
-            rest += data[at:]
+            self._rest += view[at:]
         return frames
+
+    def _complete(self, view: memoryview, frames: list[Frame]) -> int:
+        """Take what the unfinished frame still misses, and no more, so that whole ones are never copied together. Returns how
+        much that was."""
+        rest, at = self._rest, 0
+        if not rest:
+            return 0
+        if len(rest) < 4:
+            at = min(4 - len(rest), len(view))
+            rest += view[:at]
+            if len(rest) < 4:
+                return at
+        whole = 4 + _size(rest, 0)
+        missing = view[at : at + whole - len(rest)]
+        rest += missing
+        if len(rest) == whole:
+            with memoryview(rest) as frame:
+                frames.append(_decode(frame[4:]))
+            rest.clear()
+        return at + len(missing)
+
+
+def _size(data: bytearray | memoryview, at: int) -> int:
+    size: int = _LENGTH.unpack_from(data, at)[0]
+    if size > MAX_FRAME:
+        raise Invalid(f"The peer announced a frame of {size} bytes; at most {MAX_FRAME} are allowed.")
+    return size
 
 
 def _decode(data: memoryview) -> Frame:

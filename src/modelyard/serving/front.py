@@ -7,18 +7,22 @@ One table (`Front.routes`) says for each path its method, what a key must reach 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from modelyard import __version__
-from modelyard.errors import Internal, Invalid, ModelyardError, NotFound
+from modelyard.errors import Asleep, Internal, Invalid, ModelyardError, NotFound
+from modelyard.serving.admission import Credentials
 from modelyard.serving.exchange import is_stale
-from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway, check_ready
+from modelyard.serving.gateway import CREDENTIALS, SMALL, Gateway, check_ready
 from modelyard.serving.metrics import exposition
 from modelyard.serving.types import DeploymentState, Route
 from modelyard.tenancy import door
@@ -35,7 +39,12 @@ Told = Callable[[Credentials], Awaitable[bytes | None]]
 EXTENSIONS = ("binary_tensor_data",)
 _JSON = "application/json"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = {DeploymentState.ready: "READY", DeploymentState.pending: "LOADING", DeploymentState.failed: "UNAVAILABLE"}
+_STATES = {
+    DeploymentState.ready: "READY",
+    DeploymentState.pending: "LOADING",
+    DeploymentState.failed: "UNAVAILABLE",
+    DeploymentState.asleep: "READY",
+}
 
 
 class NotAllowed(Exception):
@@ -171,12 +180,14 @@ class Front:
         route = await self._route(asked)
         if not route.metadata:  # no replica has told its tensors yet
             check_ready(route)
-        return _described(route)
+        return described(route)
 
     async def _model_ready(self, asked: Asked) -> dict[str, Any]:
         route = await self._route(asked)
-        check_ready(route)
-        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}"}
+        trial = {} if route.trial is None else {"trial": f"{route.trial.model}@{route.trial.version}"}
+        with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
+            check_ready(route)
+        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}", **trial}
 
     async def _infer(self, asked: Asked) -> None:
         """A call never comes here: `http` takes it."""
@@ -188,30 +199,49 @@ class Front:
         caller = asked.caller
         everything = caller.scope >= Scope.admin and caller.project == "default"
         told = await self._told(_credentials(asked.scope)) if self._told else None
-        return exposition(self._gateway.metrics.families(None if everything else caller.project), told)
+        project = None if everything else caller.project
+        families = (*self._gateway.metrics.families(project), *self._gateway.tally.families(project))
+        return exposition(families, told)
 
     async def _principal(self, scope: Message, needed: Scope) -> Principal:
         credentials = _credentials(scope)
-        return await self._fresh(credentials, self._gateway.principal, credentials, needed)
+        return await fresh(self._gateway, credentials, self._gateway.principal, credentials, needed)
 
     async def _route(self, asked: Asked) -> Route:
         name, version = asked.names["name"], asked.names.get("version")
-        return await self._fresh(((b"", b""),), self._gateway.route, asked.caller.project, name, version)
+        return await fresh(self._gateway, ((b"", b""),), self._gateway.route, asked.caller.project, name, version)
 
-    async def _fresh(self, credentials: Credentials, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `look` finds; where that may be out of date, what it finds after a look at the database."""
-        try:
-            return look(*args, **kwargs)
-        except ModelyardError as error:
-            if not is_stale(error, credentials):
-                raise
+
+async def fresh(gateway: Gateway, credentials: Credentials, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `look` finds; where that may be out of date, what it finds after a look at the database, or once the deployment is
+    awake."""
+    asker = _Asker(time.time(), credentials)
+    try:
+        return look(*args, **kwargs)
+    except ModelyardError as error:
+        if not is_stale(error, credentials):
+            raise
+        refusal = error
+    while True:
         looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._gateway.refresh(lambda seen: None if looked.done() else looked.set_result(seen))
+        gateway.wait(refusal, asker, partial(_settle, looked))
         seen = await looked
         try:
             return look(*args, **kwargs)
         except ModelyardError as error:
-            raise self._gateway.after_look(error, credentials, seen) from None
+            if not gateway.may_wake(error, asker.began):
+                raise gateway.after_look(error, credentials, seen) from None
+            refusal = error
+
+
+class _Asker(NamedTuple):
+    began: float
+    credentials: Credentials
+
+
+def _settle(looked: asyncio.Future[bool], seen: bool) -> None:
+    if not looked.done():
+        looked.set_result(seen)
 
 
 async def respond(scope: Message, send: Send, status: int, body: bytes, media: str, headers: dict[str, str]) -> None:
@@ -242,11 +272,12 @@ def _segment(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
-def _described(route: Route) -> dict[str, Any]:
+def described(route: Route) -> dict[str, Any]:
+    """A model as the protocol tells of it."""
     metadata = route.metadata
     return {
         "name": route.deployment,
-        "versions": [route.version],
+        "versions": list(route.versions),
         "platform": metadata.get("platform", ""),
         "inputs": metadata.get("inputs", []),
         "outputs": metadata.get("outputs", []),

@@ -13,50 +13,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import httptools
+import msgspec
 
-from modelyard.errors import ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.errors import Asleep, ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.serving import coding
+from modelyard.serving.admission import Admission, Credentials, Head, Waiter
+from modelyard.serving.cache import Cache
+from modelyard.serving.copies import COMPARE, copied_head
 from modelyard.serving.doors import DOORS, Door
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
-from modelyard.serving.meter import Identity, Meters, Slot
-from modelyard.serving.metrics import CallMetrics, Cell
+from modelyard.serving.meter import Identity, Meters
+from modelyard.serving.metrics import CallMetrics, Labels
 from modelyard.serving.router import Group, Router, Underway
-from modelyard.serving.types import DeploymentState, Envelope, Route
+from modelyard.serving.sleepers import Sleepers
+from modelyard.serving.tally import Tally
+from modelyard.serving.trials import COPIES, LARGEST, Comparison, Mirror
+from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing, token_of
 from modelyard.tenancy.types import Principal, Scope
 
-Credentials = tuple[tuple[bytes, bytes], ...]
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 # An admission is decided anew this often: a key that expires is refused within it, besides the key ring's own second.
 _TRUSTED = 0.5
 UNSEEN = 2.0  # seconds without a look at the database before it counts as gone
 _MOST_ADMISSIONS = 20_000
+_OVERLOADED = 429  # says nothing of a release: it was asked for more than it can do
 # Bodies under way may take this many times the largest body, all together.
 _BODIES = 8
 # A body up to this size takes no room from the others.
 SMALL = 64 << 10
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
-
-class Admission:
-    """The verdict on a request line and its key, with all that is found on the way; shared by calls that look the same."""
-
-    __slots__ = ("cell", "door", "envelope", "group", "principal", "route", "slot", "until")
-
-    def __init__(
-        self,
-        principal: Principal,
-        envelope: Envelope,
-        route: Route,
-        door: Door,
-        group: Group,
-        slot: Slot,
-        cell: Cell,
-        until: float,
-    ) -> None:
-        self.principal, self.envelope, self.route, self.door = principal, envelope, route, door
-        self.group, self.slot, self.cell, self.until = group, slot, cell, until
 
 
 class Gateway:
@@ -65,15 +53,20 @@ class Gateway:
     def __init__(self, keyring: KeyRing, routes: Iterable[Route], router: Router, meters: Meters, settings: Settings) -> None:
         self.keyring, self.router, self.settings = keyring, router, settings
         self.metrics = CallMetrics(self._depths)
+        self.tally = Tally(self._standing)
+        router.told = self.tally.told
         self.body_limit = settings.body_limit
         self.small = min(SMALL, settings.body_limit)
         self._meters = meters
         self._doors: Sequence[Door] = [DOORS.get(name) for name in DOORS]
-        forwarded = {"traceparent"}.union(*(door.headers for door in self._doors))
+        forwarded = coding.HEADERS.union({"traceparent"}, *(door.headers for door in self._doors))
         self.headers: Mapping[bytes, str] = {header.encode(): header for header in forwarded}
         self._routes: dict[tuple[str, str], Route] = {}
         self._groups: dict[tuple[str, str], Group] = {}
         self._admissions: dict[tuple[bytes, Credentials], Admission] = {}
+        self._comparisons: dict[tuple[int, int, int], Comparison] = {}
+        self.cache = Cache(settings.cache_bytes)
+        self.sleepers = Sleepers()
         self._follower: Follower | None = None
         self._control: Callable[[], float] = lambda: 0.0
         self._bodies = _BODIES * settings.body_limit
@@ -94,11 +87,23 @@ class Gateway:
         """Know exactly this from now on."""
         self.keyring.replace(state.keys)
         self._set_routes(state.routes)
+        self.sleepers.look(self._routes.get)
 
     def _set_routes(self, routes: Iterable[Route]) -> None:
         self._routes = {(route.project, route.deployment): route for route in routes}
         self._groups = {name: self.router.group(route.endpoints) for name, route in self._routes.items()}
-        self.router.keep([endpoint for route in self._routes.values() for endpoint in route.endpoints])
+        trials = [route.trial for route in self._routes.values() if route.trial is not None]
+        known = self._comparisons
+        self._comparisons = {key: known.get(key) or Comparison(trial, self._ids) for trial in trials if (key := trial.key)}
+        tried = [endpoint for trial in trials for endpoint in trial.endpoints]
+        self.router.keep([*tried, *(endpoint for route in self._routes.values() for endpoint in route.endpoints)])
+        for name, route in self._routes.items():
+            known_as: dict[str, list[str]] = {}
+            answering: list[Route | Trial] = [route] if route.trial is None else [route, route.trial]
+            for to in answering:
+                known_as.setdefault(to.version, []).extend(endpoint.token for endpoint in to.endpoints)
+            for version, tokens in known_as.items():
+                self.tally.know((*name, version), tokens)
         self._admissions.clear()
 
     def routes(self, project: str) -> list[Route]:
@@ -107,6 +112,12 @@ class Gateway:
 
     def _depths(self) -> list[tuple[str, str, int]]:
         return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
+
+    def _standing(self) -> list[tuple[Labels, str]]:
+        """The state of every replica, by whose it is."""
+        return [
+            ((*name, self._routes[name].version), link.state) for name, group in self._groups.items() for link in group.links
+        ]
 
     def refresh(self, done: Done) -> None:
         """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not
@@ -117,6 +128,20 @@ class Gateway:
             done(False)
         else:
             self._follower.refresh(done)
+
+    def wait(self, refusal: ModelyardError, call: Waiter, done: Done) -> None:
+        """Call `done` once what was refused may be looked at again: the database was seen, or the deployment is awake."""
+        if isinstance(refusal, Asleep) and isinstance(refusal.of, Route):
+            self.sleepers.hold(refusal.of, call.credentials, self._left(call.began), lambda: done(True))
+        else:
+            self.refresh(done)
+
+    def may_wake(self, refusal: ModelyardError, began: float) -> bool:
+        """Whether a call that began at `began`, a time.time(), may wait for its deployment to wake."""
+        return isinstance(refusal, Asleep) and self._left(began) > 0 and self.sleepers.room
+
+    def _left(self, began: float) -> float:
+        return began + self.settings.call_timeout - time.time()
 
     def check_open(self) -> None:
         """Raises `Unavailable` once the database or control was gone for longer than the grace: closed, not open."""
@@ -158,7 +183,7 @@ class Gateway:
         route = self._routes.get((project, deployment))
         if route is None:
             raise not_found("deployment", deployment[:100], (name for owner, name in self._routes if owner == project))
-        if version is not None and version != route.version:
+        if version is not None and version not in route.versions:
             raise NotFound(f"Deployment '{deployment}' serves no version '{version[:30]}'; it serves '{route.version}'.")
         return route
 
@@ -166,7 +191,7 @@ class Gateway:
         """Whether a POST of `url` is a call, and may be made; None where no door answers there. `now` is a time.time()."""
         admission = self._admissions.get((url, credentials))
         if admission is not None and now < admission.until:
-            return admission
+            return admission if admission.canary is None else admission.turn()
         for door in self._doors:
             envelope = door.envelope(b"POST", _path(url))
             if envelope is not None:
@@ -176,16 +201,39 @@ class Gateway:
     def _admit(self, url: bytes, credentials: Credentials, door: Door, envelope: Envelope, now: float) -> Admission:
         principal = self.principal(credentials)
         route = self.route(principal.project, envelope.deployment, envelope.version)
-        check_ready(route)
-        name = (route.project, route.deployment)
-        model = f"{route.model}@{route.version}"
-        slot = self._meters.slot(Identity(principal.project, principal.key, route.deployment, model))
-        cell = self.metrics.cell(*name, route.version)
-        admission = Admission(principal, envelope, route, door, self._groups[name], slot, cell, now + _TRUSTED)
+        admission = self._admission(principal, envelope, route, door, now + _TRUSTED)
         if len(self._admissions) >= _MOST_ADMISSIONS:
             self._admissions.clear()
         self._admissions[url, credentials] = admission
+        return admission.turn()
+
+    def _admission(self, principal: Principal, envelope: Envelope, route: Route, door: Door, until: float) -> Admission:
+        trial, version = route.trial, envelope.version
+        if trial is not None and version == trial.version != route.version:  # asked for by its number, it is no trial
+            return self._to(principal, envelope, route, door, until, trial)
+        check_ready(route)
+        admission = self._to(principal, envelope, route, door, until, None)
+        admission.cache = self.cache if route.cache else None
+        if trial is None or version is not None:
+            return admission
+        comparison = admission.comparison = self._comparisons[trial.key]
+        other = self._to(principal, envelope, route, door, until, trial)
+        admission.outcome = comparison.stable
+        if comparison.is_shadow:
+            admission.shadow = other
+        else:
+            admission.canary, other.outcome = other, comparison.tried
         return admission
+
+    def _to(
+        self, principal: Principal, envelope: Envelope, route: Route, door: Door, until: float, trial: Trial | None
+    ) -> Admission:
+        """An admission to the stable release, or to the one on trial."""
+        name, to = (route.project, route.deployment), trial or route
+        slot = self._meters.slot(Identity(principal.project, principal.key, route.deployment, f"{to.model}@{to.version}"))
+        group = self._groups[name] if trial is None else self.router.group(trial.endpoints)
+        cell = self.metrics.cell(*name, to.version)
+        return Admission(principal, envelope, route, door, group, slot, cell, until, to.version)
 
     def door(self, url: bytes) -> Door:
         """The door in whose manner a refused request is answered."""
@@ -209,7 +257,7 @@ class Gateway:
             self.router.number(),
             route.project,
             envelope.deployment,
-            route.version,
+            admission.version,
             envelope.door,
             envelope.verb,
             deadline,
@@ -229,6 +277,33 @@ class Gateway:
         admission.slot.add(calls, failed, usage.units, usage.cpu_us, bytes_in, bytes_out)
         if calls:
             admission.cell.count(code, seconds)
+            if admission.outcome is not None and code != _OVERLOADED:
+                admission.outcome(code >= 500, seconds)
+
+    def mirror(self, call: Underway, admission: Admission, answer: bytes | bytearray, head: Head) -> None:
+        """Give the shadow a copy of a call that was answered, where it is its turn and there is room. It is metered, too."""
+        comparison, shadow, frame = admission.comparison, admission.shadow, call.frame
+        assert comparison is not None
+        assert shadow is not None
+        size = len(frame.data) + len(answer)
+        if not comparison.turn() or comparison.copies >= COPIES or size > LARGEST or coding.PACKED in frame.head:
+            return
+        copy = Mirror(comparison, lambda usage: self.settle(shadow, usage, 200, 0, 0, 0.0, calls=0))
+        copy.frame = msgspec.structs.replace(
+            frame,
+            id=self.router.number(),
+            version=shadow.version,
+            verb=COMPARE,
+            deadline=time.time() + self.settings.call_timeout,
+            head=copied_head(frame.head, head, len(answer)),
+            data=bytes(frame.data) + answer,
+        )
+        copy.group, copy.link, copy.retried = shadow.group, None, False
+        self.router.send(copy)
+
+    def observed(self) -> list[Seen]:
+        """What is new about the releases on trial."""
+        return [seen for comparison in list(self._comparisons.values()) if (seen := comparison.news()) is not None]
 
     def reserve(self, size: int) -> None:
         """Room for a body of a call under way. Raises `Unavailable` where bodies already take all there is."""
@@ -241,9 +316,11 @@ class Gateway:
 
 
 def check_ready(route: Route) -> None:
-    """Raises `Unavailable` unless a replica serves the deployment."""
+    """Raises `Unavailable` unless a replica serves the deployment; `Asleep` where a call would wake one."""
     if route.state == DeploymentState.ready and route.endpoints:
         return
+    if route.state == DeploymentState.asleep or route.wakes:
+        raise Asleep(f"Deployment '{route.deployment}' sleeps and did not wake in time; try again shortly.", route)
     if route.state == DeploymentState.failed:
         why = f": {route.error}" if route.error else "; its owner can see why"
         raise Unavailable(f"Deployment '{route.deployment}' has failed{why}")

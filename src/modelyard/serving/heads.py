@@ -7,17 +7,20 @@ between two messages, it would say again, so it is not asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from modelyard.serving.gateway import Credentials
+from modelyard.serving import coding
+from modelyard.serving.admission import Credentials
+from modelyard.serving.gateway import CREDENTIALS
 
+_FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Headers that say something of the body; a request with none but the plain ones may be known again.
 PLAIN = frozenset({b"content-length", b"x-request-id"})
-SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"content-encoding", b"transfer-encoding"})
+SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding", "upgrade", "x-request-id"})
 _JSON = b"content-type: application/json\r\n"
@@ -32,6 +35,27 @@ class Known(NamedTuple):
     credentials: Credentials
     forwarded: dict[str, str]
     call_id: bytes | None
+
+
+def read(
+    headers: Iterable[tuple[bytes, bytes]], told: Mapping[bytes, str], limit: int
+) -> tuple[Credentials, dict[str, str], dict[bytes, bytes]]:
+    """A call's headers (lower case): who asks, what a replica is `told`, and what concerns the body's way here. `limit` is
+    that of a body."""
+    credentials: Credentials = ()
+    head: dict[str, str] = {}
+    special: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in CREDENTIALS:
+            credentials += ((name, value),)
+        elif name in SPECIAL:
+            special[name] = value
+        elif name in told:
+            known, text = told[name], value[:_FORWARDED].decode("latin-1")
+            head[known] = f"{head[known]}, {text}" if known in head else text
+    if head:
+        coding.tell(head, limit)
+    return credentials, head, special
 
 
 class Defaults:
@@ -78,6 +102,18 @@ def answer(
         len(body),
     )
     return b"".join((start, body))
+
+
+def begin(defaults: bytes, call_id: str, keep_alive: bool, head: Mapping[str, str]) -> bytes:
+    """The head of an answer that comes in chunks."""
+    whole = answer(200, defaults, call_id, keep_alive, head, b"")
+    return whole.removesuffix(b"content-length: 0\r\n\r\n") + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes, last: bool) -> bytes:
+    """The next chunk of an answer, and behind the last one the end."""
+    coded = b"%x\r\n%b\r\n" % (len(data), data) if data else b""  # an empty chunk would be the end
+    return coded + b"0\r\n\r\n" if last else coded
 
 
 def _may_pass(name: str, value: str) -> bool:

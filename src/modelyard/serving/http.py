@@ -10,27 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import httptools
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange, is_stale
-from modelyard.serving.gateway import CREDENTIALS, SMALL, Credentials, Gateway
+from modelyard.serving.gateway import SMALL
 from modelyard.serving.heads import Known
 from modelyard.serving.patience import RATE, Flow, Reader
 from modelyard.serving.turns import MAX_PIPELINED, Turns
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
-_FORWARDED = 256  # bytes of a header that goes with a call: all must fit a frame
 _READ = 256 << 10  # the most that arrives in one piece
 
 
 class InferenceProtocol(Turns):
     """A connection, and what is parsed of it. `incoming` is the exchange whose body is being read."""
-
-    gateway: ClassVar[Gateway]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -180,17 +177,8 @@ class InferenceProtocol(Turns):
 
     def _begin(self) -> bool:
         """Begin an exchange if the request is a call; False where it is ASGI's."""
-        credentials: Credentials = ()
-        head: dict[str, str] = {}
-        special: dict[bytes, bytes] = {}
         gateway = self.gateway
-        for name, value in self.headers:
-            if name in CREDENTIALS:
-                credentials += ((name, value),)
-            elif name in heads.SPECIAL:
-                special[name] = value
-            elif name in gateway.headers:
-                head[gateway.headers[name]] = value[:_FORWARDED].decode("latin-1")
+        credentials, head, special = heads.read(self.headers, gateway.headers, gateway.body_limit)
         began = time.time()
         exchange = Exchange(gateway, self, self.url, credentials, began, self.now())
         refusal: ModelyardError | None = None
@@ -200,16 +188,15 @@ class InferenceProtocol(Turns):
                 return False
         except ModelyardError as error:
             refusal = error
-        exchange.keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        exchange.streams = self.parser.get_http_version() == "1.1"
+        exchange.keep_alive = self.parser.should_keep_alive() and exchange.streams
         self._last = not exchange.keep_alive
         exchange.id = head["x-request-id"] = gateway.call_id(special.get(b"x-request-id"))
         exchange.head = head
         self.incoming = exchange
         self.turns.append(exchange)
         if refusal is not None and is_stale(refusal, credentials):
-            self._held += 1
-            self.flow.pause_reading()
-            gateway.refresh(lambda seen: self._look_again(exchange, special, seen))
+            self._wait(exchange, special, refusal)
         elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
@@ -240,6 +227,12 @@ class InferenceProtocol(Turns):
         if self._plain is not None:
             self._known = self._plain._replace(head=data[: len(data) - self._body], size=len(data))
 
+    def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError) -> None:
+        """Hold a request until the gateway knows more, or a deployment is awake."""
+        self._held += 1
+        self.flow.pause_reading()
+        self.gateway.wait(refusal, exchange, lambda seen: self._look_again(exchange, special, seen))
+
     def _look_again(self, exchange: Exchange, special: Mapping[bytes, bytes], seen: bool) -> None:
         """The memory is now what the database was after this request came, if that was `seen`."""
         self._held -= 1
@@ -250,6 +243,9 @@ class InferenceProtocol(Turns):
         try:
             exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time())
         except ModelyardError as error:
+            if self.gateway.may_wake(error, exchange.began):
+                self._wait(exchange, special, error)
+                return
             refusal = self.gateway.after_look(error, exchange.credentials, seen)
         self._judge(exchange, special, refusal)
         if exchange.whole:
@@ -266,9 +262,6 @@ class InferenceProtocol(Turns):
         """What the headers say of the body. A refusal is answered when a small body is whole, else at once."""
         expects = special.get(b"expect", b"").lower() == b"100-continue"
         length, chunked = int(special.get(b"content-length", b"0")), b"transfer-encoding" in special
-        encoding = special.get(b"content-encoding", b"identity")
-        if refusal is None and encoding.lower() != b"identity":
-            refusal = Invalid("The body has a Content-Encoding; expected none: send it uncompressed.")
         if refusal is None:
             try:
                 exchange.expect(length)

@@ -62,7 +62,7 @@ class CallMetrics:
             if project in (None, labels[0]):
                 for code, number in list(cell.codes.items()):
                     calls.add_metric((*labels, str(code)), number)
-                seconds.add_metric(labels, _cumulative(cell.buckets), cell.seconds)
+                seconds.add_metric(labels, cumulative(BOUNDS, cell.buckets), cell.seconds)
         depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=("project", "model"))
         for owner, deployment, number in self._depths():
             if project in (None, owner):
@@ -100,9 +100,10 @@ class _Told(Collector):
         return self._families
 
 
-def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
+def cumulative(bounds: Iterable[float], buckets: list[int]) -> list[tuple[str, float]]:
+    """A histogram's buckets as Prometheus has them: each with all below it."""
     found, total = [], 0
-    for bound, number in zip((*map(str, BOUNDS), "+Inf"), buckets, strict=True):
+    for bound, number in zip((*map(str, bounds), "+Inf"), buckets, strict=True):
         total += number
         found.append((bound, float(total)))
     return found

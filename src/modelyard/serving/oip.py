@@ -9,36 +9,24 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import unquote_to_bytes
+from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from modelyard.errors import Invalid, ModelyardError
-from modelyard.serving.doors import Question
+from modelyard.serving.arrays import ELEMENTS, asked, check_complete, chosen, count, from_bytes, numbers, objects, to_bytes
+from modelyard.serving.coding import EVENTS
+from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.types import Envelope
-from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
+from modelyard.tensors import Array, Signature, TensorSpec
 
+T = TypeVar("T")
 HEADER_LENGTH = "inference-header-content-length"
 
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_MAX_RANK = 32
-_MAX_DIM = 1 << 40
-_BF16 = np.dtype(np.uint16)
-_LARGEST = float(np.finfo(np.float32).max)
-# The datatypes JSON can carry, and what their elements are there.
-_ELEMENTS: Mapping[str, Any] = {
-    "BOOL": list[bool],
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"), list[int]),
-    **dict.fromkeys(("FP32", "FP64"), list[float]),
-    "BYTES": list[str],
-}
-_LISTS = {datatype: msgspec.json.Decoder(elements) for datatype, elements in _ELEMENTS.items()}
-_BINARY = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items() if name != "BYTES"} | {"BF16": _BF16}
+_LISTS = {datatype: msgspec.json.Decoder(elements) for datatype, elements in ELEMENTS.items()}
 _JSON = msgspec.json.Encoder()
 
 
@@ -68,6 +56,11 @@ class _Request(Struct):
     outputs: list[_Output] | None = None
 
 
+class _Answer(Struct):
+    outputs: list[_Input]
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 _REQUEST = msgspec.json.Decoder(_Request)
 
 
@@ -76,6 +69,7 @@ class _Wire(Struct, gc=False):
 
     id: str | None
     binary: tuple[bool, ...]
+    events: bool = False
 
 
 class OipDoor:
@@ -90,10 +84,10 @@ class OipDoor:
         if match is None:
             return None
         deployment, version = match.groups()
-        return Envelope("oip", "infer", _segment(deployment), None if version is None else _segment(version))
+        return Envelope("oip", "infer", segment(deployment), None if version is None else segment(version))
 
     def error(self, error: ModelyardError) -> bytes:
-        return _JSON.encode({"error": error.message})
+        return error_body(error)
 
     def codec(self, signature: Signature, model: str = "") -> OipCodec:
         return OipCodec(signature, model)
@@ -111,7 +105,7 @@ class OipCodec:
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._names = tuple(self._outputs)
         self._all_json = (False,) * len(self._names)
-        self._json_carries_all = all(spec.datatype in _ELEMENTS for spec in signature.outputs)
+        self._json_carries_all = all(spec.datatype in ELEMENTS for spec in signature.outputs)
         # The unchanging start of each output and of the whole answer, as JSON.
         self._starts = {name: b'{"name":%b,"datatype":"%b","shape":' % (_JSON.encode(name), spec.datatype.encode())
                         for name, spec in self._outputs.items()}  # fmt: skip
@@ -122,22 +116,32 @@ class OipCodec:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
         stated = head.get(HEADER_LENGTH)
         at = len(body) if stated is None else _header_length(stated, body)
-        request = _parse(body if stated is None else body[:at])
+        request = parse(_REQUEST, body if stated is None else body[:at])
         inputs: dict[str, Array] = {}
         for given in request.inputs:
-            spec = self._spec(given, inputs)
+            spec = chosen(self._inputs, inputs, given.name, given.datatype, given.shape)
             size = given.parameters.binary_data_size if given.parameters is not None else None
             if size is None:
                 inputs[given.name] = _from_json(given, spec)
             else:
                 inputs[given.name] = _from_binary(given, spec, body, at, size)
                 at += size
-        if len(inputs) != len(self._inputs):
-            missing = ", ".join(_shown(spec) for name, spec in self._inputs.items() if name not in inputs)
-            raise Invalid(f"Input missing: expected also {missing}.")
+        check_complete(self._inputs, inputs)
         if at != len(body):
             raise Invalid(f"{len(body) - at} bytes follow the last binary tensor; expected none.")
-        return self._question(request, inputs)
+        return self._question(request, inputs, head.get("accept") == EVENTS)
+
+    def answered(self, head: Mapping[str, str], body: bytes) -> dict[str, Array]:
+        """The outputs of an answer as `encode` writes it. Raises `Invalid` where it is none of this model's kind."""
+        stated = head.get(HEADER_LENGTH)
+        at = len(body) if stated is None else _header_length(stated, body)
+        outputs: dict[str, Array] = {}
+        for said in parse(_ANSWER, body[:at], "an answer").outputs:
+            spec = chosen(self._outputs, outputs, said.name, said.datatype, said.shape)
+            size = said.parameters.binary_data_size if said.parameters is not None else None
+            outputs[said.name] = _from_json(said, spec) if size is None else _from_binary(said, spec, body, at, size)
+            at += size or 0
+        return outputs
 
     def encode(
         self, question: Question, deployment: str, version: str, outputs: Mapping[str, Array]
@@ -150,56 +154,38 @@ class OipCodec:
             array, datatype = outputs[name], self._outputs[name].datatype
             shape = _JSON.encode(array.shape)
             if binary:
-                blobs.append(_to_binary(array, datatype))
+                blobs.append(to_bytes(array, datatype))
                 described.append(b'%b%b,"parameters":{"binary_data_size":%d}}' % (self._starts[name], shape, len(blobs[-1])))
             else:
                 described.append(b'%b%b,"data":%b}' % (self._starts[name], shape, _to_json(name, array, datatype)))
         echo = b"" if wire.id is None else b'"id":%b,' % _JSON.encode(wire.id)
         text = b'%b%b"outputs":[%b]}' % (self._title(deployment, version), echo, b",".join(described))
+        if wire.events:
+            return {"content-type": EVENTS, "cache-control": "no-cache"}, b"data: %b\n\n" % text
         if not blobs:
             return None, text
         headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
         return headers, b"".join((text, *blobs))
 
-    def _spec(self, given: _Input, inputs: Mapping[str, Array]) -> TensorSpec:
-        """The spec of a given input, once its name, datatype and shape agree with it."""
-        spec = self._inputs.get(given.name)
-        if spec is None:
-            expected = ", ".join(_shown(spec) for spec in self._inputs.values())
-            raise Invalid(f"Input '{given.name[:100]}' is not known; expected: {expected}.")
-        if given.name in inputs:
-            raise Invalid(f"Input '{given.name}' is given twice; expected once.")
-        if given.datatype != spec.datatype:
-            raise Invalid(f"Input '{given.name}' has datatype '{given.datatype[:20]}'; expected {spec.datatype}.")
-        _check_shape(given.shape, spec)
-        return spec
-
-    def _question(self, request: _Request, inputs: dict[str, Array]) -> Question:
+    def _question(self, request: _Request, inputs: dict[str, Array], events: bool) -> Question:
         parameters = request.parameters or {}
         every = parameters.get("binary_data_output") is True
         if request.outputs is None and not every and self._json_carries_all:
-            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json))
-        asked = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
+            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events))
+        wishes = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
         names: list[str] = []
         binary: list[bool] = []
-        for output in asked:
-            names.append(self._asked_name(output, names))
-            wanted = output.parameters.binary_data if output.parameters is not None else None
+        for output in wishes:
+            parameters_of = output.parameters or _TensorParameters()
+            names.append(asked(self._names, names, output.name, bool(parameters_of.classification)))
+            wanted = parameters_of.binary_data
             binary.append(every if wanted is None else wanted)
-            if not binary[-1] and self._outputs[output.name].datatype not in _ELEMENTS:
+            if not binary[-1] and self._outputs[output.name].datatype not in ELEMENTS:
                 datatype = self._outputs[output.name].datatype
                 raise Invalid(f"Output '{output.name}' is {datatype}, which JSON cannot carry: ask for it with binary_data.")
-        return Question(inputs, tuple(names), parameters, _Wire(request.id, tuple(binary)))
-
-    def _asked_name(self, output: _Output, before: list[str]) -> str:
-        if output.name not in self._outputs:
-            there = ", ".join(f"'{name}'" for name in self._names)
-            raise Invalid(f"Output '{output.name[:100]}' is not known; expected one of {there}.")
-        if output.name in before:
-            raise Invalid(f"Output '{output.name}' is asked for twice; expected once.")
-        if output.parameters is not None and output.parameters.classification:
-            raise Invalid(f"Output '{output.name}': the classification extension is not offered; leave it out.")
-        return output.name
+        if events and any(binary):
+            raise Invalid("A stream of events carries JSON alone: ask for no binary outputs, or leave out its Accept.")
+        return Question(inputs, tuple(names), parameters, _Wire(request.id, tuple(binary), events))
 
     def _title(self, deployment: str, version: str) -> bytes:
         title = self._titles.get((deployment, version))
@@ -207,14 +193,6 @@ class OipCodec:
             names = _JSON.encode(deployment), _JSON.encode(version), self._origin
             title = self._titles[deployment, version] = b'{"model_name":%b,"model_version":%b,%b' % names
         return title
-
-
-def _segment(raw: bytes) -> str:
-    return unquote_to_bytes(raw).decode("utf-8", "replace")
-
-
-def _shown(spec: TensorSpec) -> str:
-    return f"'{spec.name}' {spec.datatype} {'of any shape' if spec.shape is None else list(spec.shape)}"
 
 
 def _header_length(stated: str, body: bytes) -> int:
@@ -226,31 +204,16 @@ def _header_length(stated: str, body: bytes) -> int:
     return length
 
 
-def _parse(text: bytes) -> _Request:
+def parse(decoder: msgspec.json.Decoder[T], text: bytes | Raw, what: str = "an inference request") -> T:
+    """A request's JSON, or a part of it that is `what`. Raises `Invalid` saying what is wrong with it."""
     try:
-        return _REQUEST.decode(text)
+        return decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise Invalid(f"The request is not an inference request: {error}.") from error
+        raise Invalid(f"The request is not {what}: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"The request is not valid JSON: {error}.") from error
     except RecursionError as error:
         raise Invalid("The request's JSON is nested too deeply.") from error
-
-
-def _check_shape(shape: list[int], spec: TensorSpec) -> None:
-    """Raises `Invalid` unless a given shape is one the spec allows."""
-    expected = spec.shape
-    if expected is None:
-        if len(shape) > _MAX_RANK:
-            raise Invalid(f"Input '{spec.name}' has {len(shape)} dims; expected {_MAX_RANK} at most.")
-        expected = (-1,) * len(shape)
-    if len(shape) != len(expected):
-        raise Invalid(f"Input '{spec.name}' has shape {shape[:_MAX_RANK]}; expected {list(expected)}.")
-    for size, wanted in zip(shape, expected, strict=True):
-        if size != wanted and wanted != -1:
-            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
-        if not 0 < size <= _MAX_DIM:
-            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from 1 to {_MAX_DIM}.")
 
 
 def _from_json(given: _Input, spec: TensorSpec) -> Array:
@@ -266,34 +229,10 @@ def _from_json(given: _Input, spec: TensorSpec) -> Array:
     except (msgspec.DecodeError, RecursionError):
         flat = _flatten(given, spec, data)
     if len(flat) != math.prod(given.shape):
-        raise Invalid(f"Input '{spec.name}' has {len(flat)} elements; expected {_count(given.shape)}.")
+        raise Invalid(f"Input '{spec.name}' has {len(flat)} elements; expected {count(given.shape)}.")
     if datatype == "BYTES":
-        return _objects([text.encode() for text in flat], given.shape)
-    return _numbers(flat, spec).reshape(given.shape)
-
-
-def _count(shape: list[int]) -> str:
-    return f"{math.prod(shape)}, the product of shape {shape}"
-
-
-def _numbers(flat: list[Any], spec: TensorSpec) -> Array:
-    """Raises `Invalid` where a number does not fit the datatype. JSON has no infinity, so one here was too large for FP32;
-    in short lists it is found sooner without numpy."""
-    dtype = DATATYPES[spec.datatype]
-    try:
-        if spec.datatype != "FP32":
-            return np.array(flat, dtype)
-        if len(flat) <= 32:
-            if max(flat) <= _LARGEST and min(flat) >= -_LARGEST:
-                return np.array(flat, dtype)
-        else:
-            with np.errstate(over="ignore"):
-                array = np.array(flat, dtype)
-            if np.isfinite(array).all():
-                return array
-    except OverflowError:
-        pass
-    raise Invalid(f"Input '{spec.name}' has a number outside the range of {spec.datatype}.")
+        return objects([text.encode() for text in flat], given.shape)
+    return numbers(flat, spec).reshape(given.shape)
 
 
 def _flatten(given: _Input, spec: TensorSpec, data: Raw) -> list[Any]:
@@ -316,50 +255,18 @@ def _flatten(given: _Input, spec: TensorSpec, data: Raw) -> list[Any]:
             level = [element for item in level for element in item]
         value = level
     try:
-        return list(msgspec.convert(value, _ELEMENTS[spec.datatype]))
+        return list(msgspec.convert(value, ELEMENTS[spec.datatype]))
     except msgspec.ValidationError as error:
         raise Invalid(f"Input '{spec.name}' is {spec.datatype}, but an element is not: {error}.") from error
 
 
 def _from_binary(given: _Input, spec: TensorSpec, body: bytes, at: int, size: int) -> Array:
-    """The array of an input whose bytes lie in the body. Views the body; numbers are not copied."""
+    """The array of an input whose bytes lie in the body."""
     if given.data is not UNSET:
         raise Invalid(f"Input '{spec.name}' has both data and binary_data_size; expected one.")
     if not 0 <= size <= len(body) - at:
         raise Invalid(f"Input '{spec.name}' states {size} binary bytes; {len(body) - at} are left in the request.")
-    count = math.prod(given.shape)
-    if spec.datatype == "BYTES":
-        return _objects(_unpack(memoryview(body)[at : at + size], spec, given.shape), given.shape)
-    dtype = _BINARY[spec.datatype]
-    if size != count * dtype.itemsize:
-        expected = f"{count * dtype.itemsize} for shape {given.shape}"
-        raise Invalid(f"Input '{spec.name}' has {size} bytes; expected {expected} of {spec.datatype}.")
-    array: Array = np.frombuffer(body, np.uint8 if dtype == np.bool_ else dtype, count, at)
-    if dtype == np.bool_:  # any byte but 0 and 1 would be no bool to numpy
-        array = array != 0
-    return array.reshape(given.shape)
-
-
-def _unpack(data: memoryview, spec: TensorSpec, shape: list[int]) -> list[bytes]:
-    """The elements of a BYTES tensor, each behind its length as u32 little-endian."""
-    elements: list[bytes] = []
-    at, count = 0, math.prod(shape)
-    while at < len(data):
-        start = at + 4
-        size = struct.unpack_from("<I", data, at)[0] if start <= len(data) else 1 << 32
-        at = start + size
-        if at > len(data) or len(elements) == count:
-            raise Invalid(f"Input '{spec.name}' is no sequence of {count} length-prefixed elements: see byte {start - 4}.")
-        elements.append(bytes(data[start:at]))
-    if len(elements) != count:
-        raise Invalid(f"Input '{spec.name}' has {len(elements)} elements; expected {_count(shape)}.")
-    return elements
-
-
-def _objects(elements: list[bytes], shape: list[int]) -> Array:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array.reshape(shape)
+    return from_bytes(spec, given.shape, memoryview(body)[at : at + size])
 
 
 def _to_json(name: str, array: Array, datatype: str) -> bytes:
@@ -370,10 +277,3 @@ def _to_json(name: str, array: Array, datatype: str) -> bytes:
         return _JSON.encode([element if isinstance(element, str) else element.decode() for element in flat])
     except UnicodeDecodeError as error:
         raise Invalid(f"Output '{name}' is not text, so JSON cannot carry it: ask for it with binary_data.") from error
-
-
-def _to_binary(array: Array, datatype: str) -> bytes:
-    if datatype != "BYTES":
-        return array.astype(_BINARY[datatype], copy=False).tobytes()
-    elements = [element.encode() if isinstance(element, str) else element for element in array.ravel().tolist()]
-    return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))

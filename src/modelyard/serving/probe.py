@@ -33,4 +33,5 @@ def probe(address: str) -> Health | None:
 def _health(frame: frames.HealthFrame) -> Health:
     state = ReplicaState(frame.state) if frame.state in ("ready", "draining") else ReplicaState.starting
     error = from_wire(frame.error.code, frame.error.message) if frame.error else None
-    return Health(state, frame.metadata, error)
+    memory = frame.stats.get("memory", 0)
+    return Health(state, frame.metadata, error, frame.queue_depth, frame.steps, memory if isinstance(memory, int) else 0)

@@ -15,13 +15,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
 from modelyard.errors import Invalid, ModelyardError, Unavailable
+from modelyard.serving.admission import Credentials
 from modelyard.serving.front import Message, Receive, Send, respond
-from modelyard.serving.gateway import SMALL, Credentials
+from modelyard.serving.gateway import SMALL
 from modelyard.telemetry import log
 from modelyard.tenancy import door
 
@@ -91,6 +93,12 @@ class Relay:
         except (httpx.TransportError, TimeoutError):
             return None
         return answer.content if answer.is_success else None
+
+    async def wake(self, deployment: str, credentials: Credentials) -> None:
+        """Have control wake a deployment for whoever has these credentials; where it does not answer, a later call asks."""
+        path = f"/api/deployments/{quote(deployment, safe='')}/wake"
+        with contextlib.suppress(httpx.TransportError):
+            await self._own.post(f"http://localhost{path}", headers=list(credentials))
 
     async def close(self) -> None:
         for client in (self._short, self._long, self._own):

@@ -12,26 +12,27 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import uvloop
 
 from modelyard import telemetry
-from modelyard.data.transforms import Transform, build
-from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
-from modelyard.errors import Internal, Invalid, ModelyardError, TimedOut, Unavailable
+from modelyard.errors import Internal, ModelyardError, Overloaded, TimedOut, Unavailable
 from modelyard.jobs import confine
-from modelyard.serving.batching import Answer, Batcher, Limits, Waiting
+from modelyard.serving import coding
+from modelyard.serving.batcher import Batcher
+from modelyard.serving.batching import TYPICAL, Answer, Limits, Waiting
+from modelyard.serving.best import DEFAULT
 from modelyard.serving.channel import Channel
-from modelyard.serving.doors import DOORS, Codec, Question
+from modelyard.serving.copies import COMPARE, Comparing
+from modelyard.serving.doors import DOORS, Codec
 from modelyard.serving.frames import (
     PIECE,
     BodyFrame,
@@ -44,95 +45,19 @@ from modelyard.serving.frames import (
     PartFrame,
     Usage,
 )
-from modelyard.tensors import Array
+from modelyard.serving.model import Model, Spec, load
+from modelyard.serving.peers import Peer, Pending
+from modelyard.serving.sockets import listen
+from modelyard.serving.stats import Stats
 
 _log = telemetry.log(__name__)
 # A failed replica stays this long for somebody to ask why, and this long after it was asked.
 _UNASKED, _ASKED = 10.0, 0.2
+_BROKEN = 3.0  # gateways ask at once, the controller every second: one that was ready stays for both
+_MOST = 8192  # calls at once
+_NOT_READY = {"loading": "is not ready", "draining": "is ending", "failed": "has failed"}
 _NOTHING = Usage()
 _CANCELLED = Fault("cancelled", "The caller went away.")
-_BACKLOG = 1024  # a connect that finds the queue full fails at once where the peer does not block: the gateway and the probe
-
-
-class Spec(msgspec.Struct, frozen=True):
-    """What to serve and where. `settings`: at most 'rows' in a batch, 'calls' at once; `model`: what answers name."""
-
-    token: str
-    engine: str
-    folder: str
-    socket: str
-    threads: int = 1
-    settings: dict[str, int] = {}
-    model: str = ""
-
-
-class Model:
-    """A loaded model: its public signature, and the way from public arrays to public arrays."""
-
-    def __init__(self, engine: BatchEngine, transform: Transform, task: str, platform: str) -> None:
-        self.engine, self.transform = engine, transform
-        self.signature = transform.signature(engine.signature)
-        self.metadata = {
-            "platform": platform,
-            "task": task,
-            "inputs": [spec.to_json() for spec in self.signature.inputs],
-            "outputs": [spec.to_json() for spec in self.signature.outputs],
-        }
-        self._names = frozenset(spec.name for spec in self.signature.outputs)
-
-    @property
-    def merges(self) -> bool:
-        """Whether calls can share a batch: not where the graph states the size of dim 0."""
-        return all(spec.shape is None or spec.shape[:1] == (-1,) for spec in self.engine.signature.inputs)
-
-    def prepare(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-        """The engine's arrays of a call and their number of rows."""
-        arrays = self.transform.before(inputs)
-        if len(arrays) == 1:
-            (array,) = arrays.values()
-            return arrays, array.shape[0] if array.ndim else 1
-        rows = {array.shape[0] if array.ndim else 1 for array in arrays.values()}
-        if len(rows) != 1:
-            raise Invalid(f"The inputs have {' and '.join(map(str, sorted(rows)))} rows (dim 0); expected the same number.")
-        return arrays, rows.pop()
-
-    def forward(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
-        outputs = self.transform.after(self.engine.forward(batch))
-        if not self._names <= outputs.keys():
-            raise Internal(f"The model answered without {', '.join(sorted(self._names - outputs.keys()))}.")
-        return outputs
-
-
-def load(spec: Spec) -> Model:
-    """The model in an artefact's folder. Raises what the card, the engine or the transform find wrong."""
-    folder = Path(spec.folder)
-    card = ModelCard.load(folder)
-    engine: Any = ENGINES.get(spec.engine)(folder, card)
-    if not hasattr(engine, "forward"):
-        raise Invalid(f"Engine '{spec.engine}' is no batch engine, the only kind this replica runs.")
-    return Model(engine, build(card.transform), card.task, f"modelyard_{spec.engine}")
-
-
-class Peer:
-    """A connection from a gateway, and its calls that are not ended."""
-
-    def __init__(self, replica: Replica, loop: asyncio.AbstractEventLoop) -> None:
-        self.calls: dict[int, Pending] = {}
-        self.channel = Channel(loop, lambda frame: replica.received(self, frame), lambda _: replica.lost(self))
-
-
-class Pending:
-    """A call in this replica, from its CALL to its END."""
-
-    __slots__ = ("body", "cancelled", "frame", "peer", "question", "waiting", "whole")
-
-    def __init__(self, peer: Peer, frame: CallFrame) -> None:
-        self.peer, self.frame = peer, frame
-        self.body: bytes | bytearray = frame.data
-        self.question: Question | None = None
-        self.waiting: Waiting | None = None
-        self.whole = False
-        self.cancelled = False
 
 
 class Replica:
@@ -143,32 +68,63 @@ class Replica:
         self._loop, self._stop = loop, stop
         self.state = "loading"
         self._error: ModelyardError | None = None
+        self._asked = _ASKED
         self._model: Model | None = None
         self._batcher: Batcher | None = None
-        self._codecs: dict[str, Codec] = {}
+        self._codecs: dict[tuple[str, str], Codec] = {}
         self._reference = spec.model
         self.peers: set[Peer] = set()
         self._depth = 0
-        self._rows, self._most = spec.settings.get("rows", 128), spec.settings.get("calls", 8192)
-        self._large = ThreadPoolExecutor(1, "decode")
+        self._settings, self._most = spec.settings, spec.settings.get("calls", _MOST)
+        self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
         self._cpu = 0
 
     def protocol(self) -> Channel:
         """The end of a new connection."""
-        peer = Peer(self, self._loop)
+        peer = Peer(self._loop, self.received, self.lost)
         self.peers.add(peer)
         return peer.channel
 
     def ready(self, model: Model) -> None:
-        limits = Limits(self._rows, merge=model.merges)
+        rows = self._settings.get("rows", model.best.rows if model.best is not None else DEFAULT)
+        limits = Limits(rows, merge=model.merges, length=TYPICAL if model.ragged else 1)
+        target = self._settings.get("target_us")
         self._model = model
-        self._batcher = Batcher(self._loop, model.forward, limits, self._done, self._given_up)
+        self._batcher = batcher = Batcher(
+            self._loop,
+            model.forward,
+            limits,
+            self._done,
+            self._given_up,
+            target=None if target is None else target / 1e6,
+            open_outputs=model.open_outputs,
+            broken=self.broken,
+            known=model.known,
+        )
+        for size, seconds in model.best.times if model.best is not None else ():
+            batcher.pace.learn(size * limits.length, seconds)
         if self.state == "loading":
             self.state = "ready"
 
     def failed(self, error: ModelyardError) -> None:
         self.state, self._error = "failed", error
         self._loop.call_later(_UNASKED, self._stop, 1)
+
+    def broken(self, error: ModelyardError) -> None:
+        """A model that was ready works no more: its calls go elsewhere, and whoever asks is told why."""
+        if self.state == "failed":
+            return
+        _log.error("model broken", code=error.code, error=error.message)
+        self.state, self._error = "failed", error
+        self._asked = _BROKEN
+        refusal = self._refusal(0.0)
+        assert refusal is not None
+        for pending in [pending for peer in self.peers for pending in peer.calls.values()]:
+            pending.cancelled = True
+            if pending.waiting is not None:
+                pending.waiting.cancelled = True
+            self._end(pending, _NOTHING, Fault(refusal.code, refusal.message))
+        self._loop.call_later(_BROKEN, self._stop, 1)
 
     def drain(self) -> None:
         """Take no new calls; stop when those here are answered."""
@@ -199,7 +155,7 @@ class Replica:
     def _begin(self, peer: Peer, frame: CallFrame) -> None:
         if frame.id in peer.calls:
             return  # a number used twice would be counted twice and ended once
-        refusal = self._refusal()
+        refusal = self._refusal(frame.deadline)
         if refusal is not None:
             peer.channel.send(EndFrame(frame.id, Usage(), self._depth, Fault(refusal.code, refusal.message)))
             return
@@ -210,24 +166,39 @@ class Replica:
         if not frame.more:
             self._start(pending)
 
-    def _refusal(self) -> ModelyardError | None:
-        if self.state == "ready":
-            return Unavailable("The replica is busy; try again shortly.") if self._depth >= self._most else None
-        return Unavailable("The replica is not ready." if self.state == "loading" else "The replica is ending.")
+    def _refusal(self, deadline: float) -> ModelyardError | None:
+        """Why a call is not taken. One that would be late is refused at once, before anything is spent on it."""
+        if self.state != "ready":
+            return Unavailable(f"The replica {_NOT_READY[self.state]}.")
+        batcher = self._batcher
+        assert batcher is not None
+        if not self._depth or (batcher.at_ease(deadline) and self._depth < self._most):
+            return None
+        if self._depth >= self._most:
+            batcher.stats.refused += 1
+            return Overloaded(f"{self._depth} calls wait here already, as many as may; try again shortly.")
+        left = deadline - time.time()
+        over = batcher.overload(self._depth, left)
+        if over is None:
+            return None
+        if left <= 0:
+            return _late()
+        batcher.stats.refused += 1
+        seconds, allowed = over
+        ms, most = seconds * 1e3, allowed * 1e3
+        return Overloaded(f"The answer would take {ms:.1f} ms, and {most:.1f} ms are allowed; try again shortly.")
 
     def _continue(self, pending: Pending | None, frame: BodyFrame) -> None:
         if pending is None:
             return
-        if isinstance(pending.body, bytes):
-            pending.body = bytearray(pending.body)
-        pending.body += frame.data
+        pending.pieces.append(frame.data)
         if not frame.more:
             self._start(pending)
 
     def _start(self, pending: Pending) -> None:
-        """Decode a call whose body is whole: small ones here, large ones in a thread, so that nobody waits for them."""
+        """Decode a call whose body is whole: small ones here, large and packed ones in a thread, so that nobody waits."""
         pending.whole = True
-        if len(pending.body) <= PIECE:
+        if len(pending.pieces) == 1 and coding.PACKED not in pending.frame.head:
             self._prepared(pending, self._prepare(pending))
             return
         future = self._loop.run_in_executor(self._large, self._prepare, pending)
@@ -237,17 +208,26 @@ class Replica:
         frame, model = pending.frame, self._model
         assert model is not None
         try:
-            codec = self._codecs.get(frame.door)
-            if codec is None:
-                codec = self._codecs[frame.door] = DOORS.get(frame.door).codec(model.signature, self._reference)
-            pending.question = codec.decode(frame.head, bytes(pending.body))
-            pending.body = b""
+            codec = self._codecs.get((frame.door, frame.verb)) or self._codec(frame, model)
+            pieces, pending.pieces = pending.pieces, []
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if coding.PACKED in frame.head:
+                body = self._room.unpack(frame.head, body)
+                pending.unpacked = len(body)
+            pending.question = codec.decode(frame.head, body)
             arrays, rows = model.prepare(pending.question.inputs)
-            return Waiting(arrays, rows, frame.deadline, pending)
+            return Waiting(arrays, rows, frame.deadline, pending, model.ragged)
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
             return _unexpected(error, frame)
+
+    def _codec(self, frame: CallFrame, model: Model) -> Codec:
+        codec = DOORS.get(frame.door).codec(model.signature, self._reference)
+        if frame.verb == COMPARE:
+            codec = Comparing(codec, str(model.metadata["task"]))
+        self._codecs[frame.door, frame.verb] = codec
+        return codec
 
     def _prepared(self, pending: Pending, result: Waiting | ModelyardError) -> None:
         if pending.cancelled:
@@ -270,7 +250,7 @@ class Replica:
             self._end(pending, _NOTHING, _CANCELLED)
 
     def _given_up(self, waiting: Waiting) -> None:
-        late = TimedOut("The call's time was used up before it was computed.")
+        late = _late()
         self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(late.code, late.message))
 
     def _done(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
@@ -280,15 +260,32 @@ class Replica:
         cpu_us += (mark - self._cpu) // 1000
         self._cpu = mark
         total = sum(waiting.rows for waiting in batch)
+        units = 0
         for waiting, result in zip(batch, encoded, strict=True):
             pending: Pending = waiting.call
             share = cpu_us * waiting.rows // total
             if isinstance(result, ModelyardError):
                 self._end(pending, Usage(0, share), Fault(result.code, result.message))
                 continue
-            head, body = result
-            pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, waiting.rows, body, head))
-            self._end(pending, Usage(waiting.rows, share), None)
+            units += waiting.rows
+            usage = Usage(waiting.rows, share)
+            if not coding.wants_packing(pending.frame.head, *result):
+                self._answer(pending, usage, *result)
+            elif len(result[1]) <= PIECE:
+                self._answer(pending, usage, *coding.pack(*result))
+            else:
+                self._pack(pending, usage, *result)
+        if self._batcher is not None:
+            self._batcher.stats.units += units
+
+    def _pack(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        """Pack a large answer in a thread, so that nobody waits for it."""
+        packing = self._loop.run_in_executor(self._large, coding.pack, head, body)
+        packing.add_done_callback(lambda done: self._answer(pending, usage, *done.result()))
+
+    def _answer(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, usage.units, body, head))
+        self._end(pending, usage, None)
 
     def _encode(self, pending: Pending, answer: Answer) -> tuple[dict[str, str] | None, bytes] | ModelyardError:
         if isinstance(answer, ModelyardError):
@@ -296,7 +293,7 @@ class Replica:
         frame, question = pending.frame, pending.question
         assert question is not None
         try:
-            return self._codecs[frame.door].encode(question, frame.deployment, frame.version, answer)
+            return self._codecs[frame.door, frame.verb].encode(question, frame.deployment, frame.version, answer)
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
@@ -306,6 +303,8 @@ class Replica:
         if pending.peer.calls.pop(pending.frame.id, None) is None:
             return
         self._depth -= 1
+        if pending.unpacked:
+            self._room.give(pending.unpacked)
         pending.peer.channel.send(EndFrame(pending.frame.id, usage, self._depth, error))
         if self.state == "draining" and not self._depth:
             self._stop(0)
@@ -313,34 +312,27 @@ class Replica:
     def _tell(self, peer: Peer, asked: HealthFrame) -> None:
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
-        steps = self._batcher.steps if self._batcher is not None else 0
-        peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, steps))
+        stats = self._batcher.stats if self._batcher is not None else Stats()
+        told = {**stats.to_wire(), "memory": _resident()}
+        peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
-            self._loop.call_later(_ASKED, self._stop, 1)
+            self._loop.call_later(self._asked, self._stop, 1)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process takes."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def _late() -> TimedOut:
+    return TimedOut("The call's time was used up before it was computed.")
 
 
 def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
     _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
     return Internal()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening Unix socket of mode 0600 that appears at `path` at once and whole."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The temporary name is no longer than the final one: a socket's path has 107 bytes at most.
-    temporary = path.with_name(f".{path.name[1:]}")
-    temporary.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(temporary))
-    finally:
-        os.umask(mask)
-    listener.listen(_BACKLOG)
-    listener.setblocking(False)
-    temporary.rename(path)
-    return listener
 
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:

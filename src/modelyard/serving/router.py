@@ -7,9 +7,10 @@ whose replica is lost or ending to another one, once. It knows frames and endpoi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from modelyard.errors import TimedOut, Unavailable
+from modelyard.errors import Overloaded, TimedOut, Unavailable
 from modelyard.serving.channel import Channel
 from modelyard.serving.frames import (
     CallFrame,
@@ -27,6 +28,7 @@ from modelyard.serving.types import Endpoint
 
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0  # seconds between attempts to connect
 SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken last
+_ELSEWHERE = {Unavailable.code, Overloaded.code}  # not taken, so another replica may
 _NO_REPLICA = Fault(Unavailable.code, "No replica of this deployment can be reached; try again shortly.")
 _LOST = Fault(Unavailable.code, "The replica ended before it answered; try again.")
 _LATE = Fault(TimedOut.code, "The call was not answered in the time allowed.")
@@ -88,6 +90,15 @@ class Link:
         doubt = self.draining or self.up is None or self._loop.time() - self._heard > SILENT
         return int(doubt), max(len(self.calls), self.depth)
 
+    @property
+    def state(self) -> str:
+        """For people: connecting, lost, silent, draining or ready."""
+        if not self.up:
+            return "connecting" if self.up is None else "lost"
+        if self._loop.time() - self._heard > SILENT:
+            return "silent"
+        return "draining" if self.draining else "ready"
+
     def send(self, call: Underway) -> None:
         call.link = self
         self.calls[call.frame.id] = call
@@ -142,12 +153,14 @@ class Link:
         elif isinstance(frame, HealthFrame):
             self._heard, self.depth = self._loop.time(), frame.queue_depth
             self.draining = frame.state != "ready"
+            self._router.told(self.endpoint.token, frame.stats)
         elif isinstance(frame, MoreFrame):
             self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
 
     def _ended(self, call: Underway, frame: EndFrame) -> None:
-        if frame.error is not None and frame.error.code == Unavailable.code:
-            self.draining = True
+        code = frame.error.code if frame.error is not None else None
+        if frame.error is not None and code in _ELSEWHERE:
+            self.draining = self.draining or code == Unavailable.code
             self._router.again(call, frame.error)
         else:
             call.ended(frame.usage, frame.error)
@@ -187,10 +200,12 @@ class Group:
 
 
 class Router:
-    """All connections of one gateway. Every method runs on the event loop's thread."""
+    """All connections of one gateway. Every method runs on the event loop's thread. `told(token, stats)` is called with what a
+    replica counted of itself."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.told: Callable[[str, Mapping[str, Any]], None] = lambda token, stats: None
         self._links: dict[Endpoint, Link] = {}
         self._old: set[Link] = set()
         self._next = 0

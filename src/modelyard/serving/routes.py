@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
 
-from modelyard.serving import service
+from modelyard.db import Session
+from modelyard.serving import releases, service
+from modelyard.serving.feedback import Feedback, take
 from modelyard.serving.service import Deployment
 from modelyard.serving.types import DeploymentRequest
 from modelyard.tenancy.router import Caller, Routes, answered
-from modelyard.tenancy.types import Scope
+from modelyard.tenancy.types import Principal, Scope
 
 routes = Routes(prefix="/api/deployments", tags=["deployments"])
 
@@ -40,6 +43,45 @@ def show(request: Request, caller: Caller, name: str) -> Deployment:
     """One deployment: what it serves, its state, and its replicas."""
     with request.app.state.db.read() as session:
         return service.get(session, caller.project, name)
+
+
+@routes.post("/{name}/promote", scope=Scope.write)
+def promote(request: Request, caller: Caller, name: str) -> Deployment:
+    """Have the release on trial answer every call."""
+    return _changed(request, caller, name, releases.promote)
+
+
+@routes.post("/{name}/rollback", scope=Scope.write)
+def roll_back(request: Request, caller: Caller, name: str) -> Deployment:
+    """End the trial, if there is one; else go back to the version that was served before."""
+    return _changed(request, caller, name, releases.roll_back)
+
+
+def _changed(request: Request, caller: Principal, name: str, verb: Callable[[Session, Principal, str], None]) -> Deployment:
+    state = request.app.state
+    with state.db.begin() as session:
+        verb(session, caller, name)
+        shown = answered(request, service.get(session, caller.project, name))
+    state.controller.wake()
+    return shown
+
+
+@routes.post("/{name}/wake", scope=Scope.infer)
+def wake(request: Request, caller: Caller, name: str) -> dict[str, Any]:
+    """Start a replica of a deployment that is asleep; the gateway asks for it where a call waits."""
+    state = request.app.state
+    with state.db.begin() as session:
+        releases.wake(session, caller.project, name)
+    state.controller.wake()
+    return {"name": name, "woken": True}
+
+
+@routes.post("/{name}/feedback", scope=Scope.infer)
+def feedback(request: Request, caller: Caller, name: str, body: Feedback) -> dict[str, Any]:
+    """Say which answers were right, by the version that gave them; a release on trial is judged by it."""
+    with request.app.state.db.begin() as session:
+        pairs = take(session, caller.project, name, body.items)
+    return {"name": name, "taken": len(body.items), "pairs": pairs}
 
 
 @routes.delete("/{name}", scope=Scope.write)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
+from modelyard.plugins import load
+from modelyard.serving.admission import Credentials
 from modelyard.serving.follower import Follower, State
 from modelyard.serving.front import Front
 from modelyard.serving.gateway import Gateway
@@ -24,23 +26,28 @@ from modelyard.serving.http import InferenceProtocol
 from modelyard.serving.meter import Counters, Meters, Settlement
 from modelyard.serving.relay import Relay
 from modelyard.serving.router import Router
+from modelyard.serving.types import Route, Seen
 from modelyard.settings import Settings
+from modelyard.telemetry import UNEXPECTED, log
 from modelyard.tenancy.access import KeyRing
 
+HURRY = 0.04  # seconds between looks while calls wait for a deployment to wake
 CHECK = 0.5  # seconds between looks at deadlines, replicas and idle connections
+_log = log(__name__)
 DRAIN = 30  # seconds calls under way have when the gateway is asked to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Books:
     """A gateway's view of the database. Called from threads. `load` and `revision` as `Follower` wants them; `settle`,
-    `settled` and `forget` as `Meters` does."""
+    `settled` and `forget` as `Meters` does; `observe` keeps what was seen of releases on trial."""
 
     load: Callable[[], State]
     revision: Callable[[], int]
     settle: Callable[[Sequence[Settlement]], None]
     settled: Callable[[str], Mapping[int, Counters]]
     forget: Callable[[str], None]
+    observe: Callable[[Sequence[Seen]], None]
 
 
 def run(settings: Settings, pepper: bytes, books: Books, listener: socket.socket) -> None:
@@ -60,6 +67,14 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     gateway.follow(follower)
     relay = Relay(settings.run / "control.sock")
     gateway.heed(lambda: relay.age)
+    wakes = set[asyncio.Task[None]]()
+
+    def wake(route: Route, credentials: Credentials) -> None:
+        task = loop.create_task(relay.wake(route.deployment, credentials))
+        wakes.add(task)
+        task.add_done_callback(wakes.discard)
+
+    gateway.sleepers.waker = wake
     server = uvicorn.Server(_config(gateway, relay))
     if threading.current_thread() is threading.main_thread():
         # uvicorn hands the signal on when it is done; it must find a handler, or it would end the process before we settle.
@@ -68,13 +83,24 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     follower.start()
     meters.start()
     await asyncio.sleep(0)  # what the follower found is applied before the first request
+    calls = load("modelyard.serving.grpc.server:Server")(gateway) if settings.grpc else None
+    if calls is not None:
+        host, port = listener.getsockname()[:2]
+        await calls.start(host, port + 1)
     gc.collect()
     gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
     gc.set_threshold(50_000, 20, 50)
-    watching = (loop.create_task(_check(server, router, settings.call_timeout)), loop.create_task(relay.watch()))
+    watching = (
+        loop.create_task(_check(server, router, settings.call_timeout)),
+        loop.create_task(relay.watch()),
+        loop.create_task(_hurry(gateway)),
+        loop.create_task(_tell(gateway, books.observe)),
+    )
     try:
         await server.serve(sockets=[listener])
     finally:
+        if calls is not None:
+            await calls.stop(DRAIN)
         for task in watching:
             task.cancel()
         await relay.close()
@@ -112,3 +138,26 @@ async def _check(server: uvicorn.Server, router: Router, patience: float) -> Non
         for connection in list(server.server_state.connections):
             if isinstance(connection, InferenceProtocol):
                 connection.sweep(loop.time(), patience)
+
+
+async def _hurry(gateway: Gateway) -> None:
+    """While a call waits for its deployment to wake, look at the database often."""
+    while True:
+        await asyncio.sleep(HURRY)
+        if gateway.sleepers.any:
+            gateway.refresh(lambda seen: None)
+
+
+async def _tell(gateway: Gateway, observe: Callable[[Sequence[Seen]], None]) -> None:
+    """Write down what is seen of releases on trial."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(CHECK)
+        seen = gateway.observed()
+        if not seen:
+            continue
+        try:
+            await loop.run_in_executor(None, observe, seen)
+        except Exception as error:  # noqa: BLE001 - the edge of a task: they are totals, the next ones hold these
+            UNEXPECTED.labels("gateway").inc()
+            _log.warning("observations not written", error=repr(error)[:300])

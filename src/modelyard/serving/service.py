@@ -5,20 +5,32 @@ Called by `routes` (management) and by `app` (a gateway's loader). It writes des
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, or_, select, update
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Version
 from modelyard.db import Session, bump, now
 from modelyard.engines.base import CARD, ENGINES, ModelCard
-from modelyard.errors import Invalid, not_found
-from modelyard.serving.tables import DeploymentRow, ReplicaRow
-from modelyard.serving.types import DeploymentRequest, DeploymentState, Endpoint, ReplicaState, Route
+from modelyard.errors import Conflict, Invalid
+from modelyard.serving import releases
+from modelyard.serving.observations import shown, total
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
+from modelyard.serving.types import (
+    DeploymentRequest,
+    DeploymentState,
+    Endpoint,
+    Options,
+    ReplicaState,
+    Route,
+    Trial,
+    TrialKind,
+)
+from modelyard.serving.verdict import judge
 from modelyard.storage import Artefacts
 from modelyard.tenancy.ledger import audit
 from modelyard.tenancy.types import Principal
@@ -33,6 +45,20 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialShown:
+    """A release on trial: `share` in percent, what was compared so far, and what comes of it as the policy sees it."""
+
+    kind: str
+    model: str
+    share: int
+    state: str
+    error: str | None
+    calls: int
+    evidence: dict[str, Any]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A deployment as the API shows it. `inputs` and `outputs` are known once a replica has been ready."""
 
@@ -43,6 +69,10 @@ class Deployment:
     error: str | None
     engine: str
     task: str
+    options: Options
+    trial: TrialShown | None
+    previous: str | None
+    note: str | None
     replicas: Sequence[Replica]
     inputs: Sequence[dict[str, Any]]
     outputs: Sequence[dict[str, Any]]
@@ -72,25 +102,31 @@ def choose_engine(card: ModelCard, asked: str | None) -> str:
 
 
 def deploy(session: Session, caller: Principal, request: DeploymentRequest, version: Version, card: ModelCard) -> Deployment:
-    """Write the desired state: a new deployment, or a new generation of an old one. The same request twice changes nothing."""
-    row = _row(session, caller.project, request.name)
-    engine = choose_engine(card, request.engine)
-    wanted = (version.name, version.number, version.artefact, engine, request.replicas)
-    if row is not None and wanted == (row.model, row.version, row.artefact, row.engine, row.replicas) and row.error is None:
-        return _show(session, row)
+    """Write the desired state: a new deployment, another release of an old one, or one on trial beside it. The same request
+    twice changes nothing; only how much of it is wanted changes no release."""
+    row = releases.find(session, caller.project, request.name)
+    engine, options, trial = choose_engine(card, request.engine), request.options, request.trial
+    asked = (version.name, version.number, version.artefact, engine)
     if row is None:
-        row = DeploymentRow(project=caller.project, name=request.name, generation=0, created=now())
+        if trial is not None:
+            raise Conflict(f"Deployment '{request.name}' serves nothing yet; a {trial[0]} is tried beside what serves.")
+        row = DeploymentRow(project=caller.project, name=request.name, generation=0, stable=0, used=now(), created=now())
         session.add(row)
-    row.model, row.version, row.artefact, row.engine, row.replicas = wanted
-    row.task, row.updated = card.task, now()
-    row.generation, row.state, row.error, row.failures, row.retry_at = (
-        row.generation + 1,
-        DeploymentState.pending,
-        None,
-        0,
-        None,
-    )
-    session.flush()
+    elif trial is not None:
+        releases.try_out(session, caller, row, asked, card.task, trial)
+        return _show(session, row)
+    stable = session.get(ReleaseRow, (row.id, row.stable)) if row.id is not None else None
+    same = stable is not None and stable.error is None and asked == releases.served(stable)
+    changed = row.options != options.model_dump(mode="json")
+    if same and row.trial is None and not changed:
+        return _show(session, row)
+    row.options, row.updated, row.note = options.model_dump(mode="json"), now(), None
+    if same and stable is not None and not releases.restarts(options, stable):
+        stable.replicas = min(max(stable.replicas, options.min_replicas), options.max_replicas)
+    else:
+        releases.write(session, row, asked, card.task)
+        releases.move(session, row, row.generation)
+    row.trial = row.trial_kind = None
     audit(
         session, caller.project, caller.key, "deployment.deploy", request.name, {"model": version.reference, "engine": engine}
     )
@@ -100,88 +136,154 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
 
 def undeploy(session: Session, caller: Principal, name: str) -> None:
     """Forget a deployment; its replicas leave the routes now and are drained and ended by the controller."""
-    row = _get(session, caller.project, name)
+    row = releases.get(session, caller.project, name)
     gone = update(ReplicaRow).where(ReplicaRow.deployment == row.id).values(state=ReplicaState.draining, changed=now())
     session.execute(gone)
+    for table in (ReleaseRow, ObservationRow):
+        session.execute(delete(table).where(table.deployment == row.id))
     session.delete(row)
     audit(session, caller.project, caller.key, "deployment.undeploy", name)
     bump(session)
 
 
 def get(session: Session, project: str, name: str) -> Deployment:
-    return _show(session, _get(session, project, name))
+    return _show(session, releases.get(session, project, name))
 
 
 def deployments(session: Session, project: str) -> list[Deployment]:
     rows = session.scalars(select(DeploymentRow).where(DeploymentRow.project == project).order_by(DeploymentRow.name)).all()
-    replicas: dict[int, list[ReplicaRow]] = {row.id: [] for row in rows}
-    for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.project == project).order_by(ReplicaRow.started)):
-        if replica.deployment in replicas:  # else it is drained, and its deployment gone
-            replicas[replica.deployment].append(replica)
-    return [_shown(row, replicas[row.id]) for row in rows]
+    return _shown(session, rows, project)
 
 
 def in_use(session: Session, version: Version) -> str | None:
     """Why a version cannot be deleted: the deployment that serves it, or None."""
-    query = select(DeploymentRow.name).where(
-        DeploymentRow.project == version.project, DeploymentRow.model == version.name, DeploymentRow.version == version.number
+    query = (
+        select(DeploymentRow.name)
+        .join(ReleaseRow, ReleaseRow.deployment == DeploymentRow.id)
+        .where(
+            DeploymentRow.project == version.project,
+            ReleaseRow.model == version.name,
+            ReleaseRow.version == version.number,
+            or_(ReleaseRow.generation == DeploymentRow.stable, ReleaseRow.generation == DeploymentRow.trial),
+        )
     )
     name = session.scalars(query.limit(1)).first() if version.kind == "model" else None
     return f"deployment '{name}'" if name else None
 
 
 def routes(session: Session) -> list[Route]:
-    """Every project's deployments, with the ready replicas of the newest generation that has any."""
-    ready: dict[int, list[ReplicaRow]] = {}
+    """Every project's deployments: the stable release once it has as many ready replicas as are wanted, until then the one that
+    served before."""
+    ready: dict[tuple[int, int], list[ReplicaRow]] = {}
     for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state == ReplicaState.ready)):
-        ready.setdefault(replica.deployment, []).append(replica)
-    return [_route(row, ready.get(row.id, [])) for row in session.scalars(select(DeploymentRow))]
+        ready.setdefault((replica.deployment, replica.generation), []).append(replica)
+    known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
+    return [_route(row, known, ready) for row in session.scalars(select(DeploymentRow))]
 
 
-def _route(row: DeploymentRow, ready: Sequence[ReplicaRow]) -> Route:
-    newest = max((replica.generation for replica in ready), default=row.generation)
-    serving = [replica for replica in ready if replica.generation == newest]
-    model, version = (serving[0].model, serving[0].version) if serving else (row.model, row.version)
+Releases = Mapping[tuple[int, int], ReleaseRow]
+Ready = Mapping[tuple[int, int], Sequence[ReplicaRow]]
+
+
+def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
+    stable, options = known[row.id, row.stable], releases.options_of(row)
+    serving, replicas = stable, ready.get((row.id, row.stable), ())
+    if not stable.settled and row.previous is not None and (before := ready.get((row.id, row.previous))):
+        serving, replicas = known[row.id, row.previous], before
     return Route(
         project=row.project,
         deployment=row.name,
-        model=model,
-        version=str(version),
-        state=DeploymentState.ready if serving else DeploymentState(row.state),
-        endpoints=tuple(Endpoint(replica.token, replica.address) for replica in serving),
-        metadata=(serving[0].signature if serving else row.signature) or {},
-        error=row.error,
+        model=serving.model,
+        version=str(serving.version),
+        state=DeploymentState.ready if replicas else DeploymentState(stable.state),
+        endpoints=_endpoints(replicas),
+        metadata=(replicas[0].signature if replicas else stable.signature) or {},
+        error=stable.error,
+        trial=_trial(row, known, ready),
+        cache=options.cache,
+        wakes=options.min_replicas == 0 and stable.state != DeploymentState.failed,
     )
 
 
-def _row(session: Session, project: str, name: str) -> DeploymentRow | None:
-    return session.scalars(select(DeploymentRow).where(DeploymentRow.project == project, DeploymentRow.name == name)).first()
+def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
+    """The release on trial, once it has a replica."""
+    if row.trial is None or not (replicas := ready.get((row.id, row.trial))):
+        return None
+    release = known[row.id, row.trial]
+    return Trial(
+        TrialKind(str(row.trial_kind)),
+        row.id,
+        row.trial,
+        release.model,
+        str(release.version),
+        _endpoints(replicas),
+        row.weight,
+        releases.policy_of(row),
+    )
 
 
-def _get(session: Session, project: str, name: str) -> DeploymentRow:
-    row = _row(session, project, name)
-    if row is None:
-        raise not_found("deployment", name, session.scalars(select(DeploymentRow.name).where(DeploymentRow.project == project)))
-    return row
+def _endpoints(replicas: Sequence[ReplicaRow]) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(replica.token, replica.address) for replica in replicas)
 
 
 def _show(session: Session, row: DeploymentRow) -> Deployment:
-    replicas = session.scalars(select(ReplicaRow).where(ReplicaRow.deployment == row.id).order_by(ReplicaRow.started))
-    return _shown(row, replicas.all())
+    session.flush()
+    return _shown(session, [row], row.project)[0]
 
 
-def _shown(row: DeploymentRow, replicas: Sequence[ReplicaRow]) -> Deployment:
+def _shown(session: Session, rows: Sequence[DeploymentRow], project: str) -> list[Deployment]:
+    """With as many questions for many as for one."""
+    ids = [row.id for row in rows]
+    replicas: dict[int, list[ReplicaRow]] = {row.id: [] for row in rows}
+    for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.project == project).order_by(ReplicaRow.started)):
+        if replica.deployment in replicas:  # else it is drained, and its deployment gone
+            replicas[replica.deployment].append(replica)
+    asked = select(ReleaseRow).where(ReleaseRow.deployment.in_(ids))
+    known = {(release.deployment, release.generation): release for release in session.scalars(asked)}
+    seen: dict[tuple[int, int], list[ObservationRow]] = {}
+    for observation in session.scalars(select(ObservationRow).where(ObservationRow.deployment.in_(ids))):
+        seen.setdefault((observation.deployment, observation.generation), []).append(observation)
+    return [_one(row, replicas[row.id], known, seen) for row in rows]
+
+
+def _one(
+    row: DeploymentRow,
+    replicas: Sequence[ReplicaRow],
+    known: Releases,
+    seen: Mapping[tuple[int, int], Sequence[ObservationRow]],
+) -> Deployment:
+    stable = known[row.id, row.stable]
+    before = known.get((row.id, row.previous)) if row.previous is not None else None
+    options = releases.options_of(row)
+    trial = None
+    if row.trial is not None:
+        tried, observed = known[row.id, row.trial], seen.get((row.id, row.trial), ())
+        evidence = total(observed)
+        trial = TrialShown(
+            str(row.trial_kind),
+            f"{tried.model}@{tried.version}",
+            row.weight,
+            tried.state,
+            tried.error,
+            sum(observation.calls for observation in observed),
+            dict(shown(evidence)),
+            judge(evidence, releases.policy_of(row), str(row.trial_kind)).reason,
+        )
     return Deployment(
         name=row.name,
-        model=f"{row.model}@{row.version}",
-        version=str(row.version),
-        state=row.state,
-        error=row.error,
-        engine=row.engine,
-        task=row.task,
+        model=f"{stable.model}@{stable.version}",
+        version=str(stable.version),
+        state=stable.state,
+        error=stable.error,
+        engine=stable.engine,
+        task=stable.task,
+        options=options,
+        trial=trial,
+        previous=f"{before.model}@{before.version}" if before else None,
+        note=row.note,
         replicas=[Replica(r.token, r.state, r.pid, str(r.version)) for r in replicas],
-        inputs=row.signature.get("inputs", []) if row.signature else [],
-        outputs=row.signature.get("outputs", []) if row.signature else [],
+        inputs=stable.signature.get("inputs", []) if stable.signature else [],
+        outputs=stable.signature.get("outputs", []) if stable.signature else [],
         created=row.created,
         updated=row.updated,
     )

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
-from modelyard.db import Database
+from modelyard.db import Database, now
 from modelyard.serving.meter import Counters, Settlement
-from modelyard.serving.tables import MeterRow
+from modelyard.serving.tables import DeploymentRow, MeterRow
 from modelyard.tenancy.ledger import UsageEntry, record
 
 
 def settle(database: Database, settlements: Sequence[Settlement]) -> None:
-    """Append what was used to the ledger and keep the new totals. All or nothing."""
+    """Append what was used to the ledger, keep the new totals, and note who was called. All or nothing."""
     with database.begin() as session:
         record(session, [_entry(settlement) for settlement in settlements])
+        called = {(s.identity.project, s.identity.deployment) for s in settlements if s.used.calls}
+        for project, name in called:
+            row = (DeploymentRow.project == project) & (DeploymentRow.name == name)
+            session.execute(update(DeploymentRow).where(row).values(used=now()))
         for settlement in settlements:
             session.merge(MeterRow(file=settlement.file, slot=settlement.slot, **settlement.total._asdict()))
 

@@ -1,4 +1,7 @@
-"""Deployments (the desired state) and replicas (the actual one). The controller makes the second equal the first."""
+"""Deployments and their releases (the desired state), replicas (the actual one), and what was seen of them.
+
+The controller makes the second equal the first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from modelyard.db import Base
 
 
 class DeploymentRow(Base):
-    """A service somebody asked for. `generation` grows with every change; `signature` is what the ready replica reported."""
+    """A service somebody asked for. `generation` grows with every release; `stable` is the one that answers, `previous` the one
+    before it, `trial` one on trial beside it, if any: `trial_kind` 'canary' is given `weight` % of the calls, 'shadow' a copy
+    of them. `options` are `Options` as JSON; `used` is when it was last called."""
 
     __tablename__ = "deployments"
     __table_args__ = (UniqueConstraint("project", "name"),)
@@ -20,20 +25,67 @@ class DeploymentRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     project: Mapped[str]
     name: Mapped[str]
+    generation: Mapped[int]
+    stable: Mapped[int]
+    previous: Mapped[int | None]
+    trial: Mapped[int | None]
+    trial_kind: Mapped[str | None]
+    weight: Mapped[int] = mapped_column(default=0)
+    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    note: Mapped[str | None]
+    used: Mapped[datetime]
+    created: Mapped[datetime]
+    updated: Mapped[datetime]
+
+
+class ReleaseRow(Base):
+    """One generation of a deployment: a version on an engine. `replicas` is how many are wanted of it now; `settled`: all of
+    them were ready once, so that nothing older is needed; `signature` what a ready one reported."""
+
+    __tablename__ = "releases"
+
+    deployment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     model: Mapped[str]
     version: Mapped[int]
     artefact: Mapped[str]
     engine: Mapped[str]
     task: Mapped[str]
     replicas: Mapped[int]
-    generation: Mapped[int]
+    target_us: Mapped[int | None]
+    settled: Mapped[bool] = mapped_column(default=False)
     state: Mapped[str]
     error: Mapped[str | None]
     failures: Mapped[int] = mapped_column(default=0)
     retry_at: Mapped[datetime | None]
     signature: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created: Mapped[datetime]
-    updated: Mapped[datetime]
+
+
+class ObservationRow(Base):
+    """What one gateway (`source`) saw of a trial beside the stable release: running totals, as `verdict.Evidence` has them. In
+    the row of posted labels `waiting` are those that have no partner yet."""
+
+    __tablename__ = "observations"
+
+    deployment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    calls: Mapped[int] = mapped_column(BigInteger, default=0)
+    evidence: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    waiting: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class MeasureRow(Base):
+    """What was measured of an artefact on an engine on a node: bytes that a replica of it takes, rows of its best batch."""
+
+    __tablename__ = "measures"
+
+    artefact: Mapped[str] = mapped_column(primary_key=True)
+    engine: Mapped[str] = mapped_column(primary_key=True)
+    node: Mapped[str] = mapped_column(primary_key=True)
+    memory: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows: Mapped[int] = mapped_column(default=0)
 
 
 class ReplicaRow(Base):

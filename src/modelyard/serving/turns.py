@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange
+from modelyard.serving.gateway import Gateway
 from modelyard.serving.heads import Defaults
 from modelyard.serving.patience import Upload
 
@@ -26,6 +27,7 @@ class Turns(HttpToolsProtocol):
     """A connection. `turns` holds its unanswered requests in order: exchanges, and (cycle, app) of ASGI. The first is being
     answered."""
 
+    gateway: ClassVar[Gateway]
     _defaults: ClassVar[Defaults] = Defaults()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,7 +38,7 @@ class Turns(HttpToolsProtocol):
         self._upload = Upload()
         self._last = False  # no request after this one is answered
         self._dropping = False  # nothing more is parsed
-        self._held = 0  # requests that wait for a look at the database
+        self._held = 0  # requests that wait for the gateway to know more
 
     def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
         """Write an answer when it is its turn."""
@@ -45,6 +47,22 @@ class Turns(HttpToolsProtocol):
         defaults = self._defaults.lines(self.server_state.default_headers)
         exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
         if self.turns and self.turns[0] is exchange:
+            self._advance()
+
+    def pass_on(self, exchange: Exchange, head: Mapping[str, str] | None, data: bytes, last: bool) -> None:
+        """Write the next of an answer that has no size yet, or keep it until it is its turn."""
+        if self.transport.is_closing():
+            return
+        start = b""
+        if head is not None:
+            start = heads.begin(self._defaults.lines(self.server_state.default_headers), exchange.id, exchange.keep_alive, head)
+        if exchange.response is None:
+            exchange.response = bytearray()
+        exchange.response += start + heads.chunk(data, last)
+        exchange.open = not last
+        if len(exchange.response) + self.transport.get_write_buffer_size() > self.gateway.body_limit:
+            self.transport.abort()  # nobody reads; that the connection is lost cancels the call
+        elif self.turns and self.turns[0] is exchange:
             self._advance()
 
     def _advance(self) -> None:
@@ -57,9 +75,12 @@ class Turns(HttpToolsProtocol):
                 return
             if turn.response is None:
                 return
-            turns.popleft()
             self.transport.write(turn.response)
             self.since = self.now()
+            if turn.open:
+                turn.response = None
+                return
+            turns.popleft()
             if not turn.keep_alive:
                 self._finish(turn.whole)
                 return

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from modelyard.errors import ModelyardError
+from modelyard.errors import Invalid, ModelyardError
 from modelyard.jobs.types import NAME
 from modelyard.kinds import Config
+from modelyard.serving.verdict import Evidence, Policy
 
 
 class DeploymentState(StrEnum):
+    """`asleep`: scaled to zero; the next call wakes it."""
+
     pending = "pending"
     ready = "ready"
     failed = "failed"
+    asleep = "asleep"
 
 
 class ReplicaState(StrEnum):
@@ -26,13 +30,74 @@ class ReplicaState(StrEnum):
     draining = "draining"
 
 
+class TrialKind(StrEnum):
+    """`canary` answers a share of the calls; `shadow` is given copies of them, and nobody sees its answers."""
+
+    canary = "canary"
+    shadow = "shadow"
+
+
+class Options(Config):
+    """How a deployment is served. Between `min_replicas` and `max_replicas` it grows and shrinks with the calls; with 0 it ends
+    its processes after `idle` seconds without one, and the next call waits for it. `latency_target`: seconds a call should take
+    at most; one that would wait longer is refused at once. `cache`: the same input to the same version is answered from memory.
+    `policy` decides on releases on trial."""
+
+    min_replicas: int = Field(default=1, ge=0, le=64)
+    max_replicas: int = Field(default=1, ge=1, le=64)
+    latency_target: float | None = Field(default=None, gt=0, le=3600)
+    idle: float = Field(default=300.0, gt=0)
+    cache: bool = False
+    policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Options:
+        if self.min_replicas > self.max_replicas:
+            raise Invalid(f"min_replicas is {self.min_replicas}, more than max_replicas, which is {self.max_replicas}.")
+        return self
+
+
 class DeploymentRequest(Config):
-    """POST /api/deployments: create or move a deployment. `model` is a reference; an alias is pinned when this is handled."""
+    """POST /api/deployments: create or move a deployment. `model` is a reference; an alias is pinned when this is handled.
+    `replicas` is both the least and the most where those are not said. With `canary` (% of the calls) or `shadow` (% of the
+    calls that it is given a copy of) the version is put on trial beside the one that serves."""
 
     name: str = Field(pattern=NAME)
     model: str
     engine: str | None = None
     replicas: int = Field(default=1, ge=1, le=64)
+    min_replicas: int | None = Field(default=None, ge=0, le=64)
+    max_replicas: int | None = Field(default=None, ge=1, le=64)
+    latency_target: float | None = Field(default=None, gt=0, le=3600)
+    idle: float | None = Field(default=None, gt=0)
+    cache: bool = False
+    policy: Policy = Policy()
+    canary: int | None = Field(default=None, ge=1, le=99)
+    shadow: int | None = Field(default=None, ge=1, le=100)
+
+    @property
+    def options(self) -> Options:
+        """Raises `Invalid` where the least is more than the most."""
+        least = self.replicas if self.min_replicas is None else self.min_replicas
+        most = max(self.replicas, least) if self.max_replicas is None else self.max_replicas
+        given = {} if self.idle is None else {"idle": self.idle}
+        return Options(
+            min_replicas=least,
+            max_replicas=most,
+            latency_target=self.latency_target,
+            cache=self.cache,
+            policy=self.policy,
+            **given,
+        )
+
+    @property
+    def trial(self) -> tuple[TrialKind, int] | None:
+        """The kind of trial and its share in percent. Raises `Invalid` where both are asked for."""
+        if self.canary is not None and self.shadow is not None:
+            raise Invalid("A release is either a canary or a shadow; leave one of them out.")
+        if self.canary is not None:
+            return TrialKind.canary, self.canary
+        return None if self.shadow is None else (TrialKind.shadow, self.shadow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +115,15 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve."""
+    """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve; how many calls
+    it holds, how many batches it has computed, and how many bytes of memory it takes."""
 
     state: ReplicaState
     metadata: Mapping[str, Any]
     error: ModelyardError | None = None
+    depth: int = 0
+    steps: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +135,41 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A release on trial as a gateway sees it: `share` % of the calls, or of the calls' copies. `id` and `generation` name what
+    is told of it."""
+
+    kind: TrialKind
+    id: int
+    generation: int
+    model: str
+    version: str
+    endpoints: tuple[Endpoint, ...]
+    share: int
+    policy: Policy
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What was compared under another share is another comparison."""
+        return self.id, self.generation, self.share
+
+
+class Seen(NamedTuple):
+    """All that one gateway (`source`) saw of a trial: the calls that it answered or was given a copy of, and the evidence."""
+
+    deployment: int
+    generation: int
+    share: int
+    source: str
+    calls: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A deployment in a gateway's memory. `metadata` is what `GET /v2/models/{m}` answers about tensors:
-    {'platform', 'inputs': [...], 'outputs': [...]}; `owner` the project it belongs to."""
+    {'platform', 'inputs': [...], 'outputs': [...]}; `project` the one it belongs to; `wakes`: without a
+    replica, a call makes one start."""
 
     project: str
     deployment: str
@@ -78,3 +179,12 @@ class Route:
     endpoints: tuple[Endpoint, ...]
     metadata: Mapping[str, Any]
     error: str | None = None
+    trial: Trial | None = None
+    cache: bool = False
+    wakes: bool = False
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Those that answer."""
+        tried = self.trial.version if self.trial is not None else self.version
+        return (self.version,) if tried == self.version else (self.version, tried)

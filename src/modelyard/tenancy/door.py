@@ -15,6 +15,7 @@ from modelyard.errors import (
     Forbidden,
     ModelyardError,
     NotFound,
+    Overloaded,
     TimedOut,
     TooLarge,
     Unauthorized,
@@ -31,6 +32,7 @@ STATUS: Mapping[type[ModelyardError], int] = {
     Conflict: 409,
     TooLarge: 413,
     Unavailable: 503,
+    Overloaded: 429,
     TimedOut: 504,
 }
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -50,7 +52,7 @@ def headers(error: ModelyardError) -> dict[str, str]:
     """Headers that belong to an error's status."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": "1"} if isinstance(error, Unavailable) else {}
+    return {"Retry-After": "1"} if isinstance(error, Unavailable | Overloaded) else {}
 
 
 def check_source(method: str, host: str | None, origin: str | None, hosts: Collection[str] | None = None) -> None:

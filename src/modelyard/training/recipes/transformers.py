@@ -124,7 +124,9 @@ def image_transform(folder: Path, labels: tuple[str, ...]) -> Transform:
 
 
 def card_of(folder: Path, task: str, labels: tuple[str, ...]) -> ModelCard:
-    """The base's card for these classes."""
+    """The base's card for these classes: as transformers runs it, for what else served the base knows no such head."""
     base = ModelCard.load(folder)
     given = (TensorCard(name="logits", datatype="FP32", shape=(-1, len(labels))),)
-    return base.model_copy(update={"task": task, "labels": labels, "outputs": given})
+    files = {role: path for role, path in base.files.items() if role != "onnx"}
+    own = {"engines": ("transformers",), "files": files, "transform": None, "inputs": base.inputs[:1]}
+    return base.model_copy(update={**own, "task": task, "labels": labels, "outputs": given})

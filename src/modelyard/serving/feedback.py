@@ -1,0 +1,66 @@
+"""Labels that callers post later: whether an answer of some version was right. They count in the trial of a release.
+
+Right and wrong answers of the two releases are paired in the order in which they are told; what has no partner yet waits in the
+same row. It knows tables; `verdict` says what the pairs mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from modelyard.db import Session
+from modelyard.errors import NotFound
+from modelyard.kinds import Config
+from modelyard.serving import releases
+from modelyard.serving.observations import put, read
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow
+from modelyard.serving.types import Seen
+from modelyard.serving.verdict import Evidence, Tally
+
+SOURCE = "feedback"
+_WAITING = 1000  # labels that wait for a partner
+
+
+class Label(Config):
+    """One answer's worth: `version` as the answer said, `score` from 0, wrong, to 1, right."""
+
+    version: str
+    score: float = Field(ge=0, le=1)
+
+
+class Feedback(Config):
+    """POST /api/deployments/{name}/feedback."""
+
+    items: list[Label] = Field(min_length=1, max_length=10_000)
+
+
+def take(session: Session, project: str, name: str, items: Sequence[Label]) -> int:
+    """Count labels of answers; returns how many pairs were made. Raises `NotFound` for a version that does not serve."""
+    row = releases.get(session, project, name)
+    stable = str(session.get_one(ReleaseRow, (row.id, row.stable)).version)
+    tried = str(session.get_one(ReleaseRow, (row.id, row.trial)).version) if row.trial is not None else None
+    for item in items:
+        if item.version not in (stable, tried):
+            serves = stable if tried is None else f"{stable} and, on trial, {tried}"
+            raise NotFound(f"Deployment '{name}' serves no version '{item.version[:30]}'; it serves {serves}.")
+    return _pair(session, row, items, tried) if row.trial is not None and stable != tried else 0
+
+
+def _pair(session: Session, row: DeploymentRow, items: Sequence[Label], tried: str | None) -> int:
+    assert row.trial is not None
+    kept = session.get(ObservationRow, (row.id, row.trial, SOURCE))
+    waiting: dict[str, list[bool]] = dict(kept.waiting) if kept is not None else {"stable": [], "trial": []}
+    evidence = read(kept) if kept is not None else Evidence()
+    for item in items:
+        waiting["trial" if item.version == tried else "stable"].append(item.score < 0.5)
+    pairs = list(zip(waiting["stable"], waiting["trial"], strict=False))
+    odd = [trial for stable, trial in pairs if stable != trial]
+    evidence += Evidence(feedback=Tally(len(odd), sum(odd)))
+    put(session, Seen(row.id, row.trial, row.weight, SOURCE, 0, evidence))
+    session.flush()
+    session.get_one(ObservationRow, (row.id, row.trial, SOURCE)).waiting = {
+        arm: wrong[len(pairs) :][-_WAITING:] for arm, wrong in waiting.items()
+    }
+    return len(pairs)

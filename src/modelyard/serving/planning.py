@@ -1,0 +1,172 @@
+"""What to do so that the replicas of one deployment become those that are wanted: a decision from values, nothing more.
+
+`controller` observes, asks `plan`, and applies what it says. Processes, clocks and tables are its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from modelyard.errors import Crashed, ModelyardError, TimedOut
+from modelyard.serving.types import DeploymentState, Health, ReplicaState
+
+# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then.
+DRAIN = timedelta(seconds=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A release as `plan` needs it. `settled`: all its replicas were ready once."""
+
+    generation: int
+    replicas: int
+    state: DeploymentState
+    retry_at: datetime | None
+    settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a replica may take to load, and how long it may hold calls without computing a batch, or be silent."""
+
+    load: timedelta
+    work: timedelta = timedelta.max
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
+    answer, or not asked). `stuck`: since when it holds calls and computes none, or does not answer; `swollen`: it has grown
+    far beyond what it took when it was ready."""
+
+    token: str
+    generation: int
+    state: ReplicaState
+    started: datetime
+    changed: datetime
+    pid: int | None
+    exit: int | None
+    alive: bool
+    health: Health | None
+    stuck: timedelta = timedelta()
+    swollen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    generation: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """All replicas of a release are ready: nothing older is needed."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReady:
+    token: str
+    health: Health
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkLost:
+    token: str
+    error: ModelyardError
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The replica went with the supervisor that had it: nobody's fault, and no reason to wait."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    token: str
+
+
+Action = Start | Settle | MarkReady | MarkLost | Replace | Drain | Stop | Forget
+
+
+def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, patience: Patience) -> list[Action]:
+    """What to do for one deployment. `wanted` are the releases that should run, the stable one first; none: it was undeployed.
+    Replicas of other releases serve until some of these do."""
+    actions = [action for replica in observed if (action := _judge(replica, at, patience))]
+    gone = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
+    here = [replica for replica in observed if replica.state != ReplicaState.draining and replica.token not in gone]
+    known = {release.generation for release in wanted}
+    for release in wanted:
+        actions += _fill(release, [replica for replica in here if replica.generation == release.generation], at)
+    # The stable release, or the one before it while that is not whole, answers: then no other is needed.
+    answering = [r for r in here if r.generation in known and r.state == ReplicaState.ready]
+    if not wanted or answering or not wanted[0].replicas:
+        actions += [Drain(replica.token) for replica in here if replica.generation not in known]
+    return actions
+
+
+def _fill(release: Wanted, here: Sequence[Observed], at: datetime) -> list[Action]:
+    """Start what is missing of a release and drain what is too much: first what is swollen, then what is not ready, then the
+    youngest."""
+    fresh = [replica for replica in here if not replica.swollen]
+    ready = [replica for replica in fresh if replica.state == ReplicaState.ready]
+    actions: list[Action] = []
+    if not release.settled and release.replicas and len(ready) >= release.replicas:
+        actions.append(Settle(release.generation))
+    missing = release.replicas - len(fresh)
+    if missing > 0 and release.state != DeploymentState.failed and (release.retry_at is None or release.retry_at <= at):
+        actions.append(Start(release.generation, missing))
+    if len(ready) >= release.replicas:  # else what is swollen still serves
+        kept = sorted(here, key=lambda r: (r.swollen, r.state != ReplicaState.ready, r.started))
+        actions += [Drain(replica.token) for replica in kept[release.replicas :]]
+    elif missing < 0:
+        kept = sorted(fresh, key=lambda r: (r.state != ReplicaState.ready, r.started))
+        actions += [Drain(replica.token) for replica in kept[release.replicas :]]
+    return actions
+
+
+def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None:
+    if replica.state == ReplicaState.draining:
+        if not replica.alive:
+            return Forget(replica.token)
+        return Stop(replica.token) if at - replica.changed >= DRAIN else None
+    if replica.health is not None and replica.health.error is not None:
+        return MarkLost(replica.token, replica.health.error)
+    if replica.pid is None:
+        return Replace(replica.token)
+    if not replica.alive:
+        how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
+        return MarkLost(replica.token, Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why."))
+    if replica.state == ReplicaState.starting:
+        if replica.health is not None and replica.health.state == ReplicaState.ready:
+            return MarkReady(replica.token, replica.health, replica.pid)
+        if at - replica.started > patience.load:
+            return MarkLost(replica.token, TimedOut(f"The replica was not ready within {_seconds(patience.load)}."))
+    elif replica.stuck > patience.work:
+        return MarkLost(replica.token, TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended."))
+    return None
+
+
+def _seconds(time: timedelta) -> str:
+    return f"{round(time.total_seconds(), 1):g} s"
+
+
+def backoff(failures: int) -> timedelta:
+    """How long to wait before the next start after so many failures in a row: 0.5 s, doubled, at most a minute."""
+    return timedelta(seconds=min(60.0, 0.5 * 2 ** max(0, failures - 1)))

@@ -1,0 +1,162 @@
+"""Releases of a deployment as verbs: written, made the stable one, put on trial, promoted, rolled back.
+
+`service` and `routes` call them for people, the controller where a trial ends by itself. They write desired state only, one
+transaction each; the processes follow.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sqlalchemy import delete, select
+
+from modelyard.db import Session, bump, now
+from modelyard.errors import Conflict, not_found
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow
+from modelyard.serving.types import DeploymentState, Options, TrialKind
+from modelyard.serving.verdict import Policy, stables
+from modelyard.tenancy.ledger import audit
+from modelyard.tenancy.types import Principal
+
+# What a release serves: the model's name and version, its artefact, the engine.
+Served = tuple[str, int, str, str]
+
+
+def get(session: Session, project: str, name: str) -> DeploymentRow:
+    """Raises `NotFound`, saying what exists."""
+    row = find(session, project, name)
+    if row is None:
+        raise not_found("deployment", name, session.scalars(select(DeploymentRow.name).where(DeploymentRow.project == project)))
+    return row
+
+
+def find(session: Session, project: str, name: str) -> DeploymentRow | None:
+    return session.scalars(select(DeploymentRow).where(DeploymentRow.project == project, DeploymentRow.name == name)).first()
+
+
+def try_out(
+    session: Session, caller: Principal, row: DeploymentRow, asked: Served, task: str, trial: tuple[TrialKind, int]
+) -> None:
+    """Put a release on trial, in place of another; the same one again is given another share."""
+    kind, share = trial
+    if (row.trial_kind, row.weight) != (kind, share):  # what was seen under another share cannot be added to
+        session.execute(delete(ObservationRow).where(ObservationRow.deployment == row.id))
+    there = session.get(ReleaseRow, (row.id, row.trial)) if row.trial is not None else None
+    if there is None or there.error is not None or asked != served(there):
+        write(session, row, asked, task, share)
+        row.trial = row.generation
+    row.trial_kind, row.weight, row.note, row.updated = kind, share, None, now()
+    name, number, *_ = asked
+    audit(session, caller.project, caller.key, f"deployment.{kind}", row.name, {"model": f"{name}@{number}", "share": share})
+    bump(session)
+
+
+def write(session: Session, row: DeploymentRow, asked: Served, task: str, share: int = 100) -> None:
+    """Write the next generation of a deployment, with replicas for `share` % of its calls."""
+    session.flush()
+    row.generation += 1
+    model, version, artefact, engine = asked
+    session.add(
+        ReleaseRow(
+            deployment=row.id,
+            generation=row.generation,
+            model=model,
+            version=version,
+            artefact=artefact,
+            engine=engine,
+            task=task,
+            replicas=max(1, math.ceil(options_of(row).min_replicas * share / 100)),
+            target_us=_target(options_of(row)),
+            state=DeploymentState.pending,
+            created=now(),
+        )
+    )
+    session.flush()
+
+
+def move(session: Session, row: DeploymentRow, generation: int) -> None:
+    """Make a generation the stable one. The one before stays known, if it ever served: until the new one is whole it answers,
+    and `roll_back` comes back to it."""
+    stable = session.get(ReleaseRow, (row.id, row.stable))
+    if stable is not None and stable.signature and stable.generation != generation:
+        row.previous = stable.generation
+    row.stable = generation
+    kept = {row.stable, row.previous, row.trial}
+    for old in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment == row.id)):
+        if old.generation not in kept:
+            session.delete(old)
+
+
+def promote(session: Session, caller: Principal, name: str) -> None:
+    """Have the release on trial answer every call. Its replicas take over once they are as many as serve now."""
+    row = get(session, caller.project, name)
+    if row.trial is None:
+        raise Conflict(f"Nothing is on trial at deployment '{name}'; deploy a version with a canary or a shadow first.")
+    promoted, stable = session.get_one(ReleaseRow, (row.id, row.trial)), session.get_one(ReleaseRow, (row.id, row.stable))
+    promoted.settled = promoted.replicas >= stable.replicas and promoted.state == DeploymentState.ready
+    promoted.replicas = max(promoted.replicas, stable.replicas)
+    move(session, row, promoted.generation)
+    row.trial, row.trial_kind, row.updated, row.note = None, None, now(), None
+    audit(session, caller.project, caller.key, "deployment.promote", name, {"model": f"{promoted.model}@{promoted.version}"})
+    bump(session)
+
+
+def roll_back(session: Session, caller: Principal, name: str) -> None:
+    """End the trial, if there is one; else go back to the release that served before. Raises `Conflict` where there is none."""
+    row = get(session, caller.project, name)
+    if row.trial is None and row.previous is None:
+        raise Conflict(f"Deployment '{name}' has served nothing else before; there is nothing to go back to.")
+    if row.trial is not None:
+        end_trial(session, row, "The trial was ended by hand.")
+    else:
+        assert row.previous is not None
+        previous = session.get_one(ReleaseRow, (row.id, row.previous))
+        stable = session.get_one(ReleaseRow, (row.id, row.stable))
+        previous.state, previous.error, previous.failures, previous.retry_at = DeploymentState.pending, None, 0, None
+        previous.replicas, previous.settled = max(1, stable.replicas), False
+        row.stable, row.previous = row.previous, row.stable
+        row.note = f"Rolled back from {stable.model}@{stable.version} by hand."
+        row.updated = now()
+    audit(session, caller.project, caller.key, "deployment.rollback", name, {"note": row.note})
+    bump(session)
+
+
+def end_trial(session: Session, row: DeploymentRow, why: str) -> None:
+    """No release is on trial any more, because of `why`; from a gateway's next look on calls go to the stable one alone."""
+    gone = session.get(ReleaseRow, (row.id, row.trial))
+    row.trial = row.trial_kind = None
+    row.note, row.updated = f"{gone.model}@{gone.version}: {why}" if gone else why, now()
+
+
+def wake(session: Session, project: str, name: str) -> None:
+    """Somebody calls a deployment: it is in use, and where it is asleep it wakes."""
+    row = get(session, project, name)
+    row.used = now()
+    stable = session.get_one(ReleaseRow, (row.id, row.stable))
+    if stable.replicas == 0:
+        stable.replicas, stable.state = 1, DeploymentState.pending
+        bump(session)
+
+
+def options_of(row: DeploymentRow) -> Options:
+    return Options.model_validate(row.options)
+
+
+def policy_of(row: DeploymentRow) -> Policy:
+    """How the release on trial is judged: as the deployment says, at the share of the calls that it is given."""
+    part = row.weight / 100
+    share = part / (1 + part) if row.trial_kind == TrialKind.shadow else part
+    return options_of(row).policy.model_copy(update={"stables_per_trial": stables(share)})
+
+
+def served(row: ReleaseRow) -> Served:
+    return row.model, row.version, row.artefact, row.engine
+
+
+def _target(options: Options) -> int | None:
+    return None if options.latency_target is None else int(options.latency_target * 1e6)
+
+
+def restarts(options: Options, row: ReleaseRow) -> bool:
+    """Whether these options must be told to a replica when it starts."""
+    return _target(options) != row.target_us

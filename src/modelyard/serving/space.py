@@ -1,0 +1,136 @@
+"""Whether there is room for one more replica on this machine, and who gives way where there is not.
+
+The controller asks before it starts one. What a replica of an artefact takes is measured when it is ready and kept, so that
+the second one is admitted by what the first one took. `scaling.make_room` decides; this reads and writes what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select
+
+from modelyard.db import Database, Session, bump, now
+from modelyard.serving import releases
+from modelyard.serving.scaling import Holder, Room, guess, make_room
+from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
+from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.settings import Settings
+from modelyard.storage import Artefacts
+from modelyard.telemetry import log
+
+_log = log(__name__)
+NODE = "local"
+_AGAIN = timedelta(seconds=1)
+_MIB = 1 << 20
+
+
+class Space:
+    """The controller's view of one machine."""
+
+    def __init__(self, db: Database, artefacts: Artefacts, settings: Settings) -> None:
+        self._db, self._artefacts = db, artefacts
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._room = Room(settings.serving_memory or memory * 3 // 4, settings.serving_replicas)
+        self._guesses: dict[str, int] = {}
+
+    def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
+        """True where one more replica of `release` has room, if need be because others were put to sleep. Where not, the
+        release says why and is tried again a moment later."""
+        with self._db.read() as session:
+            held = self._held(session, deployment.id)
+            need = self._need(session, deployment.project, release)
+        asleep = make_room(need, self._room, held)
+        if asleep == []:
+            return True
+        with self._db.begin() as session:
+            if asleep is None:
+                row = session.get(ReleaseRow, (release.deployment, release.generation))
+                if row is not None:
+                    row.error, row.retry_at = self._why(need, held), now() + _AGAIN
+                    bump(session)
+                return False
+            for deployment_id in asleep:
+                self._put_to_sleep(session, deployment_id)
+        return True
+
+    def settings(self, release: ReleaseRow) -> dict[str, int]:
+        """What a replica of a release is told at its start."""
+        found = {} if release.target_us is None else {"target_us": release.target_us}
+        with self._db.read() as session:
+            measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
+        return {**found, "rows": measured.rows} if measured is not None and measured.rows else found
+
+    def measured(self, token: str, health: Health) -> None:
+        """Keep what a replica that is ready takes, and its best batch."""
+        with self._db.begin() as session:
+            replica = session.get(ReplicaRow, token)
+            release = session.get(ReleaseRow, (replica.deployment, replica.generation)) if replica is not None else None
+            if release is None:
+                return
+            key = {"artefact": release.artefact, "engine": release.engine, "node": NODE}
+            row = session.get(MeasureRow, tuple(key.values())) or MeasureRow(**key, memory=0, rows=0)
+            session.add(row)
+            row.memory = max(row.memory, health.memory)
+            row.rows = row.rows or int((health.metadata.get("batch") or {}).get("rows", 0))
+
+    def _held(self, session: Session, but: int) -> list[Holder]:
+        """The deployments that have replicas in memory. Those that are leaving are not counted: they are on their way out."""
+        deployments = {row.id: row for row in session.scalars(select(DeploymentRow))}
+        known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
+        rows: dict[int, list[ReplicaRow]] = {}
+        for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state != ReplicaState.draining)):
+            rows.setdefault(replica.deployment, []).append(replica)
+        return [
+            self._holder(session, deployments[key], replicas, known, key != but)
+            for key, replicas in rows.items()
+            if key in deployments
+        ]
+
+    def _holder(
+        self,
+        session: Session,
+        row: DeploymentRow,
+        replicas: Sequence[ReplicaRow],
+        known: dict[tuple[int, int], ReleaseRow],
+        other: bool,
+    ) -> Holder:
+        needs = [
+            self._need(session, row.project, known[row.id, r.generation]) for r in replicas if (row.id, r.generation) in known
+        ]
+        yields = other and row.trial is None and releases.options_of(row).min_replicas == 0
+        return Holder(row.id, sum(needs), len(replicas), row.used.timestamp(), yields)
+
+    def _need(self, session: Session, project: str, release: ReleaseRow) -> int:
+        measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
+        if measured is not None and measured.memory:
+            return measured.memory
+        if release.artefact not in self._guesses:
+            files = self._artefacts.manifest(project, release.artefact).files.values()
+            self._guesses[release.artefact] = guess(sum(entry.size for entry in files))
+        return self._guesses[release.artefact]
+
+    def _put_to_sleep(self, session: Session, deployment: int) -> None:
+        row = session.get(DeploymentRow, deployment)
+        stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
+        if row is None or stable is None or not stable.replicas:
+            return
+        stable.replicas, stable.state = 0, DeploymentState.asleep
+        changed: dict[str, Any] = {"state": ReplicaState.draining, "changed": now()}
+        for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.deployment == deployment)):
+            if replica.state != ReplicaState.draining:
+                replica.state, replica.changed = changed["state"], changed["changed"]
+        bump(session)
+        _log.info("put to sleep to make room", deployment=row.name)
+
+    def _why(self, need: int, held: Sequence[Holder]) -> str:
+        taken = sum(one.memory for one in held)
+        limit = f"{self._room.memory // _MIB} MiB" + (f" and {self._room.replicas} replicas" if self._room.replicas else "")
+        there = sum(one.replicas for one in held)
+        return (
+            f"No room for a replica of about {need // _MIB} MiB: {taken // _MIB} MiB in {there} replicas are held by others, "
+            f"which do not give way, of {limit} (serving_memory, serving_replicas)."
+        )

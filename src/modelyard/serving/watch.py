@@ -1,0 +1,113 @@
+"""What replicas say of themselves, asked once a second: how many calls they hold, whether they compute, how large they are.
+
+The controller asks it; nothing here decides and nothing is written down. After a restart of control it begins anew, which
+costs a hung replica its time once more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+
+from modelyard.jobs.types import ProcessStatus
+from modelyard.serving.planning import Observed
+from modelyard.serving.scaling import Loads
+from modelyard.serving.tables import ReplicaRow
+from modelyard.serving.types import Health, ReplicaState
+
+EVERY = 1.0  # seconds between two questions to a replica that is ready
+# A replica is swollen that takes so many times what it first took, and this much more.
+_TIMES, _MORE = 2.0, 512 << 20
+
+
+@dataclass(slots=True)
+class _Known:
+    """`since`: when it last moved: it held no call, had computed more, or was not asked before."""
+
+    health: Health | None
+    steps: int
+    since: float
+    memory: int = 0
+
+
+class Watch:
+    """`probe(address)` asks a replica how it is; None where it does not answer within a second."""
+
+    def __init__(self, probe: Callable[[str], Health | None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._probe, self._clock = probe, clock
+        self._known: dict[str, _Known] = {}
+        self._loads: dict[tuple[int, int], Loads] = {}
+        self._asked = float("-inf")
+        self._pool = ThreadPoolExecutor(8, "probe")  # one that hangs keeps nobody waiting
+
+    def look(self, rows: Sequence[ReplicaRow]) -> None:
+        """Ask those that are starting now, and those that are ready where it is time."""
+        at = self._clock()
+        self._known = {row.token: known for row in rows if (known := self._known.get(row.token))}
+        wanted: tuple[ReplicaState, ...] = (ReplicaState.starting,)
+        if at - self._asked >= EVERY:
+            self._asked, wanted = at, (ReplicaState.starting, ReplicaState.ready)
+        asked = [row for row in rows if row.state in wanted]
+        for row, health in zip(asked, self._pool.map(self._probe, [row.address for row in asked]), strict=True):
+            self._note(row.token, health, at)
+        if ReplicaState.ready in wanted:
+            self._count(rows, at)
+
+    def observed(self, row: ReplicaRow, status: ProcessStatus | None) -> Observed:
+        known = self._known.get(row.token)
+        alive = status is not None and status.exit is None
+        stuck = self._clock() - known.since if known and row.state == ReplicaState.ready else 0.0
+        return Observed(
+            row.token,
+            row.generation,
+            ReplicaState(row.state),
+            row.started,
+            row.changed,
+            status.pid if status else None,
+            status.exit if status else None,
+            alive,
+            known.health if known else None,
+            timedelta(seconds=stuck),
+            known is not None and _swollen(known),
+        )
+
+    def load(self, release: tuple[int, int], tokens: Sequence[str]) -> tuple[float, float, float | None]:
+        """Calls at a release's replicas, on average in the last seconds and at most in the last half minute, and µs a row."""
+        loads = self._loads.get(release)
+        if loads is None:
+            return 0.0, 0.0, None
+        measured = [known.health.metadata.get("batch") for t in tokens if (known := self._known.get(t)) and known.health]
+        each = next((batch["us_a_row"] for batch in measured if batch), None)
+        return loads.rising(self._clock()), loads.falling, each
+
+    def _note(self, token: str, health: Health | None, at: float) -> None:
+        known = self._known.get(token)
+        if known is None:
+            known = self._known[token] = _Known(health, -1, at)
+        known.health = health
+        if health is None:
+            return
+        if health.depth == 0 or health.steps != known.steps:
+            known.since, known.steps = at, health.steps
+        if health.state == ReplicaState.ready:
+            known.memory = known.memory or health.memory
+
+    def _count(self, rows: Sequence[ReplicaRow], at: float) -> None:
+        depths: dict[tuple[int, int], int] = {}
+        for row in rows:
+            known = self._known.get(row.token)
+            if row.state == ReplicaState.ready:
+                depth = known.health.depth if known and known.health else 0
+                release = row.deployment, row.generation
+                depths[release] = depths.get(release, 0) + depth
+        self._loads = {release: self._loads.get(release, Loads()) for release in depths}
+        for release, depth in depths.items():
+            self._loads[release].add(at, depth)
+
+
+def _swollen(known: _Known) -> bool:
+    grown = known.health.memory if known.health else 0
+    return bool(known.memory) and grown > max(_TIMES * known.memory, known.memory + _MORE)

@@ -1,0 +1,106 @@
+"""The best batch: small where more rows gain nothing, never beyond the budget, and of inputs that the signature allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard.serving.best import BUDGET, DEFAULT, Best, choose, find, measure, synthetic
+from modelyard.tensors import Signature, TensorSpec
+
+OUT = (TensorSpec("y", "FP32", (-1, 1)),)
+
+
+class Timed:
+    """A model of a fixed time a batch and a row, and the clock it passes on."""
+
+    def __init__(self, fixed, each, first=0.0):
+        self.fixed, self.each, self.first = fixed, each, first
+        self.now, self.sizes = 0.0, []
+
+    def __call__(self, batch):
+        rows = len(batch["x"])
+        self.sizes.append(rows)
+        self.now += self.fixed + self.each * rows + (self.first if len(self.sizes) == 1 else 0.0)
+        return {"y": batch["x"]}
+
+    def times(self):
+        return measure(self, lambda rows: {"x": np.ones((rows, 2), np.float32)}, clock=lambda: self.now)
+
+
+@given(st.floats(0, 0.02), st.floats(1e-6, 0.3), st.floats(0, 0.2))
+def test_the_budget_holds_for_whatever_a_model_takes(fixed, each, first):
+    model = Timed(fixed, each, first)
+    times = model.times()
+    assert [rows for rows, _ in times] == [2**n for n in range(len(times))]
+    assert model.now <= max(BUDGET, model.first + 2 * (fixed + each)) + 1e-9
+    assert 1 <= choose(times) <= 256
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "rows"),
+    [(0.0, 0.001, 1), (0.0001, 0.00001, 128), (0.002, 0.0005, 64), (1e-6, 1e-9, 256), (0.0005, 0.001, 8), (0.0, 0.1, 4)],
+)
+def test_the_least_rows_that_are_about_as_fast_as_any(fixed, each, rows):
+    times = Timed(fixed, each).times()
+    chosen = choose(times)
+    assert chosen == rows or fixed / chosen <= 0.08 * each, times
+
+
+def test_a_slow_first_forward_is_no_measure():
+    assert choose(Timed(0.0, 0.001, first=0.02).times()) == 1
+    assert dict(Timed(0.0, 0.001, first=0.02).times())[1] == pytest.approx(0.001)
+
+
+def test_larger_batches_that_are_slower_end_the_search():
+    model = Timed(0.0, 1e-5)
+    times = measure(
+        lambda batch: setattr(model, "now", model.now + 1e-5 * len(batch["x"]) ** 1.5),
+        lambda rows: {"x": np.ones((rows, 1))},
+        clock=lambda: model.now,
+    )
+    assert [rows for rows, _ in times] == [1, 2, 4]
+    assert choose(times) == 1
+
+
+def test_what_was_not_measured_has_a_size():
+    assert choose([]) == DEFAULT
+
+
+def test_inputs_are_made_from_the_signature():
+    signature = Signature(
+        (
+            TensorSpec("ids", "INT64", (-1, -1)),
+            TensorSpec("pixels", "FP32", (-1, 3, 8, -1)),
+            TensorSpec("on", "BOOL", (-1,)),
+        ),
+        OUT,
+    )
+    made = synthetic(signature, {"ids": 0}, 5)
+    assert {name: (a.dtype.name, a.shape) for name, a in made.items()} == {
+        "ids": ("int64", (5, 64)),
+        "pixels": ("float32", (5, 3, 8, 16)),
+        "on": ("bool", (5,)),
+    }
+    assert all((array == 1).all() for array in made.values())
+
+
+@pytest.mark.parametrize(
+    "spec", [TensorSpec("x", "BYTES", (-1,)), TensorSpec("x", "FP32", None), TensorSpec("x", "BF16", (-1,))]
+)
+def test_a_signature_that_does_not_tell(spec):
+    assert find(lambda batch: {}, Signature((spec,), OUT), {}) is None
+
+
+def test_large_inputs_are_not_made():
+    sizes = []
+    signature = Signature((TensorSpec("x", "FP32", (-1, 3, 1024, 1024)),), OUT)
+    find(lambda batch: sizes.append(len(batch["x"])), signature, {})
+    assert max(sizes) <= 4
+
+
+def test_it_is_told_with_the_time_a_row():
+    found = Best(4, ((1, 0.001), (2, 0.0012), (4, 0.002)), {})
+    assert found.to_json() == {"rows": 4, "us_a_row": 500.0}

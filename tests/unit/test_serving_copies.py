@@ -1,0 +1,70 @@
+"""A call sent again with the answer that was given: what the replica compares, and what it says of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from modelyard.serving.copies import Comparing, copied_head
+from modelyard.serving.oip import OipCodec
+from modelyard.serving.v1 import V1Codec
+from modelyard.tensors import Signature, TensorSpec
+
+SIGNATURE = Signature(
+    (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("label", "BYTES", (-1,)), TensorSpec("scores", "FP32", (-1, 2)))
+)
+BODY = json.dumps({"inputs": [{"name": "x", "shape": [3, 2], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}).encode()
+BINARY = json.dumps({**json.loads(BODY), "parameters": {"binary_data_output": True}}).encode()
+
+
+def outputs(*labels: str, spread: float = 0.0):
+    names = np.array([label.encode() for label in labels], object)
+    return {"label": names, "scores": np.full((len(labels), 2), 0.5 + spread, np.float32)}
+
+
+def compared(body: bytes, given, ours, *, packed: bool = False, head=None):
+    """What a shadow says that answers `ours` where the caller was given `given`."""
+    codec = OipCodec(SIGNATURE)
+    answer_head, answer = codec.encode(codec.decode({}, body), "d", "1", given)
+    if packed:
+        answer, answer_head = gzip.compress(answer), {**(answer_head or {}), "content-encoding": "gzip"}
+    told = copied_head(head or {}, answer_head, len(answer))
+    comparing = Comparing(OipCodec(SIGNATURE), "image-classification")
+    question = comparing.decode(told, body + answer)
+    np.testing.assert_array_equal(question.inputs["x"], [[1, 2], [3, 4], [5, 6]])
+    said_head, said = comparing.encode(question, "d", "2", ours)
+    assert said_head is None
+    return json.loads(said)
+
+
+@pytest.mark.parametrize("body", [BODY, BINARY])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_that_differ_are_counted(body, packed):
+    given = outputs("one", "two", "three")
+    assert compared(body, given, outputs("one", "two", "three", spread=0.01), packed=packed) == [3, 0]
+    assert compared(body, given, outputs("one", "two", "four"), packed=packed) == [3, 1]
+
+
+def test_an_answer_of_another_kind_differs_wholly():
+    codec = OipCodec(Signature(SIGNATURE.inputs, (TensorSpec("y", "FP32", (-1, 1)),)))
+    _, answer = codec.encode(codec.decode({}, BODY), "d", "1", {"y": np.zeros((3, 1), np.float32)})
+    comparing = Comparing(OipCodec(SIGNATURE), "image-classification")
+    question = comparing.decode(copied_head({}, None, len(answer)), BODY + answer)
+    assert json.loads(comparing.encode(question, "d", "2", outputs("a", "b", "c"))[1]) == [3, 3]
+    question = comparing.decode(copied_head({}, {"content-encoding": "gzip"}, 4), BODY + b"junk")
+    assert json.loads(comparing.encode(question, "d", "2", outputs("a", "b", "c"))[1]) == [3, 3]
+
+
+def test_where_nobody_can_read_the_answer_nothing_is_compared():
+    comparing = Comparing(V1Codec(SIGNATURE), "image-classification")
+    body = json.dumps({"instances": [[1, 2], [3, 4], [5, 6]]}).encode()
+    question = comparing.decode(copied_head({}, None, 2), body + b"{}")
+    assert json.loads(comparing.encode(question, "d", "2", outputs("a", "b", "c"))[1]) == [0, 0]
+
+
+def test_how_the_callers_answer_is_to_be_coded_is_not_how_the_copys_is():
+    told = copied_head({"accept": "text/event-stream", "gzip-from": "0", "x-request-id": "r"}, {"content-type": "x"}, 7)
+    assert told == {"x-request-id": "r", "x-answer-content-type": "x", "x-answer-size": "7"}

@@ -1,0 +1,118 @@
+"""How many replicas, and who gives way: functions of numbers, and the promises they keep."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard.serving.scaling import CALLS, Demand, Holder, Loads, Room, guess, make_room, scale
+from modelyard.serving.types import Options
+
+GIB = 1 << 30
+
+
+def demand(replicas=1, rising=0.0, falling=0.0, us_a_row=None, quiet=0.0):
+    return Demand(replicas, rising, falling, us_a_row, quiet)
+
+
+def options(least=1, most=8, **more):
+    return Options(min_replicas=least, max_replicas=most, **more)
+
+
+def test_it_grows_with_what_is_outstanding_and_shrinks_when_that_has_been_little_for_a_while():
+    assert scale(demand(2, rising=3.5 * CALLS, falling=3.5 * CALLS), options()) == 4
+    assert scale(demand(1, rising=100 * CALLS, falling=100 * CALLS), options()) == 2  # at most twice as many at a time
+    assert scale(demand(4, rising=0, falling=3.5 * CALLS), options()) == 4
+    assert scale(demand(4, rising=0, falling=CALLS), options()) == 1
+
+
+def test_a_latency_target_says_how_many_calls_a_replica_may_hold():
+    asked = options(latency_target=0.02)
+    assert scale(demand(2, rising=12, falling=12, us_a_row=5000), asked) == 3
+    assert scale(demand(2, rising=12, falling=12, us_a_row=100), asked) == 1
+    assert (
+        scale(demand(1, rising=3, falling=3, us_a_row=1e6), asked) == 2
+    )  # a target that cannot be met asks for no more than one each
+
+
+def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
+    asked = options(0, 4, idle=60)
+    assert scale(demand(1, quiet=61), asked) == 0
+    assert scale(demand(1, quiet=61, falling=1), asked) == 1  # somebody waits
+    assert scale(demand(1, quiet=59), asked) == 1
+    assert scale(demand(0, quiet=0), asked) == 0
+    assert scale(demand(0), options(2)) == 2  # it may not sleep any more
+
+
+@given(
+    st.builds(
+        Demand, st.integers(0, 64), st.floats(0, 1e4), st.floats(0, 1e4), st.none() | st.floats(1, 1e6), st.floats(0, 1e5)
+    ),
+    st.integers(0, 64),
+    st.integers(1, 64),
+    st.none() | st.floats(0.001, 10),
+)
+def test_it_stays_within_what_was_asked_for(told, least, most, target):
+    asked = options(min(least, most), most, latency_target=target)
+    wanted = scale(told, asked)
+    assert wanted == 0 or max(1, asked.min_replicas) <= wanted <= most
+    assert wanted or asked.min_replicas == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(0, 100)), min_size=1, max_size=60))
+def test_loads_forget_what_is_long_past(steps):
+    loads, at = Loads(), 0.0
+    seen = []
+    for wait, calls in steps:
+        at += wait
+        loads.add(at, calls)
+        seen.append((at, calls))
+    assert loads.falling == max(calls for moment, calls in seen if moment >= at - 30)
+    recent = [calls for moment, calls in seen if moment >= at - 2]
+    assert loads.rising(at) == pytest.approx(sum(recent) / len(recent))
+
+
+def holder(key, memory=GIB, used=0.0, yields=True, replicas=1):
+    return Holder(key, memory, replicas, used, yields)
+
+
+def test_the_least_recently_used_gives_way_and_no_more_than_are_needed():
+    held = [holder(1, used=3), holder(2, used=1), holder(3, used=2, yields=False), holder(4, used=2)]
+    assert make_room(GIB, Room(5 * GIB, 0), held) == []
+    assert make_room(GIB, Room(4 * GIB, 0), held) == [2]
+    assert make_room(GIB, Room(0, 3), held) == [2, 4]
+    assert make_room(GIB, Room(GIB, 0), held) is None
+    assert make_room(GIB, Room(0, 0), held) == []
+
+
+@given(
+    st.integers(1, 100),
+    st.builds(Room, st.integers(0, 300), st.integers(0, 10)),
+    st.lists(
+        st.builds(Holder, st.integers(), st.integers(0, 100), st.integers(1, 4), st.floats(0, 10), st.booleans()),
+        unique_by=lambda one: one.deployment,
+        max_size=8,
+    ),
+)
+def test_room_is_made_where_it_can_be_from_those_alone_that_yield(need, room, held):
+    asleep = make_room(need, room, held)
+    known = {one.deployment: one for one in held}
+    staying = [one for one in held if one.deployment not in (asleep or ())]
+
+    def fits(ones):
+        memory, replicas = sum(one.memory for one in ones) + need, sum(one.replicas for one in ones) + 1
+        return (not room.memory or memory <= room.memory) and (not room.replicas or replicas <= room.replicas)
+
+    if asleep is None:
+        assert not fits([one for one in held if not one.yields])
+        return
+    assert all(known[key].yields for key in asleep)
+    assert fits(staying)
+    if asleep:  # the last one was needed
+        assert not fits([*staying, known[asleep[-1]]])
+        assert max(known[key].used for key in asleep) <= min((o.used for o in staying if o.yields), default=10)
+
+
+def test_before_it_was_measured_a_replica_is_taken_for_its_weights_twice_and_a_python():
+    assert guess(100 << 20) == (96 << 20) + (200 << 20)

@@ -1,0 +1,121 @@
+"""Calls that wait for a deployment to wake: held, told once, and asked for not too often."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
+
+from modelyard.errors import Asleep, Unauthorized
+from modelyard.serving import sleepers
+from modelyard.serving.follower import State
+from modelyard.serving.sleepers import Sleepers
+from modelyard.serving.types import DeploymentState
+
+URL = b"/v2/models/digits/infer"
+GOOD = ((b"authorization", b"Bearer " + KEY.encode()),)
+SLEEPS = {"state": DeploymentState.asleep, "endpoints": (), "wakes": True}
+
+
+def run(scene):
+    return asyncio.run(scene())
+
+
+def test_a_call_is_held_until_a_replica_is_there_and_control_is_asked_once():
+    async def scene():
+        held, asked, told = Sleepers(), [], []
+        held.waker = lambda route, credentials: asked.append((route.deployment, credentials))
+        for number in range(3):
+            held.hold(route(**SLEEPS), GOOD, 5.0, lambda number=number: told.append(number))
+        assert held.any
+        held.look(lambda name: route(state=DeploymentState.pending, endpoints=(), wakes=True))
+        assert told == []
+        held.look(lambda name: route())
+        assert told == [0, 1, 2]
+        held.look(lambda name: route())
+        assert (told, asked, held.any) == ([0, 1, 2], [("digits", GOOD)], False)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("found", [None, {"state": DeploymentState.failed, "endpoints": ()}])
+def test_where_nothing_will_wake_nobody_waits(found):
+    async def scene():
+        held, told = Sleepers(), []
+        held.hold(route(**SLEEPS), GOOD, 5.0, lambda: told.append(1))
+        held.look(lambda name: None if found is None else route(**found))
+        assert told == [1]
+
+    run(scene)
+
+
+def test_patience_ends_and_is_told_once():
+    async def scene():
+        held, told = Sleepers(), []
+        held.hold(route(**SLEEPS), GOOD, 0.01, lambda: told.append(1))
+        await asyncio.sleep(0.05)
+        held.look(lambda name: route(**SLEEPS))
+        assert (told, held.any) == ([1], False)
+        held.look(lambda name: route())
+        assert told == [1]
+
+    run(scene)
+
+
+def test_control_is_asked_again_after_a_while(monkeypatch):
+    async def scene():
+        held, asked = Sleepers(), []
+        held.waker = lambda *_: asked.append(1)
+        for _ in range(3):
+            held.hold(route(**SLEEPS), GOOD, 5.0, lambda: None)
+        monkeypatch.setattr(sleepers, "AGAIN", 0.0)
+        held.hold(route(**SLEEPS), GOOD, 5.0, lambda: None)
+        assert len(asked) == 2
+
+    run(scene)
+
+
+def test_only_so_many_are_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(sleepers, "MOST", 2)
+
+    async def scene():
+        bench = Bench(tmp_path, routes=[route(**SLEEPS)])
+        refusal = _refused(bench)
+        for _ in range(2):
+            assert bench.gateway.may_wake(refusal, time.time())
+            bench.gateway.sleepers.hold(refusal.of, GOOD, 5.0, lambda: None)
+        assert not bench.gateway.may_wake(refusal, time.time())
+        assert not bench.gateway.may_wake(refusal, time.time() - 1e6)
+
+    run(scene)
+
+
+def _refused(bench: Bench) -> Asleep:
+    with pytest.raises(Asleep) as caught:
+        bench.gateway.admit(URL, GOOD, time.time())
+    return caught.value
+
+
+def test_a_gateway_lets_go_of_who_waits_when_it_learns_of_a_replica(tmp_path):
+    async def scene():
+        bench, told = Bench(tmp_path, routes=[route(**SLEEPS)]), []
+        bench.gateway.follow(FakeFollower())
+
+        class Call:
+            began, credentials = time.time(), GOOD
+
+        bench.gateway.wait(_refused(bench), Call, told.append)
+        keys = [record()]
+        bench.gateway.apply(State(2, keys, [route()]))
+        assert told == [True]
+        assert bench.gateway.admit(URL, GOOD, time.time()) is not None
+
+    run(scene)
+
+
+def test_who_has_no_key_wakes_nobody(tmp_path):
+    bench = Bench(tmp_path, routes=[route(**SLEEPS)])
+    with pytest.raises(Unauthorized):
+        bench.gateway.admit(URL, (), time.time())

@@ -1,0 +1,95 @@
+"""Room for one more replica, over a database: who is put to sleep for it, and what is said where nobody may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from test_serving_service import deploy, replica
+
+from modelyard.db import Base, Database, now
+from modelyard.serving.space import Space
+from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
+from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.settings import Settings
+from modelyard.storage import Artefacts
+from modelyard.tenancy import service as tenancy
+from modelyard.testing import MemoryStore
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    """Deployments 'a', 'b' and 'c', called in this order, each with a ready replica of 100 MiB; 'c' may not sleep."""
+    database = Database(f"sqlite:///{tmp_path / 'yard.db'}")
+    Base.metadata.create_all(database.engine)
+    with database.begin() as session:
+        tenancy.create_project(session, "team")
+        session.add(MeasureRow(artefact="hash1", engine="onnx", node="local", memory=100 * MIB, rows=0))
+    for number, name in enumerate("abc", 1):
+        deploy(database, name=name, min_replicas=0 if name != "c" else 1)
+        replica(database, name, 1, deployment=number)
+        with database.begin() as session:
+            session.query(DeploymentRow).filter_by(name=name).update({"used": now() + timedelta(seconds=number)})
+    yield database
+    database.close()
+
+
+def space(db: Database, tmp_path: Path, **settings: int) -> Space:
+    return Space(db, Artefacts(MemoryStore(), tmp_path / "cache"), Settings(data=tmp_path, **settings))
+
+
+def make(db: Database, made: Space, name: str = "d") -> bool:
+    deploy(db, name=name)
+    with db.read() as session:
+        row = session.query(DeploymentRow).filter_by(name=name).one()
+        release = session.get_one(ReleaseRow, (row.id, row.stable))
+    return made.make(row, release)
+
+
+def states(db: Database) -> dict[str, tuple[str, int]]:
+    with db.read() as session:
+        releases = {row.deployment: row for row in session.query(ReleaseRow)}
+        return {row.name: (releases[row.id].state, releases[row.id].replicas) for row in session.query(DeploymentRow)}
+
+
+def test_where_there_is_room_nobody_sleeps(db: Database, tmp_path: Path) -> None:
+    assert make(db, space(db, tmp_path, serving_memory=400 * MIB))
+    assert states(db)["a"] == ("pending", 1)
+
+
+@pytest.mark.parametrize("limits", [{"serving_memory": 399 * MIB}, {"serving_replicas": 3}])
+def test_the_least_recently_called_is_put_to_sleep(db: Database, tmp_path: Path, limits: dict[str, int]) -> None:
+    assert make(db, space(db, tmp_path, **limits))
+    found = states(db)
+    assert found["a"] == (DeploymentState.asleep, 0)
+    assert found["b"] == ("pending", 1)
+    with db.read() as session:
+        assert session.get_one(ReplicaRow, "a").state == ReplicaState.draining
+
+
+def test_who_may_not_sleep_stays_and_the_release_says_why(db: Database, tmp_path: Path) -> None:
+    assert not make(db, space(db, tmp_path, serving_memory=199 * MIB))
+    assert [state for state, _ in states(db).values()] == ["pending"] * 4
+    with db.read() as session:
+        row = session.query(ReleaseRow).filter_by(deployment=4).one()
+        assert row.error is not None
+        assert "No room for a replica of about 100 MiB: 300 MiB in 3 replicas" in row.error
+        assert row.retry_at is not None
+
+
+def test_what_was_measured_is_kept_for_the_next(db: Database, tmp_path: Path) -> None:
+    made = space(db, tmp_path)
+    metadata = {"batch": {"rows": 32, "us_a_row": 5.0}}
+    made.measured("a", Health(ReplicaState.ready, metadata, None, 0, 0, 120 * MIB))
+    made.measured("a", Health(ReplicaState.ready, {}, None, 0, 0, 110 * MIB))
+    made.measured("nobody", Health(ReplicaState.ready, {}, None))
+    with db.read() as session:
+        kept = session.query(MeasureRow).one()
+        release = session.query(ReleaseRow).filter_by(deployment=1).one()
+    assert (kept.memory, kept.rows) == (120 * MIB, 32)
+    release.target_us = 5000
+    assert made.settings(release) == {"target_us": 5000, "rows": 32}

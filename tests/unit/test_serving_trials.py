@@ -1,0 +1,160 @@
+"""A release on trial in a gateway: exact shares, what is compared, copies and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from serving_gateway_fakes import KEY, Bench, record, route
+
+from modelyard.errors import NotFound
+from modelyard.serving.copies import COMPARE, Compared
+from modelyard.serving.exchange import Exchange
+from modelyard.serving.follower import State
+from modelyard.serving.frames import EndFrame, Fault, PartFrame, Usage
+from modelyard.serving.trials import COPIES
+from modelyard.serving.types import Endpoint, Trial, TrialKind
+from modelyard.serving.verdict import Policy, Tally
+
+URL = b"/v2/models/digits/infer"
+GOOD = ((b"authorization", b"Bearer " + KEY.encode()),)
+
+
+def trial(kind: TrialKind = TrialKind.canary, share: int = 20, **fields: Any) -> Trial:
+    given: dict[str, Any] = {"id": 7, "generation": 2, "model": "cnn", "version": "4", "policy": Policy()}
+    return Trial(kind, endpoints=(Endpoint("u", "/there"),), share=share, **{**given, **fields})
+
+
+def bench(folder: Any, tried: Trial) -> Bench:
+    made = Bench(folder)
+    made.gateway.apply(State(2, [record()], [route(trial=tried)]))
+    return made
+
+
+class Connection:
+    """Keeps what is answered; its clock moves by hand."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.answers: list[tuple[int, bytes]] = []
+
+    def now(self) -> float:
+        return self.clock
+
+    def answer(self, exchange: Exchange, status: int, head: Any, body: bytes | bytearray) -> None:
+        self.answers.append((status, bytes(body)))
+
+    def pass_on(self, exchange: Exchange, head: Any, data: bytes, last: bool) -> None: ...
+
+
+def call(made: Bench, connection: Connection, body: bytes = b"{}") -> Exchange:
+    exchange = Exchange(made.gateway, connection, URL, GOOD, 1e9, connection.now())
+    exchange.admission = made.gateway.admit(URL, GOOD, 1e9)
+    exchange.body, exchange.whole = body, True
+    exchange.send()
+    return exchange
+
+
+@pytest.mark.parametrize("share", [1, 20, 33, 99])
+def test_of_any_hundred_calls_the_canary_has_its_share(tmp_path, share):
+    gateway = bench(tmp_path, trial(share=share)).gateway
+    versions = [gateway.admit(URL, GOOD, 1e9).version for _ in range(300)]
+    for start in range(200):
+        assert abs(versions[start : start + 100].count("4") - share) <= 1
+    assert versions.count("4") == 3 * share
+
+
+def test_a_version_asked_for_by_its_number_is_no_trial(tmp_path):
+    gateway = bench(tmp_path, trial()).gateway
+    for version in ("3", "4"):
+        url = b"/v2/models/digits/versions/%b/infer" % version.encode()
+        admissions = [gateway.admit(url, GOOD, 1e9) for _ in range(10)]
+        assert {a.version for a in admissions} == {version}
+        assert all(a.outcome is None and a.canary is None for a in admissions)
+    with pytest.raises(NotFound):
+        gateway.admit(b"/v2/models/digits/versions/5/infer", GOOD, 1e9)
+
+
+def test_outcomes_of_both_are_compared_and_told_once(tmp_path):
+    made, connection = bench(tmp_path, trial(share=50)), Connection()
+    for number in range(100):
+        exchange = call(made, connection)
+        if exchange.frame.version == "4" and number > 60:
+            made.router.fail(exchange, "internal")
+        else:
+            made.router.answer(exchange)
+    [seen] = made.gateway.observed()
+    assert (seen.deployment, seen.generation, seen.share, seen.calls) == (7, 2, 50, 50)
+    assert seen.evidence.errors.n == seen.evidence.errors.k > 10
+    assert made.gateway.observed() == []
+    counted = sum(slot.calls for slot in made.counted())
+    assert counted == 100
+
+
+def test_what_is_refused_for_too_much_work_says_nothing_of_a_release(tmp_path):
+    made, connection = bench(tmp_path, trial(share=50)), Connection()
+    for _ in range(10):
+        made.router.fail(call(made, connection), "overloaded")
+    assert made.gateway.observed() == []
+
+
+def test_a_shadow_is_given_copies_and_its_answers_go_nowhere(tmp_path):
+    made, connection = bench(tmp_path, trial(TrialKind.shadow, share=50)), Connection()
+    for _ in range(10):
+        made.router.answer(call(made, connection, b"question"), b"answer")
+    assert [answer for _, answer in connection.answers] == [b"answer"] * 10
+    copies = [sent for sent in made.router.sent if not isinstance(sent, Exchange)]
+    assert len(copies) == 5
+    frame = copies[0].frame
+    assert (frame.verb, frame.version, frame.data) == (COMPARE, "4", b"questionanswer")
+    assert frame.head["x-answer-size"] == "6"
+    for number, copy in enumerate(copies):
+        copy.part(PartFrame(copy.frame.id, 0, 1, msgspec.json.encode(Compared(4, 4 * (number % 2))), None))
+        copy.ended(EndFrame(copy.frame.id, Usage(4, 9), 0).usage, None)
+    [seen] = made.gateway.observed()
+    assert (seen.calls, seen.evidence.agreement) == (5, Tally(5, 2))
+    assert sorted(slot.calls for slot in made.counted()) == [0, 10]
+    assert [slot.units for slot in made.counted() if slot.calls == 0] == [20]
+
+
+def test_a_shadow_that_fails_or_says_nonsense_is_counted_and_harms_nobody(tmp_path):
+    made, connection = bench(tmp_path, trial(TrialKind.shadow, share=100)), Connection()
+    for said in (b"not json", b"[1]", b'[3,"x"]', b"[3,-1]", b"[3,99]"):
+        made.router.answer(call(made, connection))
+        copy = made.router.sent[-1]
+        copy.part(PartFrame(copy.frame.id, 0, 1, said, None))
+        copy.ended(Usage(), None)
+    made.router.answer(call(made, connection))
+    made.router.sent[-1].ended(Usage(), Fault("internal", "broken"))
+    made.router.answer(call(made, connection))
+    late = made.router.sent[-1]
+    late.late(Fault("timed_out", "late"))
+    late.ended(Usage(1, 1), Fault("cancelled", "late"))
+    [seen] = made.gateway.observed()
+    assert seen.calls == 7
+    assert seen.evidence.agreement.n == 2
+    assert seen.evidence.errors.k == 2
+
+
+def test_no_more_copies_are_under_way_than_there_is_room_for(tmp_path):
+    made, connection = bench(tmp_path, trial(TrialKind.shadow, share=100)), Connection()
+    for _ in range(COPIES + 10):
+        made.router.answer(call(made, connection))
+    copies = [sent for sent in made.router.sent if not isinstance(sent, Exchange)]
+    assert len(copies) == COPIES
+    copies[0].ended(Usage(), None)
+    made.router.answer(call(made, connection))
+    assert len([sent for sent in made.router.sent if not isinstance(sent, Exchange)]) == COPIES + 1
+
+
+def test_numbers_outlive_a_change_of_routes_but_not_of_the_share(tmp_path):
+    made, connection = bench(tmp_path, trial(share=50)), Connection()
+    keys = [record()]
+    for _ in range(4):
+        made.router.answer(call(made, connection))
+    made.gateway.apply(State(3, keys, [route(trial=trial(share=50))]))
+    made.router.answer(call(made, connection))
+    assert made.gateway.observed()[0].calls == 2
+    made.gateway.apply(State(4, keys, [route(trial=trial(share=60))]))
+    assert made.gateway.observed() == []

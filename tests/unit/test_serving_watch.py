@@ -1,0 +1,110 @@
+"""What is known of replicas from what they say: who hangs, who has grown, how much is asked of a release."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from modelyard.jobs.types import ProcessStatus
+from modelyard.serving.types import Health, ReplicaState
+from modelyard.serving.watch import EVERY, Watch
+
+MIB = 1 << 20
+
+
+class Scene:
+    """A clock moved by hand, and what each replica says next."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.said: dict[str, Health | None] = {}
+        self.asked: list[str] = []
+        self.watch = Watch(self._probe, lambda: self.clock)
+
+    def _probe(self, address: str) -> Health | None:
+        self.asked.append(address)
+        return self.said.get(address)
+
+    def look(self, *rows: Any, after: float = EVERY) -> None:
+        self.clock += after
+        self.watch.look(rows)
+
+    def stuck(self, row: Any) -> float:
+        return self.watch.observed(row, ProcessStatus(row.token, 7, None)).stuck.total_seconds()
+
+
+def replica(token: str = "a", state: ReplicaState = ReplicaState.ready, generation: int = 1) -> Any:
+    return SimpleNamespace(
+        token=token, address=token, state=state, generation=generation, deployment=1, started=None, changed=None
+    )
+
+
+def health(depth: int = 0, steps: int = 0, memory: int = 100 * MIB, **metadata: Any) -> Health:
+    return Health(ReplicaState.ready, metadata, None, depth, steps, memory)
+
+
+def test_who_is_ready_is_asked_once_a_second_and_who_starts_always():
+    scene = Scene()
+    starting = replica("s", ReplicaState.starting)
+    for _ in range(4):
+        scene.look(replica(), starting, replica("d", ReplicaState.draining), after=EVERY / 4)
+    assert scene.asked.count("s") == 4
+    assert scene.asked.count("a") == 1
+    assert "d" not in scene.asked
+
+
+def test_who_holds_calls_and_computes_none_is_stuck_and_who_is_busy_is_not():
+    scene, row = Scene(), replica()
+    for step in range(5):
+        scene.said["a"] = health(depth=3, steps=step)
+        scene.look(row)
+    assert scene.stuck(row) == 0
+    for _ in range(5):
+        scene.look(row)
+    assert scene.stuck(row) == 5
+    scene.said["a"] = health(depth=0, steps=4)  # all gave up
+    scene.look(row)
+    assert scene.stuck(row) == 0
+
+
+def test_who_does_not_answer_is_stuck_too_and_who_was_never_asked_is_not():
+    scene, row = Scene(), replica()
+    assert scene.stuck(row) == 0
+    scene.said["a"] = health()
+    scene.look(row)
+    scene.said["a"] = None
+    for _ in range(3):
+        scene.look(row)
+    assert scene.stuck(row) == 3
+
+
+def test_who_grows_far_beyond_its_beginning_is_swollen():
+    scene, row = Scene(), replica()
+    status = ProcessStatus("a", 7, None)
+    for memory, swollen in ((100, False), (600, False), (611, False), (613, True), (100, False)):
+        scene.said["a"] = health(memory=memory * MIB)
+        scene.look(row)
+        assert scene.watch.observed(row, status).swollen is swollen, memory
+
+
+def test_what_is_asked_of_a_release_is_the_sum_of_its_replicas():
+    scene = Scene()
+    rows = [replica("a"), replica("b"), replica("old", generation=0)]
+    scene.said = {"a": health(4, batch={"rows": 8, "us_a_row": 50.0}), "b": health(6), "old": health(100)}
+    scene.look(*rows)
+    assert scene.watch.load((1, 1), ["a", "b"]) == (10.0, 10.0, 50.0)
+    scene.said = {"a": health(0), "b": health(0)}
+    for _ in range(3):
+        scene.look(*rows[:2])
+    rising, falling, _ = scene.watch.load((1, 1), ["a", "b"])
+    assert (rising, falling) == (0.0, 10.0)
+    assert scene.watch.load((1, 0), ["old"]) == (0.0, 0.0, None)
+
+
+def test_what_is_gone_is_forgotten():
+    scene = Scene()
+    scene.said["a"] = health(5)
+    scene.look(replica())
+    scene.look()
+    assert scene.watch._known == {}
+    assert scene.watch._loads == {}
