@@ -39,6 +39,7 @@ def bodies(scene: Scene) -> dict[tuple[str, str], list[Any]]:
             code | {"inputs": {"files": f"model:{CANARY}@1"}},
         ],
         ("POST", "/api/deployments"): [{"name": "mine", "model": f"{CANARY}@1"}, {"name": CANARY, "model": CANARY}],
+        ("POST", "/api/deployments/{name}/feedback"): [{"items": [{"version": "1", "score": 1.0}]}],
         ("PUT", "/api/datasets/{name}/aliases/{alias}"): [{"version": 1}],
         ("PUT", "/api/models/{name}/aliases/{alias}"): [{"version": 1}],
     }

@@ -32,7 +32,7 @@ from modelyard.app.supervise import bind, environment
 from modelyard.db import Database, bump, now
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.serving.probe import probe
-from modelyard.serving.tables import DeploymentRow, ReplicaRow
+from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import ReplicaState
 from modelyard.settings import Settings
 from modelyard.tenancy import service as tenancy
@@ -100,13 +100,17 @@ class Yard:
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = self.create_key(Scope.infer)
         with self.db.begin() as session:
-            common = {"project": "default", "model": "simple", "version": 1, "generation": 1}
             row = DeploymentRow(
-                **common, name="simple", artefact="0", engine="onnx", task="tabular-regression", replicas=1,
-                state="ready", error=None, retry_at=None, signature={}, created=now(), updated=now(),
-            )  # fmt: skip
+                project="default", name="simple", generation=1, stable=1, options={}, used=now(), created=now(), updated=now()
+            )
             session.add(row)
             session.flush()
+            session.add(
+                ReleaseRow(
+                    deployment=row.id, generation=1, model="simple", version=1, artefact="0", engine="onnx",
+                    task="tabular-regression", replicas=1, settled=True, state="ready", signature={}, created=now(),
+                )
+            )  # fmt: skip
             self.deployment = row.id
 
     def create_key(self, scope: Scope) -> str:

@@ -138,10 +138,23 @@ def test_closing_writes_what_was_sent():
 def test_nothing_is_written_to_a_peer_that_died_in_the_same_turn():
     end = End().connect()
     end.channel.send_whole(call(1, b"x" * (3 * PIECE)))
+    before = list(end.transport.writes)
     end.transport.abort()
+    end.channel.send_whole(call(2, b"x" * (PIECE // 2)))
     end.loop.settle()
     end.channel.connection_lost(None)
     end.channel.send(CancelFrame(1))
     end.loop.settle()
-    assert end.transport.writes == []
+    assert end.transport.writes == before
     assert end.closed == [None]
+
+
+def test_frames_that_fill_a_write_leave_before_the_turn_is_over():
+    end = End().connect()
+    for number in range(100):
+        end.channel.send(call(number, b"x" * 200))
+    early = len(end.transport.writes)
+    assert early >= 2
+    end.loop.settle()
+    assert len(end.transport.writes) == early + 1
+    assert [frame.id for frame in frames(end.transport.written)] == list(range(100))

@@ -80,9 +80,9 @@ class Channel(asyncio.Protocol):
                 body.then.append(frame)
                 return
         append(self._buffer, frame)
-        if len(self._buffer) >= _BURST:
-            self._flush()
-        elif not self._scheduled:
+        if len(self._buffer) >= _BURST and self._may_write:
+            self._write()
+        if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -107,17 +107,24 @@ class Channel(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._transport is None or self._paused:
-            return  # connection_made and resume_writing come back here
-        if self._transport.is_closing():
-            return  # the peer died in this turn: connection_lost ends what was to be sent
+        if not self._may_write:
+            return
         self._take_turns()
         if self._buffer:
-            whole, self._buffer = self._buffer, bytearray()
-            self._transport.write(whole)
+            self._write()
         if self._turns and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+
+    @property
+    def _may_write(self) -> bool:
+        """Not before there is a connection nor while it is full: connection_made and resume_writing come back. Nor where the
+        peer died in this turn: connection_lost ends what was to be sent."""
+        return self._transport is not None and not self._paused and not self._transport.is_closing()
+
+    def _write(self) -> None:
+        whole, self._buffer = self._buffer, bytearray()
+        cast(asyncio.Transport, self._transport).write(whole)
 
     def _take_turns(self) -> None:
         """One piece of each body in turn, until the window is full."""

@@ -131,12 +131,10 @@ def test_a_canary_is_given_its_share_and_promoted_it_has_all(platform: Yard) -> 
 def test_a_shadow_that_answers_otherwise_is_taken_back_and_nobody_saw_it(platform: Yard) -> None:
     platform.deploy("shade", "m@1")
     platform.deploy("shade", "m@4", shadow=100)
-    calls = 0
     gives_up = time.monotonic() + 60
-    while platform.deployment("shade")["trial"] and calls < 500 and time.monotonic() < gives_up:
+    while platform.deployment("shade")["trial"] and time.monotonic() < gives_up:
         for _ in range(10):
             assert ask(platform, "shade") == (1.0, "1")
-            calls += 1
     shown = platform.deployment("shade")
     assert shown["trial"] is None
     assert "m@4: Rolled back. The shadow answered differently in" in shown["note"]
