@@ -74,13 +74,15 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on host:port (0: a free one). Raises `Conflict` for a taken port, `Invalid` for a bad host."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise Invalid(f"'{host}' is no address of this machine: {error.strerror}.") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except socket.gaierror as error:
-        raise Invalid(f"'{host}' is no address of this machine: {error.strerror}.") from error
     except OSError as error:
+        listener.close()
         raise Conflict(f"Port {port} of {host} cannot be had ({error.strerror}): choose another with --port.") from error
     return listener
 
@@ -110,15 +112,16 @@ def keep_next(listener: socket.socket) -> socket.socket:
     """A socket that keeps the port after a listener's without listening: only gateways of this user, which share it, can have
     it from now on. Raises `Conflict` where it is taken."""
     host, port = listener.getsockname()[:2]
+    kept = socket.socket(listener.family, socket.SOCK_STREAM)
     try:
         # Shared ports can be had where another program of ours listens on one; a bind that shares nothing cannot.
         with socket.socket(listener.family, socket.SOCK_STREAM) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind((host, port + 1))
-        kept = socket.socket(listener.family, socket.SOCK_STREAM)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # with SO_REUSEADDR anybody could listen before us
         kept.bind((host, port + 1))
     except (OSError, OverflowError) as error:
+        kept.close()
         why = error.strerror if isinstance(error, OSError) else "there is none"
         raise Conflict(f"Port {port + 1} of {host}, for gRPC, cannot be had ({why}): choose another with --port.") from error
     return kept

@@ -86,12 +86,14 @@ class Supervisor:
         """Open the socket and begin to answer."""
         become_subreaper()
         _end(leftovers(self._owned))
-        self.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        listener.bind(str(self.socket))
-        self.socket.chmod(0o600)
+        hidden = self.socket.with_name(f".{self.socket.name[1:]}")  # whoever sees the socket can connect to it
+        hidden.unlink(missing_ok=True)
+        listener.bind(str(hidden))
+        hidden.chmod(0o600)
         listener.listen(64)
+        hidden.rename(self.socket)
         self._listener = listener
         self._spawn(self._accept(listener))
         self._spawn(self._sweep())
