@@ -43,7 +43,7 @@ ATTACKS = {
     "another project": ("open({blob!r}).read()", GONE, GONE),
     "shadow": ("open('/etc/shadow').read()", GONE, GONE),
     "database": ("open({database!r}).read()", GONE, GONE),
-    "network": ("socket.create_connection(('1.1.1.1', 80), 2)", "Network is unreachable", "Network is unreachable"),
+    "network": ("socket.create_connection(('127.0.0.1', {port}), 2)", "Connection refused", "Connection refused"),
     "signal": (
         "os.kill(os.getppid(), signal.SIGKILL); os.kill({supervisor}, signal.SIGKILL)",
         "ProcessLookupError",
@@ -87,7 +87,8 @@ def evil(owner: Yard, data: Path, tmp_path: Path) -> Callable[[str, str], Path]:
     """Writes a module that attacks where it is told to, and weights for it."""
     (supervisor,) = [pid for pid, argv in processes_of(data) if "up" in argv]
     rival = next((data / "store" / "projects" / "default" / "blobs").rglob("*/*"))
-    names = {"blob": str(rival), "database": str(data / "modelyard.db"), "supervisor": supervisor, "mark": MARK}
+    port = int(owner.profile.url.rpartition(":")[2])  # the platform's own, which anybody outside the sandbox can reach
+    names = {"blob": str(rival), "database": str(data / "modelyard.db"), "supervisor": supervisor, "mark": MARK, "port": port}
 
     def write(attack: str, where: str) -> Path:
         (tmp_path / "evil.py").write_text(MODULE.format(attack=attack.format(**names), where=WHERE[where]))
@@ -116,8 +117,14 @@ def test_a_module_that_attacks_at_import_fails_its_import(
     still_answers(wire)
 
 
+# By a replica's walls, which are a gang's, each is stopped as at import: all of them are tried again in the soak.
+SERVED = [
+    attack if attack in ("network", "memory", "exits") else pytest.param(attack, marks=pytest.mark.soak) for attack in ATTACKS
+]
+
+
 @pytest.mark.parametrize("owner", ["120"], indirect=True)
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", SERVED)
 def test_a_module_that_attacks_where_it_is_served_fails_its_deployment(
     owner: Yard, wire: Wire, evil: Callable[[str, str], Path], attack: str
 ) -> None:

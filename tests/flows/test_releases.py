@@ -173,7 +173,8 @@ def test_a_trial_that_cannot_be_served_changes_nothing(platform: Yard, tmp_path:
     with pytest.raises(ModelyardError, match="goes on as before"):
         platform.deploy("duds", "dud@1", engine="torch", canary=10)
     assert ask(platform, "duds") == (1.0, "1")
-    assert platform.deployment("duds")["trial"] is None
+    until(lambda: platform.deployment("duds")["trial"] is None)
+    assert "It could not be served" in platform.deployment("duds")["note"]
 
 
 def test_what_nobody_calls_sleeps_and_a_call_with_a_key_wakes_it(platform: Yard) -> None:
