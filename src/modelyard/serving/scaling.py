@@ -82,8 +82,8 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A deployment whose replicas are in memory. `used`: when it was last called; `yields`: it may be put to sleep, for it
-    wakes by itself and answers no call now."""
+    """A deployment whose replicas are in memory. `used`: when it was last called; `yields`: it may be put to sleep: what
+    it computes is finished first, and the next call wakes it."""
 
     deployment: int
     memory: int

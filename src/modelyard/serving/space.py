@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from modelyard.db import Database, Session, bump, now
 from modelyard.serving import releases
@@ -119,10 +118,8 @@ class Space:
         if row is None or stable is None or not stable.replicas:
             return
         stable.replicas, stable.state = 0, DeploymentState.asleep
-        changed: dict[str, Any] = {"state": ReplicaState.draining, "changed": now()}
-        for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.deployment == deployment)):
-            if replica.state != ReplicaState.draining:
-                replica.state, replica.changed = changed["state"], changed["changed"]
+        staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
+        session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
 
