@@ -35,9 +35,10 @@ def _named(parameter: Any) -> Any:
 
 
 def _metavar(parameter: TyperArgument | TyperOption) -> str:
-    kind = parameter.type_descriptor
     if isinstance(parameter, TyperArgument):
         return str(parameter.name).upper()
-    if kind.is_choice:
-        return "|".join(map(str, kind.choices or ()))
-    return {"bool": "", "int": "N", "float": "NUMBER"}.get(parameter.bare_type(), str(parameter.name).upper())
+    choices = getattr(parameter.type, "choices", None)
+    if choices:
+        return "|".join(map(str, choices))
+    kind = parameter.type.name.partition(" ")[0]  # "int" and "int range" alike
+    return {"boolean": "", "int": "N", "float": "NUMBER"}.get(kind, str(parameter.name).upper())
