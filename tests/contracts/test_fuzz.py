@@ -78,11 +78,12 @@ def body(name: str, data: bytes) -> None:
         codec = DOORS.get(name).codec(signature)
         try:
             question = codec.decode(head, data)
+            inputs = dict(question.inputs)
         except CallerError:
             continue
-        assert set(question.inputs) == {spec.name for spec in signature.inputs}
+        assert set(inputs) == {spec.name for spec in signature.inputs}
         for spec in signature.inputs:
-            array = question.inputs[spec.name]
+            array = inputs[spec.name]
             assert array.dtype == DATATYPES[spec.datatype]
             assert spec.shape is None or len(spec.shape) == array.ndim
             assert all(size in (-1, there) for size, there in zip(spec.shape or array.shape, array.shape, strict=True))

@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.engines.base import ModelCard, ModuleCard, TensorCard
-from modelyard.serving.frames import MAX_FRAME, CallFrame, Decoder, EndFrame, HealthFrame, PartFrame, append
+from modelyard.serving.frames import MAX_FRAME, CallFrame, Decoder, EndFrame, HealthFrame, append
 from modelyard.serving.probe import probe
 from modelyard.serving.types import ReplicaState
 
@@ -118,7 +118,7 @@ class Process:
             for frame in self.got:
                 if isinstance(frame, EndFrame):
                     ended.setdefault(frame.id, (frame, time.monotonic() - began))
-        parts = {frame.id: json.loads(frame.data) for frame in self.got if isinstance(frame, PartFrame)}
+        parts = {frame.id: json.loads(frame.data) for frame in self.got if isinstance(frame, EndFrame) and frame.data}
         self.got.clear()
         return [
             (end.error or parts[number]["outputs"][0]["data"], seconds)

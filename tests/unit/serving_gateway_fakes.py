@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.serving.follower import State
-from modelyard.serving.frames import EndFrame, Fault, PartFrame, Usage
+from modelyard.serving.frames import EndFrame, Fault, Usage
 from modelyard.serving.gateway import Gateway
 from modelyard.serving.meter import Counters, Meters
 from modelyard.serving.types import DeploymentState, Endpoint, Route
@@ -70,7 +70,7 @@ class FakeRouter:
         self.sent.append(call)
 
     def answer(self, call: Any, body: bytes = b"{}", head: dict[str, str] | None = None, units: int = 1) -> None:
-        call.part(PartFrame(call.frame.id, 0, units, body, head))
+        call.part(body, head)
         end = EndFrame(call.frame.id, Usage(units, 7), 0)
         call.ended(end.usage, end.error)
 

@@ -25,7 +25,7 @@ FRAMES = st.one_of(
     st.builds(f.PartFrame, IDS, IDS, IDS, DATA, st.none() | HEAD, st.booleans()),
     st.builds(f.MoreFrame, IDS, IDS),
     st.builds(f.GrantFrame, IDS, IDS),
-    st.builds(f.EndFrame, IDS, USAGE, IDS, FAULT),
+    st.builds(f.EndFrame, IDS, USAGE, IDS, FAULT, st.none() | DATA, st.none() | HEAD),
     st.builds(f.CancelFrame, IDS),
     st.builds(f.HealthFrame, IDS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), FAULT, IDS, IDS, st.dictionaries(TEXT, IDS)),
     st.builds(f.SubcallFrame, IDS, IDS, TEXT, st.none() | TEXT, TEXT, TEXT, HEAD, DATA, st.booleans()),

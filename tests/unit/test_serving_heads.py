@@ -58,3 +58,65 @@ def test_the_date_is_joined_once_for_a_list():
     defaults, first = heads.Defaults(), [(b"date", b"1")]
     assert defaults.lines(first) is defaults.lines(first)
     assert defaults.lines([(b"date", b"2")]) == b"date: 2\r\n"
+
+
+HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\n%b\r\nX-More: 1\r\n\r\n"
+
+
+class Asked:
+    """What llhttp says of bytes that came at once: the bodies of whole requests, and whether it took them all."""
+
+    def __init__(self, data):
+        self.headers, self.body, self.bodies, self.fine = [], b"", [], True
+        try:
+            httptools.HttpRequestParser(self).feed_data(data)
+        except httptools.HttpParserError:
+            self.fine = False
+
+    def on_message_begin(self):
+        self.body, self.headers = b"", []
+
+    def on_header(self, name, value):
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body):
+        self.body += body
+
+    def on_message_complete(self):
+        self.bodies.append((self.body, self.headers))
+
+
+@given(
+    st.sampled_from([b"Content-Length: 5", b"content-length:5", b"CONTENT-LENGTH:  5", b"Content-Length: 0005"]),
+    st.text("0123456789+-_., xX\t\r\n", max_size=9).map(str.encode) | st.integers(0, 30).map(b"%d".__mod__),
+    st.binary(max_size=30),
+)
+def test_a_request_that_passes_for_a_known_one_is_what_llhttp_would_have_read(line, digits, body):
+    known = heads.Known.of(HEAD % line, b"", (), {}, None)
+    assert known is not None
+    assert known.body(HEAD % line + b"12345") == b"12345"
+    data = known.before + digits + known.after + body
+    found = known.body(data)
+    asked = Asked(data)
+    if found is not None:
+        assert asked.fine
+        assert [body for body, _ in asked.bodies] == [found]
+        assert len(asked.bodies[0][1]) == 3
+    plain = digits.isdigit() and len(digits) < 8 and int(digits) == len(body)
+    assert (found == body) if plain else (found is None)
+
+
+@given(st.binary(max_size=200))
+def test_what_does_not_begin_as_the_known_one_is_no_known_one(data):
+    known = heads.Known.of(HEAD % b"Content-Length: 5", b"", (), {}, None)
+    assert known.body(data) is None
+
+
+def test_a_head_that_says_no_length_or_two_is_not_remembered():
+    for line in (
+        b"Expect: nothing",
+        b"Content-Length: 1\r\nContent-Length: 1",
+        b"Content-Length: 123456789",
+        b"Content-Length: 1 ",
+    ):
+        assert heads.Known.of(HEAD % line, b"", (), {}, None) is None

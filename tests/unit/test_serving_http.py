@@ -15,7 +15,7 @@ from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from uvicorn.server import ServerState
 
 from modelyard.serving.follower import State
-from modelyard.serving.frames import PIECE, Fault, PartFrame, Usage, append
+from modelyard.serving.frames import PIECE, Fault, Usage, append
 from modelyard.serving.http import MAX_HEAD, InferenceProtocol
 from modelyard.serving.metrics import exposition
 from modelyard.serving.turns import LINGER, MAX_PIPELINED
@@ -178,8 +178,8 @@ async def test_headers_of_a_replica_pass_and_cannot_end_their_line(c):
 async def test_an_answer_in_several_parts(c):
     c.feed(post())
     [call] = c.router.sent
-    for seq, data in enumerate((b"a", b"b", b"c")):
-        call.part(PartFrame(1, seq, 1, data))
+    for data in (b"a", b"b", b"c"):
+        call.part(data, None)
     call.ended(Usage(3, 0), None)
     assert c.answers()[0][2] == b"abc"
 
@@ -908,7 +908,7 @@ async def test_the_same_head_again_is_not_parsed_again_and_means_the_same(c):
     assert len(set(ids)) == 4
     assert [call.frame.head["x-request-id"] for call in c.router.sent] == ids
     c.feed(post(b"longer"), b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n", post(b"longer"))
-    assert len(fed) == 3
+    assert len(fed) == 2
     assert c.router.sent[-1].frame.data == b"longer"
 
 
@@ -998,8 +998,8 @@ EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 ASKS = "Accept: text/event-stream\r\n"
 
 
-def part(c, call, data, head=None, seq=0):
-    call.part(PartFrame(call.frame.id, seq, 1, data, head))
+def part(call, data, head=None):
+    call.part(data, head)
 
 
 def stream(data):
@@ -1021,7 +1021,7 @@ async def test_parts_are_passed_on_as_they_come_and_counted_at_the_end(c):
     c.feed(post(more=ASKS))
     [call] = c.router.sent
     assert call.frame.head["accept"] == "text/event-stream"
-    part(c, call, b"data: 1\n\n", EVENTS)
+    part(call, b"data: 1\n\n", EVENTS)
     written = c.transport.take()
     head, body, whole = stream(written)
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -1030,8 +1030,8 @@ async def test_parts_are_passed_on_as_they_come_and_counted_at_the_end(c):
     assert b"content-length" not in head
     assert (body, whole) == (b"data: 1\n\n", False)
     assert c.bench.counted() == []
-    part(c, call, b"data: 2\n\n", seq=1)
-    part(c, call, b"", seq=2)
+    part(call, b"data: 2\n\n")
+    part(call, b"")
     written += c.transport.take()
     assert stream(written)[1:] == (b"data: 1\n\ndata: 2\n\n", False)
     call.ended(Usage(2, 7), None)
@@ -1046,14 +1046,14 @@ async def test_parts_are_passed_on_as_they_come_and_counted_at_the_end(c):
 async def test_a_stream_waits_for_its_turn(c):
     c.feed(post(), post(more=ASKS), post())
     first, second, third = c.router.sent
-    part(c, second, b"data: 1\n\n", EVENTS)
+    part(second, b"data: 1\n\n", EVENTS)
     c.router.answer(third)
     assert not c.transport.written
     c.router.answer(first)
     data = c.transport.take()
     assert data.count(b"HTTP/1.1 200") == 2
     assert data.endswith(b"9\r\ndata: 1\n\n\r\n")
-    part(c, second, b"data: 2\n\n", seq=1)
+    part(second, b"data: 2\n\n")
     second.ended(Usage(2, 1), None)
     data = c.transport.take()
     assert data.startswith(b"9\r\ndata: 2\n\n\r\n0\r\n\r\nHTTP/1.1 200")
@@ -1064,7 +1064,7 @@ async def test_what_was_passed_on_is_not_asked_for_again(c):
     c.feed(post(more=ASKS))
     [call] = c.router.sent
     assert call.restart()
-    part(c, call, b"data: 1\n\n", EVENTS)
+    part(call, b"data: 1\n\n", EVENTS)
     assert not call.restart()
     call.ended(Usage(1, 1), Fault("unavailable", "The replica ended."))
     _, body, whole = stream(c.transport.take())
@@ -1083,9 +1083,9 @@ async def test_a_refusal_before_the_first_part_has_its_status(c):
 async def test_a_stream_that_is_late_ends_with_an_event_and_takes_no_more(c):
     c.feed(post(more=ASKS))
     [call] = c.router.sent
-    part(c, call, b"data: 1\n\n", EVENTS)
+    part(call, b"data: 1\n\n", EVENTS)
     call.late(Fault("timed_out", "too late"))
-    part(c, call, b"data: 2\n\n", seq=1)
+    part(call, b"data: 2\n\n")
     call.ended(Usage(2, 5), None)
     assert stream(c.transport.take())[1:] == (b'data: 1\n\ndata: {"error":"too late"}\n\n', True)
     assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
@@ -1095,10 +1095,10 @@ async def test_a_stream_that_is_late_ends_with_an_event_and_takes_no_more(c):
 async def test_a_client_that_leaves_a_stream_cancels_it(c):
     c.feed(post(more=ASKS))
     [call] = c.router.sent
-    part(c, call, b"data: 1\n\n", EVENTS)
+    part(call, b"data: 1\n\n", EVENTS)
     c.lose()
     assert c.router.link.cancelled == [call.frame.id]
-    part(c, call, b"data: 2\n\n", seq=1)
+    part(call, b"data: 2\n\n")
     call.ended(Usage(2, 5), Fault("cancelled", "The caller went away."))
     assert c.bench.counted()[0][1:5] == (1, 1, 2, 5)
     assert 'code="499"' in exposition(c.gateway.metrics.families("team")).decode()
@@ -1108,9 +1108,9 @@ async def test_a_client_that_leaves_a_stream_cancels_it(c):
 async def test_a_client_that_does_not_read_its_stream_is_cut_off(c):
     c.feed(post(more=ASKS))
     [call] = c.router.sent
-    part(c, call, b"x" * 500, EVENTS)
+    part(call, b"x" * 500, EVENTS)
     assert not c.transport.aborted
-    part(c, call, b"x" * 600, seq=1)
+    part(call, b"x" * 600)
     assert c.transport.aborted
 
 
@@ -1118,9 +1118,9 @@ async def test_a_client_that_does_not_read_its_stream_is_cut_off(c):
 async def test_a_client_of_http_1_0_gets_its_events_whole(c):
     c.feed(post(more=ASKS).replace(b"HTTP/1.1", b"HTTP/1.0"))
     [call] = c.router.sent
-    part(c, call, b"data: 1\n\n", EVENTS)
+    part(call, b"data: 1\n\n", EVENTS)
     assert not c.transport.written
-    part(c, call, b"data: 2\n\n", seq=1)
+    part(call, b"data: 2\n\n")
     call.ended(Usage(2, 1), None)
     [(status, headers, body)] = c.answers()
     assert (status, headers["content-type"], body) == (200, "text/event-stream", b"data: 1\n\ndata: 2\n\n")

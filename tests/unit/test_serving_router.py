@@ -38,8 +38,8 @@ class Asked(Underway):
         self.events, self.restartable = [], True
         self.done = asyncio.get_running_loop().create_future()
 
-    def part(self, frame):
-        self.events.append(("part", frame.data))
+    def part(self, data, head):
+        self.events.append(("part", data))
 
     def ended(self, usage, error):
         self.events.append(("ended", usage.units, error.code if error else None))

@@ -12,7 +12,7 @@ from modelyard.errors import NotFound
 from modelyard.serving.copies import COMPARE, Compared
 from modelyard.serving.exchange import Exchange
 from modelyard.serving.follower import State
-from modelyard.serving.frames import EndFrame, Fault, PartFrame, Usage
+from modelyard.serving.frames import EndFrame, Fault, Usage
 from modelyard.serving.trials import COPIES
 from modelyard.serving.types import Endpoint, Trial, TrialKind
 from modelyard.serving.verdict import Policy, Tally
@@ -110,7 +110,7 @@ def test_a_shadow_is_given_copies_and_its_answers_go_nowhere(tmp_path):
     assert (frame.verb, frame.version, frame.data) == (COMPARE, "4", b"questionanswer")
     assert frame.head["x-answer-size"] == "6"
     for number, copy in enumerate(copies):
-        copy.part(PartFrame(copy.frame.id, 0, 1, msgspec.json.encode(Compared(4, 4 * (number % 2))), None))
+        copy.part(msgspec.json.encode(Compared(4, 4 * (number % 2))), None)
         copy.ended(EndFrame(copy.frame.id, Usage(4, 9), 0).usage, None)
     [seen] = made.gateway.observed()
     assert (seen.calls, seen.evidence.agreement) == (5, Tally(5, 2))
@@ -123,7 +123,7 @@ def test_a_shadow_that_fails_or_says_nonsense_is_counted_and_harms_nobody(tmp_pa
     for said in (b"not json", b"[1]", b'[3,"x"]', b"[3,-1]", b"[3,99]"):
         made.router.answer(call(made, connection))
         copy = made.router.sent[-1]
-        copy.part(PartFrame(copy.frame.id, 0, 1, said, None))
+        copy.part(said, None)
         copy.ended(Usage(), None)
     made.router.answer(call(made, connection))
     made.router.sent[-1].ended(Usage(), Fault("internal", "broken"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,39 @@ _MAX_DIM = 1 << 40
 _BF16 = np.dtype(np.uint16)
 _LARGEST = float(np.finfo(np.float32).max)
 _BINARY = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items() if name != "BYTES"} | {"BF16": _BF16}
+
+
+class Flat(Mapping[str, Array]):
+    """The one input of a call as the list of numbers that it came as: an array only once somebody looks at it. Calls that
+    share a batch become one array together (`merged`), for less than one of their own would cost each."""
+
+    __slots__ = ("_array", "elements", "shape", "spec")
+
+    def __init__(self, spec: TensorSpec, shape: tuple[int, ...], elements: Sequence[Any]) -> None:
+        self.spec, self.shape, self.elements = spec, shape, elements
+        self._array: Array | None = None
+
+    def __getitem__(self, name: str) -> Array:
+        """Raises `Invalid` where a number does not fit the datatype."""
+        if name != self.spec.name:
+            raise KeyError(name)
+        if self._array is None:
+            self._array = numbers(self.elements, self.spec).reshape(self.shape)
+        return self._array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.spec.name,))
+
+    def __len__(self) -> int:
+        return 1
+
+
+def merged(parts: Sequence[Flat]) -> dict[str, Array]:
+    """The inputs of several calls, row after row. Their shapes agree but for dim 0. Raises `Invalid` where a number of one
+    of them does not fit the datatype."""
+    spec = parts[0].spec
+    elements = list(chain.from_iterable([part.elements for part in parts]))
+    return {spec.name: numbers(elements, spec).reshape(-1, *parts[0].shape[1:])}
 
 
 def chosen(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from modelyard.errors import CallerError, Internal, ModelyardError
-from modelyard.tensors import Array
+from modelyard.serving.arrays import Flat, merged
+from modelyard.tensors import DATATYPES, Array
 
 _NAME, _LENGTH = itemgetter(0), attrgetter("length")
 TYPICAL = 64  # the length at which the rows of a batch are counted where calls differ in length
 # What a batch costs for being one, as a part of a full one: the best size is where that is lost in the noise (`best`).
 _SPARE = 16
+_SHORT = 64  # elements of a row: longer ones cost as much one by one
 Forward = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Answer = Mapping[str, Array] | ModelyardError
 
@@ -60,7 +62,11 @@ class Waiting:
     kind: object = field(init=False)
 
     def __post_init__(self) -> None:
-        ragged = self.ragged
+        ragged, flat = self.ragged, self.arrays
+        if type(flat) is Flat and not ragged:
+            self.work = self.rows
+            self.kind = (flat.spec.name, DATATYPES[flat.spec.datatype], flat.shape[1:])
+            return
         if ragged:
             self.ragged = ragged = {n: pad for n, pad in ragged.items() if n in self.arrays and self.arrays[n].ndim > 1}
             self.length = max((self.arrays[name].shape[1] for name in ragged), default=1)
@@ -174,6 +180,9 @@ def compute(forward: Forward, batch: Sequence[Waiting], open_outputs: frozenset[
 def join(batch: Sequence[Waiting]) -> dict[str, Array]:
     """The arrays of a batch, row after row, padded to the longest. They may be written to: views of a request's bytes are
     copied."""
+    flat = [item.arrays for item in batch if type(item.arrays) is Flat]
+    if len(flat) == len(batch) and not batch[0].ragged:
+        return merged(flat)
     if len(batch) == 1:
         arrays = batch[0].arrays
         return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
@@ -195,6 +204,51 @@ def _padded(parts: Sequence[Array], value: Any) -> Array:
     return whole
 
 
+class Whole:
+    """What a batch was answered; short rows as lists, once for all calls of it that ask."""
+
+    __slots__ = ("_lists", "arrays")
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self.arrays = arrays
+        self._lists: dict[str, list[list[Any]]] = {}
+
+    def elements(self, name: str, at: int, rows: int) -> list[Any]:
+        """Some rows of an output, flat and row-major."""
+        lists = self._lists.get(name)
+        if lists is None:
+            array = self.arrays[name]
+            if array.size > _SHORT * len(array):
+                return list(array[at : at + rows].ravel().tolist())
+            lists = self._lists[name] = array.reshape(len(array), array.size // len(array)).tolist()
+        return lists[at] if rows == 1 else [element for row in lists[at : at + rows] for element in row]
+
+
+class Rows(Mapping[str, Array]):
+    """The rows of a batch's answer that are one call's."""
+
+    __slots__ = ("_at", "_rows", "_whole")
+
+    def __init__(self, whole: Whole, at: int, rows: int) -> None:
+        self._whole, self._at, self._rows = whole, at, rows
+
+    def __getitem__(self, name: str) -> Array:
+        return self._whole.arrays[name][self._at : self._at + self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole.arrays)
+
+    def __len__(self) -> int:
+        return len(self._whole.arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (self._rows, *self._whole.arrays[name].shape[1:])
+
+    def elements(self, name: str) -> list[Any]:
+        """An output, flat and row-major."""
+        return self._whole.elements(name, self._at, self._rows)
+
+
 def split(outputs: Mapping[str, Array], batch: Sequence[Waiting], open_outputs: frozenset[str] = frozenset()) -> list[Answer]:
     """Each call's rows of the outputs. Raises `Internal` where an output has not as many rows as the batch."""
     total = sum(item.rows for item in batch)
@@ -204,17 +258,21 @@ def split(outputs: Mapping[str, Array], batch: Sequence[Waiting], open_outputs: 
             raise Internal(f"The model answered '{name}' with {shape} for {total} rows; expected {total} rows.")
     if len(batch) == 1:
         return [outputs]
-    answers: list[dict[str, Array]] = []
-    at = 0
+    answers: list[Answer] = []
+    whole, at = Whole(outputs), 0
     for item in batch:
-        answers.append({name: array[at : at + item.rows] for name, array in outputs.items()})
+        answers.append(Rows(whole, at, item.rows))
         at += item.rows
     longest = max(item.length for item in batch) if open_outputs else 0
-    for name in open_outputs & outputs.keys():
-        if outputs[name].shape[1:2] == (longest,):
-            for item, answer in zip(batch, answers, strict=True):
-                answer[name] = answer[name][:, : item.length]
-    return list(answers)
+    cut = [name for name in open_outputs & outputs.keys() if outputs[name].shape[1:2] == (longest,)]
+    if not cut:
+        return answers
+    return [_cut(answer, cut, item.length) for item, answer in zip(batch, answers, strict=True)]
+
+
+def _cut(answer: Answer, names: Sequence[str], length: int) -> Answer:
+    assert isinstance(answer, Rows)
+    return {name: array[:, :length] if name in names else array for name, array in answer.items()}
 
 
 def _has_nan(outputs: Mapping[str, Array]) -> bool:

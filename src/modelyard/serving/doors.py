@@ -24,7 +24,7 @@ class Question:
     """A decoded request: arrays by input name, the outputs asked for in their order, and whatever the door needs to encode
     the answer (`wire`), which nobody else reads."""
 
-    inputs: dict[str, Array]
+    inputs: Mapping[str, Array]
     outputs: tuple[str, ...]
     parameters: Mapping[str, Any]
     wire: Any
@@ -34,7 +34,8 @@ class Codec(Protocol):
     """The replica's half, made for one model version: its signature, and its reference, which its answers name."""
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
-        """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
+        """Raises `Invalid` saying which tensor is wrong, what was given and what is expected; so may looking at the inputs,
+        where numbers are made arrays only then."""
         ...
 
     def encode(

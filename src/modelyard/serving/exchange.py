@@ -13,7 +13,7 @@ from modelyard.errors import Asleep, ModelyardError, Unavailable, from_wire
 from modelyard.serving.admission import Admission, Credentials
 from modelyard.serving.cache import Cache, Key, key_of
 from modelyard.serving.coding import EVENTS
-from modelyard.serving.frames import Fault, PartFrame, Usage
+from modelyard.serving.frames import Fault, Usage
 from modelyard.serving.gateway import SMALL, Gateway, too_large
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
@@ -136,18 +136,18 @@ class Exchange(Underway):
 
     # Underway
 
-    def part(self, frame: PartFrame) -> None:
-        if frame.head is not None:
-            self._answer_head = frame.head
-            self._passing = self.streams and frame.head.get("content-type") == EVENTS
+    def part(self, data: bytes, head: dict[str, str] | None) -> None:
+        if head is not None:
+            self._answer_head = head
+            self._passing = self.streams and head.get("content-type") == EVENTS
         if self._passing:
-            self._pass_on(frame.head, frame.data)
+            self._pass_on(head, data)
         elif not self._answer:
-            self._answer = frame.data
+            self._answer = data
         elif isinstance(self._answer, bytearray):
-            self._answer += frame.data
+            self._answer += data
         else:
-            self._answer = bytearray(self._answer) + frame.data
+            self._answer = bytearray(self._answer) + data
 
     def restart(self) -> bool:
         self._answer_head, self._answer = None, b""

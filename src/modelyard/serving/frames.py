@@ -60,8 +60,9 @@ class BodyFrame(msgspec.Struct, array_like=True, tag=2, gc=False):
 
 
 class PartFrame(msgspec.Struct, array_like=True, tag=3, gc=False):
-    """A piece of an answer, replica to gateway. `seq` counts parts; a part larger than a frame comes as several with the same
-    `seq`, all but the last with `more`. `units` were used by this part. `head`: headers of the answer, on the first only."""
+    """A piece of an answer, replica to gateway, where it does not fit the END. `seq` counts parts; a part larger than a frame
+    comes as several with the same `seq`, all but the last with `more`. `units` were used by this part. `head`: headers of the
+    answer, on the first only."""
 
     id: int
     seq: int
@@ -86,12 +87,15 @@ class GrantFrame(msgspec.Struct, array_like=True, tag=5, gc=False):
 
 
 class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
-    """The last frame of a call. `queue_depth`: calls the replica holds now, from all gateways."""
+    """The last frame of a call. `queue_depth`: calls the replica holds now, from all gateways. An answer of one small piece
+    comes with it: `data`, and `head` its headers; then there is no PART."""
 
     id: int
     usage: Usage
     queue_depth: int
     error: Fault | None = None
+    data: bytes | None = None
+    head: dict[str, str] | None = None
 
 
 class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):

@@ -21,20 +21,45 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Headers that say something of the body; a request with none but the plain ones may be known again.
 PLAIN = frozenset({b"content-length", b"x-request-id"})
 SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})
+_LENGTHS = re.compile(rb"(\r\ncontent-length:[ \t]*)([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
+_DIGITS = 8  # and the end of the line
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding", "upgrade", "x-request-id"})
 _JSON = b"content-type: application/json\r\n"
 
 
 class Known(NamedTuple):
-    """A request's head as it was sent, the size of the whole request, and what was found in it."""
+    """A request's head as it was sent, `before` and `after` the digits of its Content-Length, and what was found in it."""
 
-    head: bytes
-    size: int
+    before: bytes
+    after: bytes
     url: bytes
     credentials: Credentials
     forwarded: dict[str, str]
     call_id: bytes | None
+
+    @staticmethod
+    def of(head: bytes, url: bytes, credentials: Credentials, forwarded: dict[str, str], call_id: bytes | None) -> Known | None:
+        """What is remembered of a head that llhttp took; None where it says no length, or says it in an odd way."""
+        found = _LENGTHS.findall(head)
+        if len(found) != 1:
+            return None
+        before, digits = found[0]
+        at = head.index(before) + len(before)
+        return Known(head[:at], head[at + len(digits) :], url, credentials, forwarded, call_id)
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body of a request that is whole in `data` and begins with this head but for its length; None for any other:
+        llhttp must see it."""
+        start = len(self.before)
+        if not data.startswith(self.before):
+            return None
+        end = data.find(b"\r", start, start + _DIGITS)
+        digits = data[start:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self.after, end):
+            return None
+        body = data[end + len(self.after) :]
+        return body if len(body) == int(digits) else None
 
 
 def read(

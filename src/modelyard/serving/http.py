@@ -38,7 +38,7 @@ class InferenceProtocol(Turns):
         self._completed = self._fed = self._body = 0
         self._between = True  # the parser is between two messages
         self._known: Known | None = None
-        self._plain: Known | None = None  # the exchange that was begun last, if its head may be known again
+        self._plain: Exchange | None = None  # the exchange that was begun last, if its head may be known again
 
     # asyncio.Protocol
 
@@ -62,7 +62,7 @@ class InferenceProtocol(Turns):
         if self._dropping:
             return
         known = self._known
-        if known is not None and len(data) == known.size and data.startswith(known.head) and self._repeat(known, data):
+        if known is not None and len(data) <= self.gateway.small and self._repeat(known, data):
             return
         completed, between, self._plain = self._completed, self._between, None
         try:
@@ -200,13 +200,16 @@ class InferenceProtocol(Turns):
         elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
         elif exchange.keep_alive:
-            self._plain = Known(b"", 0, self.url, credentials, head, special.get(b"x-request-id"))
+            self._plain = exchange
         return True
 
     def _repeat(self, known: Known, data: bytes) -> bool:
         """Begin an exchange whose head is the same as before; parsing it again would say the same. False where it must be
         parsed after all."""
         if not self._between or self._last or len(self.turns) >= MAX_PIPELINED:
+            return False
+        body = known.body(data)
+        if body is None:
             return False
         began = time.time()
         try:
@@ -217,15 +220,19 @@ class InferenceProtocol(Turns):
         exchange.admission = admission
         exchange.id = self.gateway.call_id(known.call_id)
         exchange.head = {**known.forwarded, "x-request-id": exchange.id}
-        exchange.body, exchange.whole = data[len(known.head) :], True
+        exchange.body, exchange.whole = body, True
         self.turns.append(exchange)
         exchange.send()
         return True
 
     def _remember(self, data: bytes) -> None:
         """`data` was one whole request."""
-        if self._plain is not None:
-            self._known = self._plain._replace(head=data[: len(data) - self._body], size=len(data))
+        exchange = self._plain
+        if exchange is not None:
+            told = dict(self.headers).get(b"x-request-id")
+            forwarded = {name: value for name, value in exchange.head.items() if name != "x-request-id"}
+            head = data[: len(data) - self._body]
+            self._known = Known.of(head, exchange.url, exchange.credentials, forwarded, told)
 
     def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError) -> None:
         """Hold a request until the gateway knows more, or a deployment is awake."""

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from modelyard import telemetry
-from modelyard.data.transforms import Transform, build
+from modelyard.data.transforms import TensorTransform, Transform, build
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.errors import Internal, Invalid
 from modelyard.serving import best
+from modelyard.serving.arrays import Flat
 from modelyard.serving.conduct import kept, works
 from modelyard.tensors import Array
 
@@ -50,6 +51,7 @@ class Model:
         }
         self._names = frozenset(spec.name for spec in self.signature.outputs)
         self.ragged: Mapping[str, int] = getattr(transform, "ragged", {})
+        self._plain = isinstance(transform, TensorTransform)  # callers' tensors are the engine's own
         cut = (spec.name for spec in self.signature.outputs if spec.shape is not None and spec.shape[1:2] == (-1,))
         self.open_outputs = frozenset(cut) if self.ragged else frozenset()
         self.best: best.Best | None = None
@@ -72,8 +74,10 @@ class Model:
             self.metadata["batch"] = self.best.to_json()
             self.known = self.best.one if works(self.forward, kept(self.best.one)) else None
 
-    def prepare(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+    def prepare(self, inputs: Mapping[str, Array]) -> tuple[Mapping[str, Array], int]:
         """The engine's arrays of a call and their number of rows."""
+        if self._plain and type(inputs) is Flat:
+            return inputs, inputs.shape[0]
         arrays = self.transform.before(inputs)
         if len(arrays) == 1:
             (array,) = arrays.values()

@@ -10,13 +10,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from modelyard.errors import Invalid, ModelyardError
-from modelyard.serving.arrays import ELEMENTS, asked, check_complete, chosen, count, from_bytes, numbers, objects, to_bytes
+from modelyard.serving.arrays import (
+    ELEMENTS,
+    Flat,
+    asked,
+    check_complete,
+    check_shape,
+    chosen,
+    count,
+    from_bytes,
+    numbers,
+    objects,
+    to_bytes,
+)
+from modelyard.serving.batching import Rows
 from modelyard.serving.coding import EVENTS
 from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.types import Envelope
@@ -28,6 +42,10 @@ HEADER_LENGTH = "inference-header-content-length"
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _LISTS = {datatype: msgspec.json.Decoder(elements) for datatype, elements in ELEMENTS.items()}
 _JSON = msgspec.json.Encoder()
+# What the elements of a list of numbers are.
+_NUMBERS = {datatype: elements.__args__[0] for datatype, elements in ELEMENTS.items() if datatype != "BYTES"}
+_NONE: Mapping[str, Any] = {}
+_MOST_SIZES = 256
 
 
 class _TensorParameters(Struct):
@@ -56,6 +74,23 @@ class _Request(Struct):
     outputs: list[_Output] | None = None
 
 
+class _PlainInput(Struct, Generic[T]):
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    data: list[T]
+    parameters: _TensorParameters | None = None
+
+
+class _PlainRequest(Struct, Generic[T]):
+    """A request as most are: its numbers are flat lists, read in one pass. `inputs` are one."""
+
+    inputs: list[_PlainInput[T]]
+    id: str | None = None
+    parameters: dict[str, str | int | float | bool | None] | None = None
+    outputs: list[_Output] | None = None
+
+
 class _Answer(Struct):
     outputs: list[_Input]
 
@@ -65,11 +100,12 @@ _REQUEST = msgspec.json.Decoder(_Request)
 
 
 class _Wire(Struct, gc=False):
-    """What the answer needs of the request: its id, and which outputs leave as binary."""
+    """What the answer needs of the request: its id, and which outputs leave as binary; `plain`: all, none as binary."""
 
     id: str | None
     binary: tuple[bool, ...]
     events: bool = False
+    plain: bool = False
 
 
 class OipDoor:
@@ -110,11 +146,22 @@ class OipCodec:
         self._starts = {name: b'{"name":%b,"datatype":"%b","shape":' % (_JSON.encode(name), spec.datatype.encode())
                         for name, spec in self._outputs.items()}  # fmt: skip
         self._titles: dict[tuple[str, str], bytes] = {}
+        self._answers: dict[tuple[str, str, tuple[int, ...]], tuple[bytes, bytes]] = {}  # what is around id and elements
+        self._plain: msgspec.json.Decoder[_PlainRequest[Any]] | None = None
+        self._sizes: dict[tuple[int, ...], int] = {}  # the elements of shapes that were checked
+        (first, *others) = signature.inputs
+        kind = _NUMBERS.get(first.datatype)
+        if not others and kind is not None and self._json_carries_all:
+            self._plain = msgspec.json.Decoder(_PlainRequest[kind])  # type: ignore[valid-type]
         self._origin = b'"parameters":{"model":%b},' % _JSON.encode(model) if model else b""
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
         stated = head.get(HEADER_LENGTH)
+        if stated is None and self._plain is not None:
+            question = self._decode_plain(self._plain, body, "accept" in head)
+            if question is not None:
+                return question
         at = len(body) if stated is None else _header_length(stated, body)
         request = parse(_REQUEST, body if stated is None else body[:at])
         inputs: dict[str, Array] = {}
@@ -130,6 +177,33 @@ class OipCodec:
         if at != len(body):
             raise Invalid(f"{len(body) - at} bytes follow the last binary tensor; expected none.")
         return self._question(request, inputs, head.get("accept") == EVENTS)
+
+    def _decode_plain(self, decoder: msgspec.json.Decoder[_PlainRequest[Any]], body: bytes, accepts: bool) -> Question | None:
+        """A request for all outputs as JSON, of one input as a flat list; None for any other, and for what is wrong: `decode`
+        then says why."""
+        try:
+            request = decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        if len(request.inputs) != 1 or request.parameters is not None or request.outputs is not None or accepts:
+            return None
+        (given,) = request.inputs
+        spec = self._inputs.get(given.name)
+        if spec is None or given.datatype != spec.datatype or given.parameters is not None:
+            return None
+        if len(given.data) != self._size(spec, given.shape):
+            return None
+        return Question(Flat(spec, given.shape, given.data), self._names, _NONE, _Wire(request.id, self._all_json, False, True))
+
+    def _size(self, spec: TensorSpec, shape: tuple[int, ...]) -> int:
+        """The elements of a shape that is allowed. Raises `Invalid` where it is none."""
+        size = self._sizes.get(shape)
+        if size is None:
+            check_shape(list(shape), spec)
+            size = math.prod(shape)
+            if len(self._sizes) < _MOST_SIZES:
+                self._sizes[shape] = size
+        return size
 
     def answered(self, head: Mapping[str, str], body: bytes) -> dict[str, Array]:
         """The outputs of an answer as `encode` writes it. Raises `Invalid` where it is none of this model's kind."""
@@ -148,16 +222,18 @@ class OipCodec:
     ) -> tuple[dict[str, str] | None, bytes]:
         """The answer in the order asked for: JSON, then the binary tensors."""
         wire: _Wire = question.wire
+        if wire.plain and len(outputs) == 1 and type(outputs) is Rows:
+            return None, self._encode_plain(wire, deployment, version, outputs)
         described: list[bytes] = []
         blobs: list[bytes] = []
         for name, binary in zip(question.outputs, wire.binary, strict=True):
-            array, datatype = outputs[name], self._outputs[name].datatype
-            shape = _JSON.encode(array.shape)
+            datatype = self._outputs[name].datatype
+            shape = _shape(outputs.shape(name) if type(outputs) is Rows else outputs[name].shape)
             if binary:
-                blobs.append(to_bytes(array, datatype))
+                blobs.append(to_bytes(outputs[name], datatype))
                 described.append(b'%b%b,"parameters":{"binary_data_size":%d}}' % (self._starts[name], shape, len(blobs[-1])))
             else:
-                described.append(b'%b%b,"data":%b}' % (self._starts[name], shape, _to_json(name, array, datatype)))
+                described.append(b'%b%b,"data":%b}' % (self._starts[name], shape, _to_json(name, outputs, datatype)))
         echo = b"" if wire.id is None else b'"id":%b,' % _JSON.encode(wire.id)
         text = b'%b%b"outputs":[%b]}' % (self._title(deployment, version), echo, b",".join(described))
         if wire.events:
@@ -167,11 +243,25 @@ class OipCodec:
         headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
         return headers, b"".join((text, *blobs))
 
+    def _encode_plain(self, wire: _Wire, deployment: str, version: str, outputs: Rows) -> bytes:
+        """The answer of one output as JSON: all before its elements is the same for calls of as many rows."""
+        name = self._names[0]
+        shape = outputs.shape(name)
+        around = self._answers.get((deployment, version, shape))
+        if around is None:
+            start = b'"outputs":[%b%b,"data":' % (self._starts[name], _JSON.encode(shape))
+            around = self._title(deployment, version), start
+            if len(self._answers) < _MOST_SIZES:
+                self._answers[deployment, version, shape] = around
+        data = _to_json(name, outputs, self._outputs[name].datatype)
+        echo = b"" if wire.id is None else b'"id":%b,' % _JSON.encode(wire.id)
+        return b"%b%b%b%b}]}" % (around[0], echo, around[1], data)
+
     def _question(self, request: _Request, inputs: dict[str, Array], events: bool) -> Question:
         parameters = request.parameters or {}
         every = parameters.get("binary_data_output") is True
         if request.outputs is None and not every and self._json_carries_all:
-            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events))
+            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events, not events))
         wishes = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
         names: list[str] = []
         binary: list[bool] = []
@@ -269,8 +359,13 @@ def _from_binary(given: _Input, spec: TensorSpec, body: bytes, at: int, size: in
     return from_bytes(spec, given.shape, memoryview(body)[at : at + size])
 
 
-def _to_json(name: str, array: Array, datatype: str) -> bytes:
-    flat = array.ravel().tolist()
+@lru_cache(4096)
+def _shape(shape: tuple[int, ...]) -> bytes:
+    return _JSON.encode(shape)
+
+
+def _to_json(name: str, outputs: Mapping[str, Array], datatype: str) -> bytes:
+    flat = outputs.elements(name) if type(outputs) is Rows else outputs[name].ravel().tolist()
     if datatype != "BYTES":
         return _JSON.encode(flat)
     try:

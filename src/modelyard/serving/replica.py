@@ -137,7 +137,7 @@ class Replica:
 
     def received(self, peer: Peer, frame: Frame) -> None:
         """Frames from a gateway. Those of calls that have ended are late, not wrong."""
-        if isinstance(frame, CallFrame):
+        if type(frame) is CallFrame:
             self._begin(peer, frame)
         elif isinstance(frame, BodyFrame):
             self._continue(peer.calls.get(frame.id), frame)
@@ -284,6 +284,9 @@ class Replica:
         packing.add_done_callback(lambda done: self._answer(pending, usage, *done.result()))
 
     def _answer(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+        if len(body) <= PIECE:
+            self._end(pending, usage, None, body, head)
+            return
         pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, usage.units, body, head))
         self._end(pending, usage, None)
 
@@ -299,13 +302,22 @@ class Replica:
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
             return _unexpected(error, frame)
 
-    def _end(self, pending: Pending, usage: Usage, error: Fault | None) -> None:
-        if pending.peer.calls.pop(pending.frame.id, None) is None:
+    def _end(
+        self,
+        pending: Pending,
+        usage: Usage,
+        error: Fault | None,
+        data: bytes | None = None,
+        head: dict[str, str] | None = None,
+    ) -> None:
+        number, peer = pending.frame.id, pending.peer
+        if peer.calls.pop(number, None) is None:
             return
+        pending.waiting = None  # each knows the other: what ends goes by counting, and nobody must look for it
         self._depth -= 1
         if pending.unpacked:
             self._room.give(pending.unpacked)
-        pending.peer.channel.send(EndFrame(pending.frame.id, usage, self._depth, error))
+        peer.channel.send(EndFrame(number, usage, self._depth, error, data, head))
         if self.state == "draining" and not self._depth:
             self._stop(0)
 

@@ -50,8 +50,8 @@ class Underway:
     link: Link | None
     retried: bool
 
-    def part(self, frame: PartFrame) -> None:
-        """A piece of the answer."""
+    def part(self, data: bytes, head: dict[str, str] | None) -> None:
+        """A piece of the answer; the first with its headers, if there are any."""
         raise NotImplementedError
 
     def ended(self, usage: Usage, error: Fault | None) -> None:
@@ -141,15 +141,15 @@ class Link:
                 return
 
     def _received(self, frame: Frame) -> None:
-        if isinstance(frame, PartFrame):
-            call = self.calls.get(frame.id)
-            if call is not None:
-                call.part(frame)
-        elif isinstance(frame, EndFrame):
+        if isinstance(frame, EndFrame):
             self.depth = frame.queue_depth
             call = self.calls.pop(frame.id, None)
             if call is not None:
                 self._ended(call, frame)
+        elif isinstance(frame, PartFrame):
+            call = self.calls.get(frame.id)
+            if call is not None:
+                call.part(frame.data, frame.head)
         elif isinstance(frame, HealthFrame):
             self._heard, self.depth = self._loop.time(), frame.queue_depth
             self.draining = frame.state != "ready"
@@ -158,12 +158,14 @@ class Link:
             self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
 
     def _ended(self, call: Underway, frame: EndFrame) -> None:
-        code = frame.error.code if frame.error is not None else None
-        if frame.error is not None and code in _ELSEWHERE:
-            self.draining = self.draining or code == Unavailable.code
-            self._router.again(call, frame.error)
-        else:
-            call.ended(frame.usage, frame.error)
+        error = frame.error
+        if error is not None and error.code in _ELSEWHERE:
+            self.draining = self.draining or error.code == Unavailable.code
+            self._router.again(call, error)
+            return
+        if frame.data is not None and error is None:
+            call.part(frame.data, frame.head)
+        call.ended(frame.usage, error)
 
     def _lost(self, _: Exception | None) -> None:
         self.up = False
