@@ -120,3 +120,12 @@ def test_a_head_that_says_no_length_or_two_is_not_remembered():
         b"Content-Length: 1 ",
     ):
         assert heads.Known.of(HEAD % line, b"", (), {}, None) is None
+
+
+@given(st.binary(max_size=50), st.text("abc-123", min_size=1, max_size=20))
+def test_a_plain_answer_is_the_answer(body, call_id):
+    told = [(b"date", b"now"), (b"server", b"us")]
+    defaults = heads.Defaults()
+    assert defaults.plain(told, call_id, body) == heads.answer(200, defaults.lines(told), call_id, True, None, body)
+    later = [(b"date", b"later")]
+    assert defaults.plain(later, call_id, body) == heads.answer(200, defaults.lines(later), call_id, True, None, body)

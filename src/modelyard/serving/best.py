@@ -19,6 +19,8 @@ DEFAULT = 128
 BUDGET = 0.15  # seconds for all
 _LARGEST = 256
 _ENOUGH = 0.95  # of the best rate
+# Seconds that a batch costs the replica for being one, beyond the model: chosen, handed to a thread and back, answered.
+HANDLING = 60e-6
 _TIMES = 3  # each size is tried so often, where that is quick
 _QUICK = 0.002  # seconds
 _DIM = 16  # the size of open dims beyond the batch
@@ -66,8 +68,8 @@ def measure(
     while rows <= _LARGEST and (batch := make(rows)) is not None and sum(a.nbytes for a in batch.values()) <= _MOST_BYTES:
         seconds = _least(forward, batch, clock, warm=not times)
         times.append((rows, seconds))
-        best = max(n / s for n, s in times)
-        no_better = all(n / s < best * _ENOUGH for n, s in times[-2:])
+        best = max(rate(n, s) for n, s in times)
+        no_better = all(rate(n, s) < best * _ENOUGH for n, s in times[-2:])
         # The next is twice this one at worst, but for what a first time costs.
         if no_better or clock() - began + 2.5 * seconds > budget:
             break
@@ -88,14 +90,19 @@ def _least(forward: Forward, batch: Mapping[str, Array], clock: Callable[[], flo
     return min(found)
 
 
+def rate(rows: int, seconds: float) -> float:
+    """Rows a second in batches of so many, each of which takes the model so long."""
+    return rows / (seconds + HANDLING)
+
+
 def choose(times: Sequence[tuple[int, float]]) -> int:
     """The least rows whose rate is within a twentieth of the best; of a model too slow to try more than one row, a few."""
     if not times:
         return DEFAULT
     if len(times) == 1:
         return _SLOW
-    best = max(rows / seconds for rows, seconds in times)
-    return next(rows for rows, seconds in times if rows / seconds >= _ENOUGH * best)
+    best = max(rate(rows, seconds) for rows, seconds in times)
+    return next(rows for rows, seconds in times if rate(rows, seconds) >= _ENOUGH * best)
 
 
 def find(forward: Forward, signature: Signature, ragged: Mapping[str, int]) -> Best | None:

@@ -13,7 +13,7 @@ from modelyard.errors import Asleep, ModelyardError, Unavailable, from_wire
 from modelyard.serving.admission import Admission, Credentials
 from modelyard.serving.cache import Cache, Key, key_of
 from modelyard.serving.coding import EVENTS
-from modelyard.serving.frames import Fault, Usage
+from modelyard.serving.frames import Fault, Head, Usage
 from modelyard.serving.gateway import SMALL, Gateway, too_large
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
@@ -51,7 +51,7 @@ class Exchange(Underway):
     open = False  # more follows what is in `response`
     _size, _reserved, _passed = 0, SMALL, 0
     _answered = _gone = _passing = False
-    _answer_head: dict[str, str] | None = None
+    _answer_head: Head = None
     _answer: bytes | bytearray = b""
     _key: Key | None = None
 
@@ -136,7 +136,7 @@ class Exchange(Underway):
 
     # Underway
 
-    def part(self, data: bytes, head: dict[str, str] | None) -> None:
+    def part(self, data: bytes, head: Head) -> None:
         if head is not None:
             self._answer_head = head
             self._passing = self.streams and head.get("content-type") == EVENTS

@@ -14,6 +14,8 @@ import msgspec
 from modelyard.errors import Invalid
 
 MAX_FRAME = 1 << 16
+# Headers of an answer; None where it is plain JSON.
+Head = dict[str, str] | None
 # A piece of a body in one frame; what is left of the 64 KiB is for names and headers.
 PIECE = 56 << 10
 _LENGTH = struct.Struct("<I")
@@ -68,7 +70,7 @@ class PartFrame(msgspec.Struct, array_like=True, tag=3, gc=False):
     seq: int
     units: int
     data: bytes
-    head: dict[str, str] | None = None
+    head: Head = None
     more: bool = False
 
 
@@ -95,7 +97,7 @@ class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
     queue_depth: int
     error: Fault | None = None
     data: bytes | None = None
-    head: dict[str, str] | None = None
+    head: Head = None
 
 
 class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):

@@ -88,12 +88,20 @@ class Defaults:
 
     def __init__(self) -> None:
         self._of: list[tuple[bytes, bytes]] | None = None
-        self._lines = b""
+        self._lines = self._plain = b""
 
     def lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         if headers is not self._of:
             self._of, self._lines = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+            self._plain = b"%b%b%bx-request-id: " % (STATUS_LINE[200], self._lines, _JSON)
         return self._lines
+
+    def plain(self, headers: list[tuple[bytes, bytes]], call_id: str, body: bytes | bytearray) -> bytes:
+        """A whole answer as most are: plain JSON on a connection that is kept. The same as `answer` makes of it."""
+        if headers is not self._of:
+            self.lines(headers)
+        start = b"%b%b\r\ncontent-length: %d\r\n\r\n" % (self._plain, call_id.encode(), len(body))
+        return b"".join((start, body))
 
 
 def is_coded_twice(headers: Sequence[tuple[bytes, bytes]]) -> bool:

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import gc
 import os
-import resource
 import signal
 import sys
 import time
@@ -41,14 +40,16 @@ from modelyard.serving.frames import (
     EndFrame,
     Fault,
     Frame,
+    Head,
     HealthFrame,
     PartFrame,
     Usage,
 )
 from modelyard.serving.model import Model, Spec, load
 from modelyard.serving.peers import Peer, Pending
+from modelyard.serving.polling import Polling
 from modelyard.serving.sockets import listen
-from modelyard.serving.stats import Stats
+from modelyard.serving.stats import Stats, resident
 
 _log = telemetry.log(__name__)
 # A failed replica stays this long for somebody to ask why, and this long after it was asked.
@@ -78,6 +79,7 @@ class Replica:
         self._settings, self._most = spec.settings, spec.settings.get("calls", _MOST)
         self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
         self._cpu = 0
+        self._next = Polling(loop)  # the next call of somebody who calls alone, one after another
 
     def protocol(self) -> Channel:
         """The end of a new connection."""
@@ -160,6 +162,7 @@ class Replica:
             peer.channel.send(EndFrame(frame.id, Usage(), self._depth, Fault(refusal.code, refusal.message)))
             return
         if not self._depth:
+            self._next.came()
             self._cpu = time.thread_time_ns()  # what was spent idle is no call's
         self._depth += 1
         pending = peer.calls[frame.id] = Pending(peer, frame)
@@ -269,28 +272,31 @@ class Replica:
                 continue
             units += waiting.rows
             usage = Usage(waiting.rows, share)
-            if not coding.wants_packing(pending.frame.head, *result):
-                self._answer(pending, usage, *result)
-            elif len(result[1]) <= PIECE:
-                self._answer(pending, usage, *coding.pack(*result))
+            head, body = result
+            if not coding.wants_packing(pending.frame.head, head, body):
+                self._answer(pending, usage, head, body)
+            elif len(body) <= PIECE:
+                self._answer(pending, usage, *coding.pack(head, body))
             else:
-                self._pack(pending, usage, *result)
+                self._pack(pending, usage, head, body)
         if self._batcher is not None:
             self._batcher.stats.units += units
+        if len(batch) == 1 and not self._depth:
+            self._next.begin()
 
-    def _pack(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+    def _pack(self, pending: Pending, usage: Usage, head: Head, body: bytes) -> None:
         """Pack a large answer in a thread, so that nobody waits for it."""
         packing = self._loop.run_in_executor(self._large, coding.pack, head, body)
         packing.add_done_callback(lambda done: self._answer(pending, usage, *done.result()))
 
-    def _answer(self, pending: Pending, usage: Usage, head: dict[str, str] | None, body: bytes) -> None:
+    def _answer(self, pending: Pending, usage: Usage, head: Head, body: bytes) -> None:
         if len(body) <= PIECE:
             self._end(pending, usage, None, body, head)
             return
         pending.peer.channel.send_whole(PartFrame(pending.frame.id, 0, usage.units, body, head))
         self._end(pending, usage, None)
 
-    def _encode(self, pending: Pending, answer: Answer) -> tuple[dict[str, str] | None, bytes] | ModelyardError:
+    def _encode(self, pending: Pending, answer: Answer) -> tuple[Head, bytes] | ModelyardError:
         if isinstance(answer, ModelyardError):
             return answer
         frame, question = pending.frame, pending.question
@@ -302,14 +308,7 @@ class Replica:
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
             return _unexpected(error, frame)
 
-    def _end(
-        self,
-        pending: Pending,
-        usage: Usage,
-        error: Fault | None,
-        data: bytes | None = None,
-        head: dict[str, str] | None = None,
-    ) -> None:
+    def _end(self, pending: Pending, usage: Usage, error: Fault | None, data: bytes | None = None, head: Head = None) -> None:
         number, peer = pending.frame.id, pending.peer
         if peer.calls.pop(number, None) is None:
             return
@@ -325,16 +324,10 @@ class Replica:
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
         stats = self._batcher.stats if self._batcher is not None else Stats()
-        told = {**stats.to_wire(), "memory": _resident()}
+        told = {**stats.to_wire(), "memory": resident()}
         peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
             self._loop.call_later(self._asked, self._stop, 1)
-
-
-def _resident() -> int:
-    """Bytes of memory that this process takes."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * resource.getpagesize()
 
 
 def _late() -> TimedOut:

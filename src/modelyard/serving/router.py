@@ -19,6 +19,7 @@ from modelyard.serving.frames import (
     Fault,
     Frame,
     GrantFrame,
+    Head,
     HealthFrame,
     MoreFrame,
     PartFrame,
@@ -50,7 +51,7 @@ class Underway:
     link: Link | None
     retried: bool
 
-    def part(self, data: bytes, head: dict[str, str] | None) -> None:
+    def part(self, data: bytes, head: Head) -> None:
         """A piece of the answer; the first with its headers, if there are any."""
         raise NotImplementedError
 

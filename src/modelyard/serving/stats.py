@@ -4,7 +4,9 @@ a deployment and shows them as metrics; `SIZES` is the one list of buckets that 
 
 from __future__ import annotations
 
+import resource
 from bisect import bisect_left
+from pathlib import Path
 from typing import Any
 
 # Rows of a batch.
@@ -34,3 +36,9 @@ class Stats:
 
     def to_wire(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def resident() -> int:
+    """Bytes of memory that this process takes."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()

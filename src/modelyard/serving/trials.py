@@ -14,7 +14,7 @@ import msgspec
 
 from modelyard.errors import Overloaded
 from modelyard.serving.copies import Compared
-from modelyard.serving.frames import Fault, Usage
+from modelyard.serving.frames import Fault, Head, Usage
 from modelyard.serving.router import Underway
 from modelyard.serving.types import Seen, Trial, TrialKind
 from modelyard.serving.verdict import Pairing
@@ -79,7 +79,7 @@ class Mirror(Underway):
         self._late = False
         comparison.copies += 1
 
-    def part(self, data: bytes, head: dict[str, str] | None) -> None:
+    def part(self, data: bytes, head: Head) -> None:
         self._said = bytearray(self._said) + data
 
     def ended(self, usage: Usage, error: Fault | None) -> None:

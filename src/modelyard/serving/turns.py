@@ -44,8 +44,12 @@ class Turns(HttpToolsProtocol):
         """Write an answer when it is its turn."""
         if self.transport.is_closing():
             return
-        defaults = self._defaults.lines(self.server_state.default_headers)
-        exchange.response = heads.answer(status, defaults, exchange.id, exchange.keep_alive, head, body)
+        defaults = self.server_state.default_headers
+        if head is None and status == 200 and exchange.keep_alive:
+            exchange.response = self._defaults.plain(defaults, exchange.id, body)
+        else:
+            lines = self._defaults.lines(defaults)
+            exchange.response = heads.answer(status, lines, exchange.id, exchange.keep_alive, head, body)
         if self.turns and self.turns[0] is exchange:
             self._advance()
 
@@ -84,7 +88,8 @@ class Turns(HttpToolsProtocol):
             if not turn.keep_alive:
                 self._finish(turn.whole)
                 return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
 
     def _finish(self, whole: bool) -> None:
         """Close, but let a client that is still sending see its answer."""
