@@ -70,6 +70,10 @@ RIVALS: dict[str, Rival] = {
 }
 
 
+class Refused(Exception):
+    """A server answered a call with an error."""
+
+
 @dataclass
 class Server:
     """A server that runs: where, how it is asked, and the first of its processes."""
@@ -81,11 +85,12 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def ask(self, client: http.client.HTTPConnection, sample: Any) -> np.ndarray:
-        """One call. Raises `AssertionError` where it is not answered 200."""
+        """One call. Raises `Refused` where it is not answered 200."""
         client.request("POST", self.protocol.path, self.protocol.body(sample), {**self.protocol.headers, **self.headers})
         answer = client.getresponse()
         body = answer.read()
-        assert answer.status == 200, f"{self.name} answered {answer.status}: {body[:300]!r}"
+        if answer.status != 200:
+            raise Refused(f"{self.name} answered {answer.status}: {body[:300]!r}")
         return self.protocol.read({name.lower(): value for name, value in answer.getheaders()}, body)
 
     def client(self, timeout: float = 30.0) -> http.client.HTTPConnection:
@@ -157,7 +162,7 @@ def _until_answering(server: Server, process: subprocess.Popen[bytes], subject: 
         try:
             server.ask(server.client(), subject.samples[0])
             return
-        except (OSError, http.client.HTTPException, AssertionError, ValueError, KeyError) as error:
+        except (OSError, http.client.HTTPException, Refused, AssertionError, ValueError, KeyError) as error:
             why = str(error) or why
         time.sleep(0.2)
     ending = "it ended" if process.poll() is not None else why

@@ -32,7 +32,7 @@ import ours
 import protocols
 from peers import install
 from record import Record, busy_seconds, median, recording, supervisor_of
-from rivals import PEERS, RIVALS, WORKERS, Missing, Server, Subject, running
+from rivals import PEERS, RIVALS, WORKERS, Missing, Refused, Server, Subject, running
 from wrk import needs_wrk, wrk
 
 from modelyard.client import Yard
@@ -235,7 +235,7 @@ def at(run: Run, server: Server, what: Subject, connections: int) -> None:
     """One level in one round. While wrk is at it, another connection compares answers: those come from full batches."""
     level = run.levels.setdefault((what.name, server.name, connections), Level())
     bodies = [server.protocol.body(sample) for sample in what.samples]
-    with comparing(server, what) as compared:
+    with comparing(server, what) as (compared, refused):
         before, busy, start = server.cpu(), busy_seconds(), time.monotonic()
         said = drive(server, bodies, connections, span(run, what, server.name, connections))
         spent, wall, whole = server.cpu() - before, time.monotonic() - start, busy_seconds() - busy
@@ -246,16 +246,18 @@ def at(run: Run, server: Server, what: Subject, connections: int) -> None:
     level.p99.append(said["p99"])
     cores = {"server": spent / wall, "all": whole / wall, "wrk": said["wrk_cpu"] / wall}
     level.cores.append({name: round(value, 2) for name, value in cores.items()})
-    level.errors += said["errors"] + said["refused"]
+    level.errors += said["errors"] + said["refused"] + len(refused)
     level.compared += len(compared)
     count(run, server, said["requests"] + len(compared))
     print(f"   {what.name}: {server.name}: {connections}: {level.rates[-1]:,.0f}/s, p50 {level.p50[-1]:.2f} ms", flush=True)
 
 
 @contextlib.contextmanager
-def comparing(server: Server, what: Subject) -> Iterator[list[int]]:
-    """Answers compared in the background, every now and then; raises at the block's end where one differed."""
+def comparing(server: Server, what: Subject) -> Iterator[tuple[list[int], list[str]]]:
+    """Answers compared in the background, every now and then, and those that others refused; raises at the block's end where
+    one differed, or the platform refused one."""
     compared: list[int] = []
+    refused: list[str] = []
     failures: list[Exception] = []
     over = threading.Event()
 
@@ -265,6 +267,11 @@ def comparing(server: Server, what: Subject) -> Iterator[list[int]]:
             index = next(indices)
             try:
                 compare(server, client, what, index)
+            except Refused as error:
+                refused.append(str(error))
+                if server.name == US:
+                    failures.append(error)
+                continue
             except Exception as error:  # noqa: BLE001 - raised by whoever waits for this thread
                 failures.append(error)
             compared.append(index)
@@ -272,7 +279,7 @@ def comparing(server: Server, what: Subject) -> Iterator[list[int]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield compared
+        yield compared, refused
     finally:
         over.set()
         thread.join()

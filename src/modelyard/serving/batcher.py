@@ -7,6 +7,7 @@ decides what goes together, `pace` how long things will take; this only claims, 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -21,6 +22,9 @@ from modelyard.serving.stats import Stats
 from modelyard.tensors import Array
 
 QUICK = 200e-6  # seconds
+# Batches that take longer make way for what is short, on whichever processor that comes: nobody notices it of them. Seconds,
+# and the niceness of the thread that computes them, for good.
+LONG, COURTESY = 5e-3, 5
 _NEAR = 1.0  # seconds: calls that are surely answered within are let in without a closer look
 _LESSON = 16  # of the batches of a quick model every so many teach the pace: all would cost too much
 _WEIGHT = 0.1  # of the newest batch in the work of a mean call
@@ -138,7 +142,11 @@ class Batcher:
             self._work.put(batch)
 
     def _run(self) -> None:
+        courteous = False
         while (batch := self._work.get()) is not None:
+            if not courteous and self.pace.seconds > LONG:
+                courteous = True
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COURTESY)
             started = time.thread_time_ns()
             answers, failed, seconds, error = self._compute(batch)
             cpu_us = (time.thread_time_ns() - started) // 1000

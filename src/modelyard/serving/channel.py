@@ -22,6 +22,8 @@ from modelyard.serving.frames import PIECE, BodyFrame, CallFrame, Decoder, Frame
 _WINDOW = 256 << 10
 # Bytes of frames that leave at once, before their turn of the loop is over: the peer works on them meanwhile.
 _BURST = 8 << 10
+# Bytes in one read after which others have their turn: more is coming.
+LARGE_READ = 64 << 10
 
 
 class _Body:
@@ -157,6 +159,14 @@ class Channel(asyncio.Protocol):
             return
         for frame in frames:
             self._received(frame)
+        if len(data) >= LARGE_READ:
+            transport = cast(asyncio.Transport, self._transport)
+            transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._paused = True

@@ -16,6 +16,7 @@ import httptools
 
 from modelyard.errors import Invalid, ModelyardError, TooLarge
 from modelyard.serving import heads
+from modelyard.serving.channel import LARGE_READ
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import SMALL
 from modelyard.serving.heads import Known
@@ -71,6 +72,9 @@ class InferenceProtocol(Turns):
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._break(400, "The request is not valid HTTP/1.1.")
+        if len(data) >= LARGE_READ and self.incoming is not None and not self.flow.read_paused:
+            self.flow.pause_reading()  # until the next turn of the loop: uvloop would read up to 8 MB while all others wait
+            self.loop.call_soon(self._read_on)
         if completed != self._completed:
             self._fed = 0
             if between and self._between and completed + 1 == self._completed:
@@ -80,6 +84,10 @@ class InferenceProtocol(Turns):
         self._fed += len(data)
         if self._fed - 8 * self._body > MAX_HEAD + _READ * (not self._in_head):
             self._break(431, f"The request's headers are larger than {MAX_HEAD} bytes.")
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         """The client does not read: take no more of its requests."""
