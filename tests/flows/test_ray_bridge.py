@@ -180,7 +180,7 @@ def test_only_the_gateway_is_let_in(scene: Scene, tmp_path: Path) -> None:
                 for said in (f"{TOKEN}\n".encode(), BODY[: 1 << 16], b"GET / HTTP/1.1\r\n\r\n"):
                     got = await asyncio.to_thread(refused, scene, context, said)
                     assert tls.READY not in got
-            with pytest.raises(OSError):  # noqa: PT011 — which one is the library's affair
+            with pytest.raises(OSError):
                 await scene.reach(identity=other)
             assert scene.seen == 0
             await scene.echoes()
@@ -248,7 +248,7 @@ def test_a_link_in_a_replicas_folder_leads_nowhere(scene: Scene) -> None:
         async with scene.replica():
             (scene.replicas / "r-2").mkdir()
             (scene.replicas / "r-2" / "replica.sock").symlink_to(scene.socket)
-            with pytest.raises(OSError):  # noqa: PT011 — closed by the bridge, or reset
+            with pytest.raises(OSError):
                 await scene.reach(scene.keeper.address("r-2"))
             assert scene.seen == 0
 
@@ -282,11 +282,11 @@ def test_strangers_that_say_nothing_keep_nobody_out_and_are_put_out(scene: Scene
 
 def test_who_is_let_in_and_asks_for_nothing_is_put_out(scene: Scene) -> None:
     context = tls.client(scene.identity, tls.parse(scene.address).certificate)
-    with socket.create_connection(("127.0.0.1", scene.port), timeout=3 * bridge._PATIENCE) as plain:
-        with context.wrap_socket(plain, server_hostname=tls.NAME) as connection:
-            began = time.monotonic()
-            assert connection.recv(100) == b""
-            assert time.monotonic() - began < 2 * bridge._PATIENCE + 2
+    plain = socket.create_connection(("127.0.0.1", scene.port), timeout=3 * bridge._PATIENCE)
+    with context.wrap_socket(plain, server_hostname=tls.NAME) as connection:
+        began = time.monotonic()
+        assert connection.recv(100) == b""
+        assert time.monotonic() - began < 2 * bridge._PATIENCE + 2
 
 
 def test_a_client_that_does_not_read_stops_the_replica_and_nobody_else(scene: Scene) -> None:
@@ -334,7 +334,7 @@ def test_the_end_of_either_side_is_the_others(scene: Scene) -> None:
             stream.transport.write(b"hello")
             await asyncio.wait_for(stream.over.wait(), 10)
             assert stream.got == b"hello"
-        with pytest.raises(OSError):  # noqa: PT011 — its socket listens no more
+        with pytest.raises(OSError):
             await scene.reach()
 
     asyncio.run(all_of_it())
@@ -362,7 +362,7 @@ def test_another_certificate_takes_the_place_of_the_first(scene: Scene, tmp_path
             newer = tmp_path / "newer.pem"
             scene.keeper.trust(tls.identity(newer))
             await asyncio.sleep(0.5)
-            with pytest.raises(OSError):  # noqa: PT011
+            with pytest.raises(OSError):
                 await scene.reach()
             first.transport.write(b"hello")
             await until(lambda: first.got == b"hello")
