@@ -56,12 +56,12 @@ def _space(process: object, kind: str) -> Path:
     return Path(f"/proc/{process}/ns/{kind}").readlink()
 
 
-def _members(kind: str, space: Path) -> list[int]:
-    """The processes in a namespace, but this one."""
-    found = []
+def _companions() -> list[int]:
+    """The other processes in this thread's network."""
+    ours, found = _space("thread-self", "net"), []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if _space(path.name, kind) == space and int(path.name) != os.getpid():
+            if _space(path.name, "net") == ours and int(path.name) != os.getpid():
                 found.append(int(path.name))
     return found
 
@@ -76,6 +76,12 @@ def _network() -> Iterator[None]:
             raise OSError(ctypes.get_errno(), "no network of its own can be had")
         try:
             _run("ip", "link", "set", "lo", "up")
+            # The address is the machine's, not the cable's: it stays when that goes. By the default route Ray finds it.
+            _run("ip", "link", "add", "machine", "type", "veth", "peer", "name", "nobody")
+            _run("ip", "link", "set", "nobody", "up")
+            _run("ip", "addr", "add", f"{HERE}/32", "dev", "machine")
+            _run("ip", "link", "set", "machine", "up")
+            _run("ip", "route", "add", "default", "dev", "machine", "src", HERE)
             yield
         finally:
             libc.setns(before, _NEWNET)
@@ -99,10 +105,12 @@ class Other:
             env=_ENVIRONMENT,
         )
         self.init = int(eventually(self._child))
+
+    def plug(self) -> None:
+        """Lay the cable."""
         _run("ip", "link", "add", "cable0", "type", "veth", "peer", "name", "cable1", "netns", str(self.init))
-        _run("ip", "addr", "add", f"{HERE}/24", "dev", "cable0")
         _run("ip", "link", "set", "cable0", "up")
-        _run("ip", "route", "add", "default", "via", THERE)  # by which Ray finds its own address
+        _run("ip", "route", "add", THERE, "dev", "cable0", "src", HERE)
 
     def go(self) -> None:
         """Have its node join the cluster."""
@@ -124,11 +132,19 @@ class Other:
 
     def processes(self) -> list[int]:
         """Numbers, as this machine knows them."""
-        return _members("pid", _space(self.init, "pid"))
+        children: dict[int, list[int]] = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(path.name))
+        found = [self.init]
+        for pid in found:  # which grows meanwhile
+            found += children.get(pid, [])
+        return found
 
     def unplug(self) -> None:
         """The cable is cut: no word of the other machine arrives any more, nor of its end."""
-        _run("ip", "link", "set", "cable0", "down")
+        self.run("ip", "link", "set", "cable1", "down")
 
     def end(self) -> None:
         """The power is cut."""
@@ -143,8 +159,9 @@ class Other:
 def machines(shared: Path) -> Iterator[Other]:
     """A cluster of a head here, at HERE:PORT, and one node on the other machine; both see the folder `shared`."""
     with _network(), tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        other = Other(shared)
+        other, process = Other(shared), None
         try:
+            other.plug()
             with (shared / "head.log").open("ab") as log:
                 head = ("--head", "--node-ip-address", HERE, "--port", str(PORT), "--include-dashboard", "false")
                 more = ("--num-gpus", "0", "--temp-dir", folder, "--object-store-memory", _STORE, "--system-config", _HEALTH)
@@ -155,7 +172,8 @@ def machines(shared: Path) -> Iterator[Other]:
             yield other
         finally:
             other.end()
-            for pid in _members("net", _space("thread-self", "net")):  # at once: nothing of it is to be kept
+            for pid in _companions():  # at once: nothing of it is to be kept
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            process.wait(30)
+            if process is not None:
+                process.wait(30)
