@@ -216,3 +216,12 @@ def test_a_gateway_on_this_machine_needs_no_bridge(scene: Scene, monkeypatch: py
     monkeypatch.setattr(module, "_is_here", lambda address: True)
     scene.executor.start_replica(replica("one", "g"))
     assert {one.address for one in scene.executor.replicas().values()} == {""}
+
+
+def test_a_machine_counts_once_however_many_nodes_are_on_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Machine("c", "id-c", "10.0.9.9", Amount(0))  # it has no processors: nothing goes there
+    monkeypatch.setattr(scene.room, "machines", lambda: [*NODES, elsewhere])
+    monkeypatch.setattr(module, "_is_here", lambda address: address != "10.0.9.9")
+    assert [node.name for node in scene.executor.machines()] == ["b"]
+    monkeypatch.setattr(module, "_is_here", lambda address: False)
+    assert [node.name for node in scene.executor.machines()] == ["a", "b"]

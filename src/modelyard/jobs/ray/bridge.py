@@ -35,8 +35,8 @@ _PATIENCE, _ENTERING = 5.0, 64
 _HIGH = 256 << 10
 _TOKEN = re.compile(rb"[a-z0-9-]{1,40}\n")
 _LONGEST = 41
-# Seconds to wait where no connection can be taken: there are too many.
-_PAUSE = 0.1
+# Seconds to wait where no connection can be taken: there are too many; and between two lines about connections refused.
+_PAUSE, _SAID = 0.1, 10.0
 
 
 class End(asyncio.Protocol):
@@ -64,12 +64,21 @@ class End(asyncio.Protocol):
                 self.line.set_result(self._read)
 
     def pause_writing(self) -> None:
-        if self.peer is not None and not self.peer.gone and not self.peer.transport.is_closing():
+        if self.peer is not None and self.peer.open:
             self.peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.peer is not None and not self.peer.gone and not self.peer.transport.is_closing():
+        if self.peer is not None and self.peer.open:
             self.peer.transport.resume_reading()
+
+    @property
+    def open(self) -> bool:
+        return not self.gone and not self.transport.is_closing()
+
+    def drop(self) -> None:
+        """Close at once, if there is something to close."""
+        if hasattr(self, "transport"):
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
@@ -88,6 +97,7 @@ class Bridge:
         self._listener, self._folder, self._identity = listener, folder, identity
         self._context: ssl.SSLContext | None = None
         self._entering: dict[asyncio.Task[None], socket.socket] = {}
+        self._refused, self._said = 0, -_SAID
 
     def trust(self, certificate: str) -> None:
         """Let in who has the key of this certificate (PEM), and no longer who has that of another. Streams that are there
@@ -129,16 +139,25 @@ class Bridge:
                     lambda: far, connection, ssl=context, ssl_handshake_timeout=_PATIENCE, ssl_shutdown_timeout=_PATIENCE
                 )
                 await self._reach(await far.line, near)
-        except (OSError, ValueError) as error:
-            _log.info("refused", error=str(error)[:200])
-            self._drop(far, near, connection)
-        else:
             if far.gone or near.gone:
-                self._drop(far, near, connection)
-                return
+                raise ConnectionResetError("one side left before the other came")
             far.peer, near.peer = near, far
             far.transport.write(tls.READY + f"{time.time():.3f}\n".encode())
             far.transport.resume_reading()
+        except (OSError, ValueError) as error:
+            self._refuse(error)
+        finally:
+            if far.peer is None:
+                for end in (far, near):
+                    end.drop()
+                _shut(connection)  # before the handshake there is no transport yet
+
+    def _refuse(self, error: Exception) -> None:
+        """Say so, but not as often as strangers like."""
+        self._refused += 1
+        if self._loop.time() - self._said >= _SAID:
+            _log.warning("connections were refused", number=self._refused, last=str(error)[:200])
+            self._said, self._refused = self._loop.time(), 0
 
     async def _reach(self, line: bytes, near: End) -> None:
         """Connect `near` to the replica that was named. Raises `ValueError` where none was, `OSError` where none is there."""
@@ -152,12 +171,6 @@ class Bridge:
             await self._loop.create_unix_connection(lambda: near, f"/proc/self/fd/{found}")
         finally:
             os.close(found)
-
-    def _drop(self, far: End, near: End, connection: socket.socket) -> None:
-        for end in (far, near):
-            if hasattr(end, "transport"):
-                end.transport.abort()
-        _shut(connection)
 
 
 def _shut(connection: socket.socket) -> None:

@@ -66,15 +66,14 @@ class RayExecutor:
     def start_replica(self, spec: ReplicaSpec) -> None:
         """Start it where `placement` says. Raises `Unavailable` where no node can take one."""
         links = {link.machine.name: link for link in self._known()}
-        there = {machine.name: machine for machine in self._cluster.machines()}
-        nodes = [node for node in self.machines() if node.name in there]
-        if not nodes:
+        homes = {machine.name: machine for machine in self._homes()}
+        if not homes:
             raise Unavailable(
                 f"No node of the cluster {self._settings.cluster} can take a replica: it needs one with processors, or one on "
                 "this machine (`modelyard up --cluster HOST:PORT` makes it one)."
             )
-        places = [_place(node, links.get(node.name), there[node.name].address) for node in nodes]
-        machine = there[choose(spec.group, places).name]
+        places = [_place(self._node(home), links.get(name), home.address) for name, home in homes.items()]
+        machine = homes[choose(spec.group, places).name]
         self._link(machine).start_replica(_REPLICA.dump_python(spec, mode="json"), self._gateway(machine))
 
     def stop_replica(self, token: str, grace: float = 5.0) -> None:
@@ -91,9 +90,13 @@ class RayExecutor:
         return [self._node(machine) for machine in self._cluster.machines() if machine.room.cpus]
 
     def machines(self) -> Sequence[Node]:
-        """The nodes with processors, and all of this machine."""
-        there = self._cluster.machines()
-        return [self._node(machine) for machine in there if machine.room.cpus or _is_here(machine.address)]
+        """One of the nodes of each machine that replicas go to: the largest."""
+        homes = sorted(self._homes(), key=lambda machine: (not self._node(machine).away, machine.room.memory))
+        return list({_machine(home.address): self._node(home) for home in homes}.values())
+
+    def _homes(self) -> Sequence[Machine]:
+        """The nodes that replicas go to: those with processors, and all of this machine."""
+        return [machine for machine in self._cluster.machines() if machine.room.cpus or _is_here(machine.address)]
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         self._known()
@@ -249,8 +252,7 @@ def _place(node: Node, link: Link | None, address: str) -> Place:
     except Unavailable:
         placed = ()
     groups = [one.group for one in placed if one.exit is None]
-    machine = HERE if _is_here(address) else address
-    return Place(node.name, machine, node.room.memory, groups, node.away or (link is not None and link.silent))
+    return Place(node.name, _machine(address), node.room.memory, groups, node.away or (link is not None and link.silent))
 
 
 def _namespace(data: Path) -> str:
@@ -261,6 +263,10 @@ def _namespace(data: Path) -> str:
         fresh.write_text(f"modelyard-{secrets.token_hex(8)}")
         fresh.rename(path)
     return path.read_text()
+
+
+def _machine(address: str) -> str:
+    return HERE if _is_here(address) else address
 
 
 def _is_here(address: str) -> bool:
