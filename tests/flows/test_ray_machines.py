@@ -36,6 +36,8 @@ pytestmark = pytest.mark.skipif(
 )
 RNG = np.random.default_rng(0)
 LARGE = RNG.normal(size=(163_840, 16)).astype(np.float32)  # 10 MiB
+# A control that is started again may take longer than usual where others compute.
+PATIENT = {"MODELYARD_GRACE": "60"}
 Row = tuple[str, str, str, int]
 
 
@@ -142,7 +144,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("m")
-    with machines(folder) as other, yard(folder / "yard", "--cluster", f"{HERE}:{PORT}", **TOKEN) as platform:
+    with machines(folder) as other, yard(folder / "yard", "--cluster", f"{HERE}:{PORT}", **TOKEN, **PATIENT) as platform:
         platform.import_model("small", graph(folder))
         made = Scene(platform, other, folder)
         platform.deploy("small", "small", replicas=2)
