@@ -105,7 +105,7 @@ class Scene:
 
     @contextlib.contextmanager
     def under_load(self) -> Iterator[None]:
-        """While this lasts three callers call, one of them with a megabyte; none may fail."""
+        """While this lasts three callers call, one of them with more than a frame holds; none may fail."""
         over, failed, lock = threading.Event(), list[BaseException](), threading.Lock()
 
         def go_on(rows: int) -> None:
@@ -122,7 +122,7 @@ class Scene:
                     with lock:
                         self.calls, self.rows = self.calls + 1, self.rows + rows
 
-        callers = [threading.Thread(target=go_on, args=(rows,)) for rows in (1, 3, 16_384)]
+        callers = [threading.Thread(target=go_on, args=(rows,)) for rows in (1, 3, 1024)]
         for caller in callers:
             caller.start()
         try:
@@ -149,6 +149,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         made = Scene(platform, other, folder)
         platform.deploy("small", "small", replicas=2)
         eventually(lambda: len(made.replicas()) == 2)
+        time.sleep(1)  # until the gateway knows of both
         yield made
 
 

@@ -391,3 +391,21 @@ def test_deadlines_are_told_by_the_clock_of_a_replica_on_another_machine(tmp_pat
         await asyncio.sleep(0.005)
 
     asyncio.run(scenario())
+
+
+@over(3)
+async def test_a_call_whose_replicas_are_all_gone_goes_to_those_that_came_since(router, replicas, group):
+    first, second, third = replicas
+    old = router.group([first.endpoint, second.endpoint])
+    for replica in (first, second):
+        replica.answers = replica.silent
+    await eventually(lambda: all(link.up for link in old.links))
+    asked = Asked(old, 7)
+    router.send(asked)
+    await eventually(lambda: first.calls() or second.calls())
+    old.newer = router.group([])
+    old.newer.newer = router.group([third.endpoint])
+    await second.die()
+    await first.die()
+    await asked.done
+    assert asked.events == [("part", b"r2"), ("ended", 1, None)]

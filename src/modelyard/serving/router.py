@@ -187,13 +187,21 @@ class Link:
 
 
 class Group:
-    """The replicas of one route."""
+    """The replicas of one route. `newer`: those that serve the same version since; what was lost here may go on there."""
 
-    __slots__ = ("_turn", "links")
+    __slots__ = ("_turn", "links", "newer")
 
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = links
+        self.newer: Group | None = None
         self._turn = 0
+
+    @property
+    def newest(self) -> Group:
+        group = self
+        while group.newer is not None:
+            group = group.newer
+        return group
 
     def pick(self, but: Link | None = None) -> Link | None:
         """The link for the next call, never `but`; None where none is up or about to be."""
@@ -244,7 +252,7 @@ class Router:
 
     def again(self, call: Underway, error: Fault) -> None:
         """A replica did not take or finish a call: give it to another one, once, or end it with `error`."""
-        link = call.group.pick(but=call.link) if not call.retried and call.restart() else None
+        link = call.group.newest.pick(but=call.link) if not call.retried and call.restart() else None
         if link is None:
             call.ended(Usage(), error)
         else:
