@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         return Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}-{digest}"
 
     @property
+    def identity(self) -> Path:
+        """The key by which gateways and control are let in to replicas on other machines; where there are none, no file."""
+        return self.data / "gateway.pem"
+
+    @property
     def cache(self) -> Path:
         return self.data / "cache"
 

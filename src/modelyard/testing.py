@@ -215,6 +215,9 @@ class InlineExecutor:
     def nodes(self) -> Sequence[Node]:
         return self._nodes
 
+    def machines(self) -> Sequence[Node]:
+        return self._nodes
+
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         return {}
 

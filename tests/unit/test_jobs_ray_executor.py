@@ -13,10 +13,11 @@ from modelyard.jobs.ray import executor as module
 from modelyard.jobs.ray.cluster import Machine
 from modelyard.jobs.ray.executor import RayExecutor
 from modelyard.jobs.ray.gang import RayGang, ended
-from modelyard.jobs.types import Amount, Event, Gang
+from modelyard.jobs.ray.placement import Placed
+from modelyard.jobs.types import Amount, Event, Gang, ReplicaSpec
 from modelyard.settings import Settings
 
-NODES = [Machine(name, f"id-{name}", "10.0.0.1", Amount(4)) for name in ("a", "b")]
+NODES = [Machine(name, f"id-{name}", f"10.0.0.{number}", Amount(4)) for number, name in enumerate("ab", 1)]
 GANG = Gang("t", "job", "a:b", "a:C", {}, {}, 2, Path("/work"), nodes=(("a", 1), ("b", 1)))
 BEAT = Event("beat", {"cpu_seconds": 1.0})
 
@@ -38,6 +39,9 @@ class Room:
     def release(self, token: str) -> None:
         self.held.discard(token)
 
+    def find(self, machine: Machine) -> None:
+        return None
+
     def start(self, machine: Machine, said: bytes) -> None:
         return None
 
@@ -48,8 +52,12 @@ class Room:
 class Said:
     """A link that keeps what is said; `meanwhile` happens when something is asked."""
 
-    def __init__(self, machine: Machine, remote: Any, heard: Callable[[str, Event], None], lost: Callable[[Any], None]) -> None:
-        self.machine, self.heard, self.lost = machine, heard, lost
+    def __init__(
+        self, machine: Machine, remote: Any, heard: Callable[[str, Event], None], lost: Callable[[Any], None], gateway: str
+    ) -> None:
+        self.machine, self.heard, self.lost, self.gateway = machine, heard, lost, gateway
+        self.silent = False
+        self.placed = dict[str, Placed]()
         self.words = list[str]()
         self.wrong: Mapping[str, ModelyardError] = {}
         self.meanwhile: Callable[[], object] = lambda: None
@@ -60,6 +68,14 @@ class Said:
 
     def tell(self, **message: Any) -> None:
         self.words.append(message["do"])
+
+    def replicas(self) -> Mapping[str, Placed]:
+        return self.placed
+
+    def start_replica(self, spec: Mapping[str, Any], gateway: str) -> None:
+        self.placed[spec["token"]] = Placed(
+            spec["token"], 1, None, f"tls://{self.machine.name}" if gateway else "", spec["group"]
+        )
 
     def listen(self) -> None:
         return None
@@ -167,3 +183,45 @@ def test_a_gang_that_goes_on_has_its_room_again(scene: Scene) -> None:
     scene.links["a"].heard("t", Event("wait", {"ask": 2, "job": "child"}))
     gang.answer(2, {})
     assert scene.room.held == {"t"}
+
+
+def replica(token: str, group: str) -> ReplicaSpec:
+    return ReplicaSpec(token, "onnx", Path("/folder"), Path("/socket"), Path("/log"), group=group)
+
+
+def test_replicas_of_one_group_go_to_different_machines_and_those_elsewhere_say_where_they_are(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_is_here", lambda address: False)
+    for token, group in (("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")):
+        scene.executor.start_replica(replica(token, group))
+    assert [sorted(link.placed) for link in scene.links.values()] == [["four", "one"], ["three", "two"]]
+    listed = scene.executor.replicas()
+    assert [listed[token].address for token in ("one", "two", "three", "four")] == ["tls://a", "tls://b", "tls://b", "tls://a"]
+    scene.executor.stop_replica("three")
+    assert [link.words for link in scene.links.values()] == [[], ["stop_replica"]]
+
+
+def test_a_node_that_was_lost_or_is_silent_is_the_last_to_get_a_replica(scene: Scene) -> None:
+    scene.links["a"].silent = True
+    for token in ("one", "two"):
+        scene.executor.start_replica(replica(token, "g"))
+    assert sorted(scene.links["b"].placed) == ["one", "two"]
+    scene.executor._gone(scene.links["b"])
+    scene.executor.start_replica(replica("three", "g"))
+    assert sorted(scene.executor._links["id-a"].placed) == ["three"]
+
+
+def test_a_gateway_on_this_machine_needs_no_bridge(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_here", lambda address: True)
+    scene.executor.start_replica(replica("one", "g"))
+    assert {one.address for one in scene.executor.replicas().values()} == {""}
+
+
+def test_a_machine_counts_once_however_many_nodes_are_on_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Machine("c", "id-c", "10.0.9.9", Amount(0))  # it has no processors: nothing goes there
+    monkeypatch.setattr(scene.room, "machines", lambda: [*NODES, elsewhere])
+    monkeypatch.setattr(module, "_is_here", lambda address: address != "10.0.9.9")
+    assert [node.name for node in scene.executor.machines()] == ["b"]
+    monkeypatch.setattr(module, "_is_here", lambda address: False)
+    assert [node.name for node in scene.executor.machines()] == ["a", "b"]

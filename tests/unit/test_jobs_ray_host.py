@@ -60,7 +60,7 @@ class Scene:
         self.host: Any = Host(json.dumps(SAID).encode())
 
     def ask(self, holder: str, **message: Any) -> Any:
-        return json.loads(self.host.ask(json.dumps({**message, "holder": holder}).encode()))["value"]
+        return json.loads(self.host.ask(json.dumps({"gateway": "", **message, "holder": holder}).encode()))["value"]
 
     def start(self, token: str) -> Part:
         gang = Gang(token, "job", "a:b", "a:C", {}, {}, 1, self.work, nodes=(("n", 1),), here="n")

@@ -41,7 +41,8 @@ class Node:
 
     def ask(self, message: bytes) -> Answer:
         self.asked.append(json.loads(message))
-        return Answer(self._answers.pop(0) if self._answers else {"value": None})
+        what = self._answers.pop(0) if self._answers else {"value": None}
+        return what if isinstance(what, Answer) else Answer(what)
 
     def hear(self, holder: str, heard: int, patience: float) -> Answer:
         assert holder == self.asked[0]["holder"]
@@ -54,12 +55,13 @@ class Scene:
         monkeypatch.setattr(module, "_PAUSE", 0.0)
         monkeypatch.setattr(module.cluster, "wait", self.wait)
         self.node, self.events, self.over = node, list[tuple[str, Event]](), threading.Event()
+        self.there = True  # whether the node answers who waits for one answer
         self.link = Link(NODE, node, lambda *said: self.events.append(said), lambda _: self.over.set())  # type: ignore[arg-type]
         self.link.listen()
 
     def wait(self, said: Sequence[Answer], timeout: float) -> list[Answer]:
         assert self.node.go.wait(30)
-        return list(said)
+        return list(said) if self.there else []
 
     def play(self) -> None:
         self.node.go.set()
@@ -107,3 +109,42 @@ def test_questions_have_answers_or_errors(monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match=r"has Modelyard 0\.0"):
         Scene(monkeypatch, Node([{"value": {"version": "0.0", "wrong": {}}}], []))
+
+
+def listed(*tokens: str) -> dict[str, Any]:
+    return {"value": [[token, 1, None, "", "g"] for token in tokens]}
+
+
+def test_replicas_are_those_of_the_latest_answer_though_that_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Answer(listed("a", "b"))
+    answers = [TAKEN, listed("a"), late, Unavailable("busy"), listed("c")]
+    scene = Scene(monkeypatch, Node(answers, []))
+    scene.node.go.set()
+    assert list(scene.link.replicas()) == ["a"]
+    scene.there = False
+    assert (list(scene.link.replicas()), scene.link.silent) == (["a"], True)
+    scene.there = True
+    assert (list(scene.link.replicas()), scene.link.silent) == (["a", "b"], False)
+    assert (list(scene.link.replicas()), scene.link.silent) == (["a", "b"], True)
+    assert (list(scene.link.replicas()), scene.link.silent) == (["c"], False)
+    scene.play()
+
+
+def test_a_node_that_never_told_of_its_replicas_is_not_taken_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, Node([TAKEN, Unavailable("busy")], []))
+    scene.node.go.set()
+    with pytest.raises(Unavailable, match="n does not tell"):
+        scene.link.replicas()
+    scene.play()
+
+
+def test_a_replica_that_was_just_started_is_there_whatever_was_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"value": ["new", 2, None, "tls://n", "g"]}
+    scene = Scene(monkeypatch, Node([TAKEN, listed("a"), listed("a"), started], []))
+    scene.node.go.set()
+    scene.link.replicas()
+    scene.there = False  # a question that is answered late, without the new one
+    scene.link.start_replica({"token": "new"}, "")
+    assert list(scene.link.replicas()) == ["a", "new"]
+    assert scene.link.replicas()["new"].address == "tls://n"
+    scene.play()

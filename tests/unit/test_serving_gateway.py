@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from serving_gateway_fakes import KEY, SECRET, Bench, FakeFollower, record, route
+from serving_gateway_fakes import HERE, KEY, SECRET, Bench, FakeFollower, record, route
 
 from modelyard.errors import Forbidden, ModelyardError, NotFound, Unauthorized, Unavailable
 from modelyard.serving.follower import State
@@ -211,3 +211,13 @@ def test_admissions_do_not_grow_without_bound(tmp_path, monkeypatch):
     for number in range(50):
         gateway.admit(URL + b"?%d" % number, GOOD, NOW)
     assert len(gateway._admissions) <= 10
+
+
+def test_a_call_under_way_may_go_on_with_newer_replicas_of_its_own_version_only(tmp_path):
+    bench = Bench(tmp_path)
+    first = bench.gateway.admit(URL, GOOD, NOW).group
+    bench.gateway.apply(State(2, [record()], [route(endpoints=HERE * 2)]))
+    second = bench.gateway.admit(URL, GOOD, NOW).group
+    bench.gateway.apply(State(3, [record()], [route(version="4")]))
+    assert first.newer is second
+    assert getattr(second, "newer", None) is None

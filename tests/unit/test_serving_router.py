@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_fakes import call
 
+from modelyard.serving import router as module
 from modelyard.serving.channel import Channel
 from modelyard.serving.frames import CallFrame, CancelFrame, EndFrame, Fault, HealthFrame, MoreFrame, PartFrame, Usage
 from modelyard.serving.router import Router, Underway, choose
@@ -363,3 +364,48 @@ def test_an_address_nobody_listens_at(given):
         await asyncio.sleep(0)
 
     asyncio.run(run())
+
+
+def test_deadlines_are_told_by_the_clock_of_a_replica_on_another_machine(tmp_path, monkeypatch):
+    """Where its machine is five seconds ahead, and again after the connection was lost."""
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+
+        async def ahead(loop, protocol, address, identity):
+            await loop.create_unix_connection(lambda: protocol, address)
+            return 5.0
+
+        monkeypatch.setattr(module, "dial", ahead)
+        replica = await Replica("r", tmp_path / "r.sock").start()
+        router = Router(loop)
+        group = router.group([replica.endpoint])
+        await eventually(lambda: group.links[0].up)
+        asked = Asked(group, 1, deadline=100.0)
+        router.send(asked)
+        await asked.done
+        assert [frame.deadline for frame in replica.got if isinstance(frame, CallFrame)] == [105.0]
+        assert asked.frame.deadline == 100.0
+        router.close()
+        await replica.die()
+        await asyncio.sleep(0.005)
+
+    asyncio.run(scenario())
+
+
+@over(3)
+async def test_a_call_whose_replicas_are_all_gone_goes_to_those_that_came_since(router, replicas, group):
+    first, second, third = replicas
+    old = router.group([first.endpoint, second.endpoint])
+    for replica in (first, second):
+        replica.answers = replica.silent
+    await eventually(lambda: all(link.up for link in old.links))
+    asked = Asked(old, 7)
+    router.send(asked)
+    await eventually(lambda: first.calls() or second.calls())
+    old.newer = router.group([])
+    old.newer.newer = router.group([third.endpoint])
+    await second.die()
+    await first.die()
+    await asked.done
+    assert asked.events == [("part", b"r2"), ("ended", 1, None)]

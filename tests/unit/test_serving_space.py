@@ -10,6 +10,7 @@ import pytest
 from test_serving_service import deploy, replica
 
 from modelyard.db import Base, Database, now
+from modelyard.jobs.types import Amount, Node
 from modelyard.serving.space import Space
 from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
@@ -19,6 +20,7 @@ from modelyard.tenancy import service as tenancy
 from modelyard.testing import MemoryStore
 
 MIB = 1 << 20
+MACHINES = [Node("local", Amount(4, 0, 64 << 30))]
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 
 def space(db: Database, tmp_path: Path, **settings: int) -> Space:
-    return Space(db, Artefacts(MemoryStore(), tmp_path / "cache"), Settings(data=tmp_path, **settings))
+    return Space(db, Artefacts(MemoryStore(), tmp_path / "cache"), Settings(data=tmp_path, **settings), lambda: MACHINES)
 
 
 def make(db: Database, made: Space, name: str = "d") -> bool:

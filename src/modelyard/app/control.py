@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -52,7 +53,8 @@ def build(settings: Settings, executor: Executor) -> FastAPI:
     state.in_use = serving.in_use
     state.executor = executor
     state.scheduler = Scheduler(state.db, state.artefacts, executor, settings, KINDS)
-    state.controller = Controller(state.db, state.artefacts, executor, settings, probe)
+    asked = partial(probe, identity=settings.identity)
+    state.controller = Controller(state.db, state.artefacts, executor, settings, asked)
     install(app)
     for routes in (tenancy_routes, catalogue_routes, jobs_routes, serving_routes, own):
         app.include_router(routes)

@@ -97,7 +97,7 @@ def permissions(data: Path) -> list[Check]:
     writable = os.access(data, os.W_OK | os.X_OK)
     advice = "" if writable else "give it to this user, or choose another with --data"
     checks = [Check("data folder", "ok" if writable else "failed", str(data), advice)]
-    for file in (data / "profile.json", data / "secret"):
+    for file in (data / "profile.json", data / "secret", data / "gateway.pem"):
         if file.exists() and file.stat().st_mode & 0o077:
             checks.append(
                 Check(file.name, "failed", f"mode {file.stat().st_mode & 0o777:o}", f"others can read it: chmod 600 {file}")

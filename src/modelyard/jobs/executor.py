@@ -125,6 +125,10 @@ class LocalExecutor:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return (Node("local", Amount(self._settings.job_cpus or os.cpu_count() or 1, len(sandbox.gpus()), memory)),)
 
+    def machines(self) -> Sequence[Node]:
+        """This machine."""
+        return self.nodes()
+
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         others = {t: p for t, p in self.processes().items() if p["label"] == "gang" and t not in self._gangs}
         for token in (t for t, p in others.items() if p["exit"] is None):

@@ -297,7 +297,8 @@ class GangHandle(Protocol):
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
     """A replica to start. `folder` holds the verified artefact of the version `model` ('digits@3'); it listens on the Unix
-    socket `socket` (mode 0600)."""
+    socket `socket` (mode 0600), or where `ProcessStatus.address` says. Those of one `group` go to different nodes where they
+    can."""
 
     token: str
     engine: str
@@ -307,15 +308,18 @@ class ReplicaSpec:
     threads: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """A process by token: its pid on the node, and its exit code once it ended (negative: killed by that signal)."""
+    """A process by token: its pid on the node, and its exit code once it ended (negative: killed by that signal). `address`:
+    where a replica is reached that does not listen on the socket it was given; else empty."""
 
     token: str
     pid: int
     exit: int | None
+    address: str = ""
 
 
 class Executor(Protocol):
@@ -331,6 +335,10 @@ class Executor(Protocol):
     def replicas(self) -> Mapping[str, ProcessStatus]: ...
     def nodes(self) -> Sequence[Node]:
         """The machines that gangs can run on, and what there is of each."""
+        ...
+
+    def machines(self) -> Sequence[Node]:
+        """The machines that replicas can run on, and what there is of each."""
         ...
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -65,7 +66,7 @@ class Controller:
         self._told: set[str] = set()
         self._logs = Logs(settings.logs)
         self._watch = Watch(probe)
-        self._space = Space(db, artefacts, settings)
+        self._space = Space(db, artefacts, settings, executor.machines)
         self._patience = Patience(timedelta(seconds=settings.replica_timeout), timedelta(seconds=settings.call_timeout))
 
     def wake(self) -> None:
@@ -100,6 +101,7 @@ class Controller:
         tokens = {row.token for row in here}
         self._end_strangers(running, tokens)
         self._logs.tidy(tokens | {token for token, status in running.items() if status.exit is None})
+        self._readdress(here, running)
         self._watch.look(here)
         busy = False
         for key, rows in replicas.items():
@@ -117,6 +119,14 @@ class Controller:
                 if deployment.trial is not None:
                     self._judge(deployment, releases_of[deployment.trial])
         return busy
+
+    def _readdress(self, rows: Sequence[ReplicaRow], running: Mapping[str, ProcessStatus]) -> None:
+        """Write down where replicas are reached that are on another machine."""
+        for row in rows:
+            status = running.get(row.token)
+            if status is not None and status.address and status.address != row.address:
+                row.address = address = status.address
+                self._change(row.token, partial(_move, address))
 
     def _scale(self, deployment: DeploymentRow, stable: ReleaseRow, rows: Sequence[ReplicaRow]) -> bool:
         """Want as many replicas as what is outstanding asks for. True where that is another number than before."""
@@ -236,6 +246,7 @@ class Controller:
                     self._logs.path(deployment.project, deployment.name, token),
                     model=f"{release.model}@{release.version}",
                     settings=self._space.settings(release),
+                    group=f"{deployment.project}/{deployment.name}",
                 )
             )
         except (ModelyardError, OSError) as error:
@@ -289,6 +300,10 @@ def _replace(session: Session, row: ReplicaRow) -> None:
     release = _release(session, row)
     if release is not None and release.state == DeploymentState.ready:
         release.state = DeploymentState.pending
+
+
+def _move(address: str, session: Session, row: ReplicaRow) -> None:
+    row.address = address
 
 
 def _drain(session: Session, row: ReplicaRow) -> None:

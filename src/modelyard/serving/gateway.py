@@ -90,8 +90,13 @@ class Gateway:
         self.sleepers.look(self._routes.get)
 
     def _set_routes(self, routes: Iterable[Route]) -> None:
+        routes_before, groups_before = self._routes, self._groups
         self._routes = {(route.project, route.deployment): route for route in routes}
         self._groups = {name: self.router.group(route.endpoints) for name, route in self._routes.items()}
+        for name, group in groups_before.items():
+            now = self._routes.get(name)
+            if now is not None and (now.model, now.version) == (routes_before[name].model, routes_before[name].version):
+                group.newer = self._groups[name]
         trials = [route.trial for route in self._routes.values() if route.trial is not None]
         known = self._comparisons
         self._comparisons = {key: known.get(key) or Comparison(trial, self._ids) for trial in trials if (key := trial.key)}

@@ -1,25 +1,24 @@
-"""Asks a replica how it is, over its own socket, for the controller's sync loop; the gateway has its own way."""
+"""Asks a replica how it is, over a connection of its own, for the controller's sync loop; the gateway has its own way."""
 
 from __future__ import annotations
 
-import socket
+from pathlib import Path
 
 from modelyard.errors import Invalid, from_wire
 from modelyard.serving import frames
+from modelyard.serving.dial import connect
 from modelyard.serving.types import Health, ReplicaState
 
 PATIENCE = 1.0
 
 
-def probe(address: str) -> Health | None:
-    """The health of the replica that listens on the Unix socket `address`; None where nobody answers within a second."""
+def probe(address: str, identity: Path | None = None) -> Health | None:
+    """The health of the replica at `address` (`dial`); None where nobody answers within a second."""
     question = bytearray()
     frames.append(question, frames.HealthFrame(1))
     decoder = frames.Decoder()
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(PATIENCE)
-            connection.connect(address)
+        with connect(address, identity, PATIENCE) as connection:
             connection.sendall(question)
             while data := connection.recv(frames.MAX_FRAME):
                 for frame in decoder.feed(data):

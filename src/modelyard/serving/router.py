@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from modelyard.errors import Overloaded, TimedOut, Unavailable
 from modelyard.serving.channel import Channel
+from modelyard.serving.dial import dial
 from modelyard.serving.frames import (
     CallFrame,
     CancelFrame,
@@ -81,6 +85,7 @@ class Link:
         self._router, self._loop = router, loop
         self._channel = Channel(loop, self._received, self._lost)
         self._wait = FIRST_RETRY
+        self._ahead = 0.0  # seconds of the replica's clock before ours, by which deadlines are told; of this machine: none
         self._heard = loop.time()
         self._asked = 0
         self._connecting = loop.create_task(self._connect())
@@ -103,7 +108,10 @@ class Link:
     def send(self, call: Underway) -> None:
         call.link = self
         self.calls[call.frame.id] = call
-        self._channel.send_whole(call.frame)
+        frame = call.frame
+        if self._ahead:
+            frame = msgspec.structs.replace(frame, deadline=frame.deadline + self._ahead)
+        self._channel.send_whole(frame)
 
     def cancel(self, call: Underway) -> None:
         if call.frame.id in self.calls:
@@ -131,7 +139,7 @@ class Link:
     async def _connect(self) -> None:
         while True:
             try:
-                await self._loop.create_unix_connection(lambda: self._channel, self.endpoint.address)
+                self._ahead = await dial(self._loop, self._channel, self.endpoint.address, self._router.identity)
             except OSError:
                 self.up = False
                 self._give_back()
@@ -182,13 +190,21 @@ class Link:
 
 
 class Group:
-    """The replicas of one route."""
+    """The replicas of one route. `newer`: those that serve the same version since; what was lost here may go on there."""
 
-    __slots__ = ("_turn", "links")
+    __slots__ = ("_turn", "links", "newer")
 
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = links
+        self.newer: Group | None = None
         self._turn = 0
+
+    @property
+    def newest(self) -> Group:
+        group = self
+        while group.newer is not None:
+            group = group.newer
+        return group
 
     def pick(self, but: Link | None = None) -> Link | None:
         """The link for the next call, never `but`; None where none is up or about to be."""
@@ -204,10 +220,10 @@ class Group:
 
 class Router:
     """All connections of one gateway. Every method runs on the event loop's thread. `told(token, stats)` is called with what a
-    replica counted of itself."""
+    replica counted of itself. `identity`: the file with this gateway's key, for replicas on other machines."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, identity: Path | None = None) -> None:
+        self._loop, self.identity = loop, identity
         self.told: Callable[[str, Mapping[str, Any]], None] = lambda token, stats: None
         self._links: dict[Endpoint, Link] = {}
         self._old: set[Link] = set()
@@ -239,7 +255,7 @@ class Router:
 
     def again(self, call: Underway, error: Fault) -> None:
         """A replica did not take or finish a call: give it to another one, once, or end it with `error`."""
-        link = call.group.pick(but=call.link) if not call.retried and call.restart() else None
+        link = call.group.newest.pick(but=call.link) if not call.retried and call.restart() else None
         if link is None:
             call.ended(Usage(), error)
         else:

@@ -60,7 +60,7 @@ def run(settings: Settings, pepper: bytes, books: Books, listener: socket.socket
 async def serve(settings: Settings, pepper: bytes, books: Books, listener: socket.socket) -> None:
     """As `run`, on the running loop."""
     loop = asyncio.get_running_loop()
-    router = Router(loop)
+    router = Router(loop, settings.identity)
     meters = Meters(settings.run / "meters", books.settle, books.settled, books.forget)
     gateway = Gateway(KeyRing(pepper), (), router, meters, settings)
     follower = Follower(loop, books.load, books.revision, gateway.apply)

@@ -1,4 +1,4 @@
-"""Whether there is room for one more replica on this machine, and who gives way where there is not.
+"""Whether there is room for one more replica on the machines there are, and who gives way where there is not.
 
 The controller asks before it starts one. What a replica of an artefact takes is measured when it is ready and kept, so that
 the second one is admitted by what the first one took. `scaling.make_room` decides; this reads and writes what it needs.
@@ -6,13 +6,13 @@ the second one is admitted by what the first one took. `scaling.make_room` decid
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import select, update
 
 from modelyard.db import Database, Session, bump, now
+from modelyard.jobs.types import Node
 from modelyard.serving import releases
 from modelyard.serving.scaling import Holder, Room, guess, make_room
 from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
@@ -28,12 +28,10 @@ _MIB = 1 << 20
 
 
 class Space:
-    """The controller's view of one machine."""
+    """The controller's view of all machines together. `machines()`: those that replicas can run on."""
 
-    def __init__(self, db: Database, artefacts: Artefacts, settings: Settings) -> None:
-        self._db, self._artefacts = db, artefacts
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._room = Room(settings.serving_memory or memory * 3 // 4, settings.serving_replicas)
+    def __init__(self, db: Database, artefacts: Artefacts, settings: Settings, machines: Callable[[], Sequence[Node]]) -> None:
+        self._db, self._artefacts, self._settings, self._machines = db, artefacts, settings, machines
         self._guesses: dict[str, int] = {}
 
     def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
@@ -42,14 +40,15 @@ class Space:
         with self._db.read() as session:
             held = self._held(session, deployment.id)
             need = self._need(session, deployment.project, release)
-        asleep = make_room(need, self._room, held)
+        room = self._room()
+        asleep = make_room(need, room, held)
         if asleep == []:
             return True
         with self._db.begin() as session:
             if asleep is None:
                 row = session.get(ReleaseRow, (release.deployment, release.generation))
                 if row is not None:
-                    row.error, row.retry_at = self._why(need, held), now() + _AGAIN
+                    row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
                     bump(session)
                 return False
             for deployment_id in asleep:
@@ -123,11 +122,17 @@ class Space:
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
 
-    def _why(self, need: int, held: Sequence[Holder]) -> str:
-        taken = sum(one.memory for one in held)
-        limit = f"{self._room.memory // _MIB} MiB" + (f" and {self._room.replicas} replicas" if self._room.replicas else "")
-        there = sum(one.replicas for one in held)
-        return (
-            f"No room for a replica of about {need // _MIB} MiB: {taken // _MIB} MiB in {there} replicas are held by others, "
-            f"which do not give way, of {limit} (serving_memory, serving_replicas)."
-        )
+    def _room(self) -> Room:
+        there = [node.room.memory for node in self._machines() if not node.away]
+        limit = self._settings.serving_memory
+        return Room(sum(limit or memory * 3 // 4 for memory in there), self._settings.serving_replicas)
+
+
+def _why(need: int, held: Sequence[Holder], room: Room) -> str:
+    taken = sum(one.memory for one in held)
+    limit = f"{room.memory // _MIB} MiB" + (f" and {room.replicas} replicas" if room.replicas else "")
+    there = sum(one.replicas for one in held)
+    return (
+        f"No room for a replica of about {need // _MIB} MiB: {taken // _MIB} MiB in {there} replicas are held by others, "
+        f"which do not give way, of {limit} (serving_memory, serving_replicas)."
+    )

@@ -89,7 +89,7 @@ class MeasureRow(Base):
 
 
 class ReplicaRow(Base):
-    """One process that serves one generation of a deployment. `address` is its Unix socket."""
+    """One process that serves one generation of a deployment. `address`: where it is reached (`dial`)."""
 
     __tablename__ = "replicas"
     __table_args__ = (Index("ix_replicas_deployment", "project", "deployment"),)

@@ -1,7 +1,7 @@
 """Implements `jobs.types.Executor` on a Ray cluster. Control makes one where the setting `cluster` names one.
 
-`assign` has decided where a gang goes; Ray sets the room aside, and on each node the actor there starts a launcher. Replicas go
-to nodes of this machine, because the gateway reaches them by a Unix socket: TCP under TLS is what other machines will need.
+`assign` has decided where a gang goes; Ray sets the room aside, and on each node the actor there starts a launcher. `placement`
+decides where a replica goes. On this machine gateways reach it by its Unix socket, on another over that node's bridge (`tls`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from modelyard.errors import Crashed, ModelyardError, Unavailable
+from modelyard.jobs.ray import tls
 from modelyard.jobs.ray.cluster import Cluster, Machine, Remote
 from modelyard.jobs.ray.gang import RayGang, ended
 from modelyard.jobs.ray.link import Link
+from modelyard.jobs.ray.placement import HERE, Place, choose
 from modelyard.jobs.types import Event, Gang, GangHandle, Node, ProcessStatus, ReplicaSpec
 from modelyard.settings import Settings
 from modelyard.telemetry import log
@@ -62,31 +64,39 @@ class RayExecutor:
         return handle
 
     def start_replica(self, spec: ReplicaSpec) -> None:
-        """Start it on the node of this machine that has the fewest."""
-        here = [self._link(machine) for machine in self._cluster.machines() if _is_here(machine.address)]
-        if not here:
+        """Start it where `placement` says. Raises `Unavailable` where no node can take one."""
+        links = {link.machine.name: link for link in self._known()}
+        homes = {machine.name: machine for machine in self._homes()}
+        if not homes:
             raise Unavailable(
-                f"No node of the cluster {self._settings.cluster} is on this machine, where replicas must be: have this "
-                "machine join it (`modelyard up --cluster HOST:PORT` does)."
+                f"No node of the cluster {self._settings.cluster} can take a replica: it needs one with processors, or one on "
+                "this machine (`modelyard up --cluster HOST:PORT` makes it one)."
             )
-        count = {link: sum(code is None for *_, code in link.ask(do="replicas")) for link in here}
-        link = min(here, key=lambda link: (count[link], link.machine.name))
-        link.ask(do="start_replica", spec=_REPLICA.dump_python(spec, mode="json"))
+        places = [_place(self._node(home), links.get(name), home.address) for name, home in homes.items()]
+        machine = homes[choose(spec.group, places).name]
+        self._link(machine).start_replica(_REPLICA.dump_python(spec, mode="json"), self._gateway(machine))
 
     def stop_replica(self, token: str, grace: float = 5.0) -> None:
         for link in self._known():
-            link.ask(do="stop_replica", token=token, grace=grace)
+            if token in link.replicas():
+                link.tell(do="stop_replica", token=token, grace=grace)
 
     def replicas(self) -> Mapping[str, ProcessStatus]:
-        """Replicas on the nodes that something of ours runs on. Raises `Unavailable` where one does not answer."""
-        listed = [one for link in self._known() for one in link.ask(do="replicas")]
-        return {token: ProcessStatus(token, pid, code) for token, pid, code in listed}
+        """Replicas on the nodes that something of ours runs on. Raises `Unavailable` where one has never told of its own."""
+        return {token: one.status for link in self._known() for token, one in link.replicas().items()}
 
     def nodes(self) -> Sequence[Node]:
         """The nodes with processors; what one has is Ray's word. One that was lost just now is away."""
-        there = [machine for machine in self._cluster.machines() if machine.room.cpus]
-        shunned = {name for name, since in list(self._lost.items()) if time.monotonic() - since < _SHUNNED}
-        return [Node(machine.name, machine.room, machine.id in shunned) for machine in there]
+        return [self._node(machine) for machine in self._cluster.machines() if machine.room.cpus]
+
+    def machines(self) -> Sequence[Node]:
+        """One of the nodes of each machine that replicas go to: the largest."""
+        homes = sorted(self._homes(), key=lambda machine: (not self._node(machine).away, machine.room.memory))
+        return list({_machine(home.address): self._node(home) for home in homes}.values())
+
+    def _homes(self) -> Sequence[Machine]:
+        """The nodes that replicas go to: those with processors, and all of this machine."""
+        return [machine for machine in self._cluster.machines() if machine.room.cpus or _is_here(machine.address)]
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         self._known()
@@ -109,6 +119,14 @@ class RayExecutor:
             link.close()
         self._pool.shutdown(cancel_futures=True)
         self._cluster.close()
+
+    def _node(self, machine: Machine) -> Node:
+        away = time.monotonic() - self._lost.get(machine.id, -_SHUNNED) < _SHUNNED
+        return Node(machine.name, machine.room, away)
+
+    def _gateway(self, machine: Machine) -> str:
+        """The certificate of those that reach replicas there from here; empty where it is this machine."""
+        return "" if _is_here(machine.address) else tls.identity(self._settings.identity)
 
     def _begin(self, handle: RayGang) -> None:
         """Set room aside, then start every part. Runs in a thread of its own."""
@@ -190,7 +208,10 @@ class RayExecutor:
             return link
 
     def _open(self, machine: Machine, remote: Remote) -> Link:
-        link = self._links[machine.id] = Link(machine, remote, partial(self._heard, machine), self._gone)
+        gateway = ""
+        with contextlib.suppress(ModelyardError):  # gangs need none; the start of a replica says what is wrong
+            gateway = self._gateway(machine)
+        link = self._links[machine.id] = Link(machine, remote, partial(self._heard, machine), self._gone, gateway)
         self._wrong |= link.wrong
         link.listen()
         return link
@@ -225,6 +246,15 @@ class RayExecutor:
                 gang.hear(name, ended(Crashed(f"The node {name} was lost.")))
 
 
+def _place(node: Node, link: Link | None, address: str) -> Place:
+    try:
+        placed = link.replicas().values() if link is not None else ()
+    except Unavailable:
+        placed = ()
+    groups = [one.group for one in placed if one.exit is None]
+    return Place(node.name, _machine(address), node.room.memory, groups, node.away or (link is not None and link.silent))
+
+
 def _namespace(data: Path) -> str:
     """The platform's own name in the cluster, made once and kept in its data folder."""
     path = data / "cluster.name"
@@ -233,6 +263,10 @@ def _namespace(data: Path) -> str:
         fresh.write_text(f"modelyard-{secrets.token_hex(8)}")
         fresh.rename(path)
     return path.read_text()
+
+
+def _machine(address: str) -> str:
+    return HERE if _is_here(address) else address
 
 
 def _is_here(address: str) -> bool:

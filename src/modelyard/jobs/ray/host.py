@@ -23,18 +23,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from modelyard import __version__, telemetry
 from modelyard.errors import Conflict, Crashed, Invalid, ModelyardError, Unavailable, from_wire
 from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.ray.gang import ended
 from modelyard.jobs.ray.outbox import Outbox
-from modelyard.jobs.types import Gang, GangHandle, ReplicaSpec
+from modelyard.jobs.ray.replicas import Replicas
+from modelyard.jobs.types import Gang, GangHandle
 from modelyard.settings import Settings
 
 _log = telemetry.log(__name__)
-_REPLICA = TypeAdapter(ReplicaSpec)
 # Seconds that gangs live on while no control listens.
 _LEASE = 30.0
 # Seconds after which an actor ends that nobody has listened to and that has nothing to do: its platform may be no more.
@@ -58,6 +56,7 @@ class Host:
         self._supervisor = _supervise(settings)
         readonly = [Path(path) for path in asked["readonly"]]
         self._executor = LocalExecutor(settings, extra_readonly=readonly, interface=_interface(asked["address"]))
+        self._replicas = Replicas(self._executor, self._node, asked["address"], settings.run)
         self._lock = threading.Lock()
         self._holder, self._heard = "", time.monotonic()
         self._gangs: dict[str, GangHandle] = {}
@@ -86,13 +85,14 @@ class Host:
     def _do(self, said: dict[str, Any]) -> Any:
         match said["do"]:
             case "take":
+                self._replicas.trust(said["gateway"])
                 return self._take(str(said["holder"]))
             case "start_replica":
-                return self._executor.start_replica(_REPLICA.validate_python(said["spec"]))
+                return self._replicas.start(said["spec"], said["gateway"])
             case "stop_replica":
-                return self._executor.stop_replica(said["token"], said["grace"])
+                return self._replicas.stop(said["token"], said["grace"])
             case "replicas":
-                return [[one.token, one.pid, one.exit] for one in self._executor.replicas().values()]
+                return self._replicas.all()
             case _:
                 with self._lock:
                     self._tell(said)
@@ -147,6 +147,7 @@ class Host:
         try:
             while self._supervisor.poll() is None:
                 self._executor.wait(_TICK)
+                self._replicas.look()
                 self._pass(self._outbox.wait_for_room(_TICK))
                 if self._given_up():
                     _log.info("nobody has needed this node for long: its actor ends")

@@ -17,6 +17,7 @@ from modelyard import __version__
 from modelyard.errors import Crashed, ModelyardError, Unavailable, from_wire
 from modelyard.jobs.ray import cluster
 from modelyard.jobs.ray.cluster import Machine, Remote, Said
+from modelyard.jobs.ray.placement import Placed
 from modelyard.jobs.types import Event
 from modelyard.telemetry import log
 
@@ -26,14 +27,22 @@ _log = log(__name__)
 _ANSWER, _FIRST, _PATIENCE = 30.0, 60.0, 20.0
 # Seconds that a node keeps the question open whether there is news, and between two tries to reach it.
 _OPEN, _PAUSE = 2.0, 0.25
+# Seconds that the question for a node's replicas waits for an answer: what is late is taken next time.
+_LISTING = 1.0
 
 
 class Link:
     """`heard(token, event)` is called with what gangs say, `lost(link)` once; both in the link's thread, which `listen` starts.
-    `wrong`: by token what had gone wrong with the gangs that an earlier control left here."""
+    `gateway`: the certificate (PEM) by which gateways on another machine are known there. `wrong`: by token what had gone wrong
+    with the gangs that an earlier control left here. `silent`: it did not tell of its replicas when it was last asked."""
 
     def __init__(
-        self, machine: Machine, remote: Remote, heard: Callable[[str, Event], None], lost: Callable[[Link], None]
+        self,
+        machine: Machine,
+        remote: Remote,
+        heard: Callable[[str, Event], None],
+        lost: Callable[[Link], None],
+        gateway: str = "",
     ) -> None:
         self.machine, self._remote = machine, remote
         self._heard, self._lost = heard, lost
@@ -41,7 +50,10 @@ class Link:
         self._pending: list[tuple[bytes, Said]] = []
         self._lock = threading.Lock()
         self._closed = False
-        taken = self._answer(remote.ask(_wire({"do": "take", "holder": self._holder})), _FIRST)
+        self.silent = False
+        self._listing: Said | None = None
+        self._listed: dict[str, Placed] | None = None
+        taken = self._answer(remote.ask(_wire({"do": "take", "holder": self._holder, "gateway": gateway})), _FIRST)
         if taken["version"] != __version__:
             theirs = f"The node {machine.name} has Modelyard {taken['version']}, control {__version__}"
             raise Unavailable(f"{theirs}: install the same on all nodes, and start Ray there anew.")
@@ -58,6 +70,31 @@ class Link:
             return self._answer(self._remote.ask(_wire({**message, "holder": self._holder})), _ANSWER)
         except Crashed as error:
             raise Unavailable(f"The node {self.machine.name} is lost.") from error
+
+    def start_replica(self, spec: Mapping[str, Any], gateway: str) -> None:
+        """Start a replica there. Raises the node's error, or `Unavailable`."""
+        listed = self.replicas()
+        self._listing = None  # who was asked before may not know of it
+        placed = Placed(*self.ask(do="start_replica", spec=spec, gateway=gateway))
+        self._listed = {**listed, placed.token: placed}
+
+    def replicas(self) -> Mapping[str, Placed]:
+        """Those on the node; of one that does not answer at once, what it said last: until it is lost they may well run. Raises
+        `Unavailable` where it has never said anything."""
+        try:
+            if self._listing is None:
+                self._listing = self._remote.ask(_wire({"do": "replicas"}))
+            if cluster.wait([self._listing], _LISTING):
+                answered, self._listing = self._listing, None
+                self._listed = {one[0]: Placed(*one) for one in self._answer(answered, _ANSWER)}
+                self.silent = False
+                return self._listed
+        except (Unavailable, Crashed) as error:
+            _log.warning("a node does not tell of its replicas", node=self.machine.name, error=error.message)
+        self.silent = True
+        if self._listed is None:
+            raise Unavailable(f"The node {self.machine.name} does not tell of its replicas.")
+        return self._listed
 
     def tell(self, **message: Any) -> None:
         """Say something to a gang, without waiting; it arrives, or the node is lost."""
