@@ -20,8 +20,8 @@ from modelyard.serving.frames import PIECE, BodyFrame, CallFrame, Decoder, Frame
 
 # Bytes handed to the transport at a time while pieces of large bodies wait.
 _WINDOW = 256 << 10
-# Bytes of frames that leave at once, before their turn of the loop is over: the peer works on them meanwhile.
-_BURST = 8 << 10
+# Bytes that are worth a write of their own: of calls, and of answers, for which a gateway has more to do.
+CALLS, ANSWERS = 8 << 10, 2 << 10
 # Bytes in one read after which others have their turn: more is coming.
 LARGE_READ = 64 << 10
 
@@ -50,15 +50,17 @@ class _Body:
 
 class Channel(asyncio.Protocol):
     """`received` is called with each frame, `closed` once with the reason (None: the peer closed). Frames sent before the
-    connection is made wait for it."""
+    connection is made wait for it; `burst` bytes of them leave before their turn of the loop is over, so that the peer works on
+    them meanwhile."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         received: Callable[[Frame], None],
         closed: Callable[[Exception | None], None],
+        burst: int = CALLS,
     ) -> None:
-        self._loop, self._received, self._closed = loop, received, closed
+        self._loop, self._received, self._closed, self._burst = loop, received, closed, burst
         self._transport: asyncio.Transport | None = None
         self._decoder = Decoder()
         self._buffer = bytearray()
@@ -82,7 +84,7 @@ class Channel(asyncio.Protocol):
                 body.then.append(frame)
                 return
         append(self._buffer, frame)
-        if len(self._buffer) >= _BURST and self._may_write:
+        if len(self._buffer) >= self._burst and self._may_write:
             self._write()
         if not self._scheduled:
             self._scheduled = True
@@ -147,7 +149,7 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_BURST // 2)  # uvloop keeps less until its turn is over
+        self._transport.set_write_buffer_limits(high=self._burst // 2)  # uvloop keeps less until its turn is over
         self._flush()
 
     def data_received(self, data: bytes) -> None:

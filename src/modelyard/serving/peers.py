@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from modelyard.serving.batching import Waiting
-from modelyard.serving.channel import Channel
+from modelyard.serving.channel import ANSWERS, Channel
 from modelyard.serving.doors import Question
 from modelyard.serving.frames import CallFrame, Frame
 
@@ -18,7 +18,7 @@ class Peer:
         self, loop: asyncio.AbstractEventLoop, received: Callable[[Peer, Frame], None], lost: Callable[[Peer], None]
     ) -> None:
         self.calls: dict[int, Pending] = {}
-        self.channel = Channel(loop, lambda frame: received(self, frame), lambda _: lost(self))
+        self.channel = Channel(loop, lambda frame: received(self, frame), lambda _: lost(self), ANSWERS)
 
 
 class Pending:

@@ -78,7 +78,7 @@ class Replica:
         self._depth = 0
         self._settings, self._most = spec.settings, spec.settings.get("calls", _MOST)
         self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
-        self._cpu = 0
+        self._cpu = self._owed = 0
         self._next = Polling(loop)  # the next call of somebody who calls alone, one after another
 
     def protocol(self) -> Channel:
@@ -163,7 +163,7 @@ class Replica:
             return
         if not self._depth:
             self._next.came()
-            self._cpu = time.thread_time_ns()  # what was spent idle is no call's
+            self._cpu = time.thread_time_ns() - self._owed  # what was spent idle is no call's
         self._depth += 1
         pending = peer.calls[frame.id] = Pending(peer, frame)
         if not frame.more:
@@ -257,15 +257,16 @@ class Replica:
         self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(late.code, late.message))
 
     def _done(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
-        """Encode and send a batch's answers. Processor time of both threads is shared out by rows."""
-        encoded = [self._encode(waiting.call, answer) for waiting, answer in zip(batch, answers, strict=True)]
+        """Encode and send a batch's answers, each as soon as it is encoded. Processor time of both threads is shared out by
+        rows; what the encoding takes is told with the next batch."""
         mark = time.thread_time_ns()
         cpu_us += (mark - self._cpu) // 1000
         self._cpu = mark
         total = sum(waiting.rows for waiting in batch)
         units = 0
-        for waiting, result in zip(batch, encoded, strict=True):
+        for waiting, answer in zip(batch, answers, strict=True):
             pending: Pending = waiting.call
+            result = self._encode(pending, answer)
             share = cpu_us * waiting.rows // total
             if isinstance(result, ModelyardError):
                 self._end(pending, Usage(0, share), Fault(result.code, result.message))
@@ -281,8 +282,10 @@ class Replica:
                 self._pack(pending, usage, head, body)
         if self._batcher is not None:
             self._batcher.stats.units += units
-        if len(batch) == 1 and not self._depth:
-            self._next.begin()
+        if not self._depth:
+            self._owed = time.thread_time_ns() - mark
+            if len(batch) == 1:
+                self._next.begin()
 
     def _pack(self, pending: Pending, usage: Usage, head: Head, body: bytes) -> None:
         """Pack a large answer in a thread, so that nobody waits for it."""
