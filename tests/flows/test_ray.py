@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -212,3 +213,22 @@ def test_a_cluster_of_its_own_is_started_again_and_ends_with_the_platform(tmp_pa
         eventually(lambda: imported(platform), 120)
     eventually(lambda: not processes_with(str(folder)))
     assert not folder.exists()
+
+
+@pytest.mark.soak
+def test_a_cluster_is_used_over_rays_own_client(tmp_path: Path) -> None:
+    """The platform's machine is no node then: it asks the cluster over one port."""
+    with socket.create_server(("127.0.0.2", 0)) as found:
+        port = found.getsockname()[1]
+    import torch
+
+    (tmp_path / "model.py").write_text(MODULE)
+    torch.save({"scale.weight": torch.tensor([[1.0, 2.0]])}, tmp_path / "twice.pth")
+    with cluster(2, client=port), yard(tmp_path / "yard", "--cluster", f"ray://127.0.0.2:{port}") as platform:
+        assert imported(platform)
+        trained = platform.train("cnn", "digits@1", recipe="image-classifier", ranks=2, epochs=1)
+        assert (trained["name"], trained["version"]) == ("cnn", 1)
+        module = f"{tmp_path / 'model.py'}:Twice"
+        platform.import_model("twice", tmp_path / "twice.pth", module=module, inputs=["x:FP32[-1,2]"])
+        platform.deploy("twice", "twice")
+        assert answered(platform) == [[11.0]]
