@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -116,6 +117,13 @@ async def until(condition: Callable[[], Any], patience: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one, whoever runs the tests: the path of a socket has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="bridge-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

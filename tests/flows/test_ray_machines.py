@@ -31,9 +31,11 @@ from modelyard.serving.frames import CallFrame, CancelFrame, EndFrame, Frame
 from modelyard.serving.probe import probe
 from modelyard.testing import yard
 
-pytestmark = pytest.mark.skipif(
-    not possible(), reason="another machine takes root, unshare, nsenter, ip, mount, openssl, bwrap"
-)
+# Not in `make test`: they cut cables and wait for what that costs, which takes minutes, and a machine that does nothing else.
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(not possible(), reason="another machine takes root, unshare, nsenter, ip, mount, openssl, bwrap"),
+]
 RNG = np.random.default_rng(0)
 LARGE = RNG.normal(size=(163_840, 16)).astype(np.float32)  # 10 MiB
 # A control that is started again may take longer than usual where others compute.
