@@ -216,6 +216,7 @@ def test_a_cluster_of_its_own_is_started_again_and_ends_with_the_platform(tmp_pa
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray leaves its server's log files open
 def test_a_cluster_is_used_over_rays_own_client(tmp_path: Path) -> None:
     """The platform's machine is no node then: it asks the cluster over one port."""
     with socket.create_server(("127.0.0.2", 0)) as found:

@@ -33,6 +33,8 @@ _ACTOR: dict[str, Any] = {
     "max_restarts": 0,
     "max_task_retries": 0,
 }
+# Who listens keeps nobody who asks waiting. Said here and not with each call: Ray's client over the network cannot.
+ray.method(concurrency_group="hear")(Host.hear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Remote:
         return Said(self._actor.ask.remote(message))
 
     def hear(self, holder: str, heard: int, patience: float) -> Said:
-        return Said(self._actor.hear.options(concurrency_group="hear").remote(holder, heard, patience))
+        return Said(self._actor.hear.remote(holder, heard, patience))
 
 
 class Cluster:
