@@ -133,9 +133,9 @@ class Bench:
             self.executor.wait(0.1)
         raise AssertionError(f"not within {patience} s")
 
-    def finish(self, *jobs: str) -> list[Job]:
+    def finish(self, *jobs: str, patience: float = PATIENCE) -> list[Job]:
         """Tick until the jobs have ended."""
-        self.until(lambda: all(self.job(job).state.ended for job in jobs))
+        self.until(lambda: all(self.job(job).state.ended for job in jobs), patience)
         return [self.job(job) for job in jobs]
 
     def run(self, kind: str, **asked: Any) -> Job:

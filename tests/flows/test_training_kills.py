@@ -28,6 +28,7 @@ from modelyard.kinds import FolderContext, FolderOutputs
 # `make test`, which runs two files at once: there a gang's start, two seconds of processor time, waits for its turn.
 SOON, LATER = 5.0, 30.0
 QUIET = 0.5  # processes that were ready to run in the minute before, at most
+LONG = 300.0  # seconds: what a slow machine takes for all epochs
 RECORD = os.environ.pop("MODELYARD_RECORD", None)  # it is no setting of the platform, which refuses what it does not know
 CONFIG = {"epochs": 12, "batch_size": 24, "seed": 7, "image_classifier": {"width": 8}}
 
@@ -129,12 +130,12 @@ def disturbed(yard: Bench, dataset: str, kills: int, seed: int, **config: Any) -
     killer = Killer(yard, job, seed)
     while len(killer.recoveries) < kills and killer.strike(while_keeping=len(killer.recoveries) % 3 == 1):
         pass
-    (ended,) = yard.finish(job)
+    (ended,) = yard.finish(job, patience=LONG)
     return ended, killer
 
 
 def undisturbed(yard: Bench, dataset: str, **config: Any) -> Job:
-    (ended,) = yard.finish(submit(yard, dataset, **config))
+    (ended,) = yard.finish(submit(yard, dataset, **config), patience=LONG)
     return ended
 
 
