@@ -505,3 +505,14 @@ async def test_an_answer_is_packed_from_the_size_its_call_says():
     assert gzip.decompress(bodies[2]) == bodies[1]
     assert json.loads(gzip.decompress(bodies[3]))["outputs"][0]["shape"] == [20_000, 1]
     assert bench.end(3).usage.units == 20_000
+
+
+@scene
+async def test_what_an_encoding_took_is_told_once():
+    bench = Bench()
+    bench.say(call(1, question(1)))
+    await bench.until(1)
+    assert bench.replica._owed > 0
+    bench.say(call(2, question(2)[:5], more=True), CancelFrame(2))  # it is charged nothing, and leaves nothing to be charged
+    await bench.until(2)
+    assert bench.replica._owed == 0

@@ -161,8 +161,8 @@ class Channel(asyncio.Protocol):
             return
         for frame in frames:
             self._received(frame)
-        if len(data) >= LARGE_READ:
-            transport = cast(asyncio.Transport, self._transport)
+        transport = self._transport
+        if len(data) >= LARGE_READ and transport is not None and not transport.is_closing():
             transport.pause_reading()
             self._loop.call_soon(self._read_on)
 

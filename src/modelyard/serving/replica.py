@@ -163,7 +163,7 @@ class Replica:
             return
         if not self._depth:
             self._next.came()
-            self._cpu = time.thread_time_ns() - self._owed  # what was spent idle is no call's
+            self._cpu, self._owed = time.thread_time_ns() - self._owed, 0  # what was spent idle is no call's
         self._depth += 1
         pending = peer.calls[frame.id] = Pending(peer, frame)
         if not frame.more:
