@@ -256,8 +256,6 @@ def split(outputs: Mapping[str, Array], batch: Sequence[Waiting], open_outputs: 
         if not isinstance(array, np.ndarray) or array.ndim == 0 or array.shape[0] != total:
             shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
             raise Internal(f"The model answered '{name}' with {shape} for {total} rows; expected {total} rows.")
-    if len(batch) == 1:
-        return [outputs]
     answers: list[Answer] = []
     whole, at = Whole(outputs), 0
     for item in batch:

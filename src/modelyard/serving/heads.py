@@ -21,7 +21,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Headers that say something of the body; a request with none but the plain ones may be known again.
 PLAIN = frozenset({b"content-length", b"x-request-id"})
 SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})
-_LENGTHS = re.compile(rb"(\r\ncontent-length:[ \t]*)([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
+_LENGTHS = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})(?=\r\n)", re.IGNORECASE)
 _DIGITS = 8  # and the end of the line
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _OURS = frozenset({"connection", "content-length", "date", "keep-alive", "transfer-encoding", "upgrade", "x-request-id"})
@@ -41,12 +41,11 @@ class Known(NamedTuple):
     @staticmethod
     def of(head: bytes, url: bytes, credentials: Credentials, forwarded: dict[str, str], call_id: bytes | None) -> Known | None:
         """What is remembered of a head that llhttp took; None where it says no length, or says it in an odd way."""
-        found = _LENGTHS.findall(head)
+        found = list(_LENGTHS.finditer(head))
         if len(found) != 1:
             return None
-        before, digits = found[0]
-        at = head.index(before) + len(before)
-        return Known(head[:at], head[at + len(digits) :], url, credentials, forwarded, call_id)
+        (length,) = found
+        return Known(head[: length.start(1)], head[length.end(1) :], url, credentials, forwarded, call_id)
 
     def body(self, data: bytes) -> bytes | None:
         """The body of a request that is whole in `data` and begins with this head but for its length; None for any other:

@@ -100,12 +100,11 @@ _REQUEST = msgspec.json.Decoder(_Request)
 
 
 class _Wire(Struct, gc=False):
-    """What the answer needs of the request: its id, and which outputs leave as binary; `plain`: all, none as binary."""
+    """What the answer needs of the request: its id, and which outputs leave as binary."""
 
     id: str | None
     binary: tuple[bool, ...]
     events: bool = False
-    plain: bool = False
 
 
 class OipDoor:
@@ -193,7 +192,7 @@ class OipCodec:
             return None
         if len(given.data) != self._size(spec, given.shape):
             return None
-        return Question(Flat(spec, given.shape, given.data), self._names, _NONE, _Wire(request.id, self._all_json, False, True))
+        return Question(Flat(spec, given.shape, given.data), self._names, _NONE, _Wire(request.id, self._all_json))
 
     def _size(self, spec: TensorSpec, shape: tuple[int, ...]) -> int:
         """The elements of a shape that is allowed. Raises `Invalid` where it is none."""
@@ -222,7 +221,7 @@ class OipCodec:
     ) -> tuple[dict[str, str] | None, bytes]:
         """The answer in the order asked for: JSON, then the binary tensors."""
         wire: _Wire = question.wire
-        if wire.plain and len(outputs) == 1 and type(outputs) is Rows:
+        if wire.binary is self._all_json and not wire.events and len(outputs) == 1 and type(outputs) is Rows:
             return None, self._encode_plain(wire, deployment, version, outputs)
         described: list[bytes] = []
         blobs: list[bytes] = []
@@ -261,7 +260,7 @@ class OipCodec:
         parameters = request.parameters or {}
         every = parameters.get("binary_data_output") is True
         if request.outputs is None and not every and self._json_carries_all:
-            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events, not events))
+            return Question(inputs, self._names, parameters, _Wire(request.id, self._all_json, events))
         wishes = [_Output(name) for name in self._names] if request.outputs is None else request.outputs
         names: list[str] = []
         binary: list[bool] = []
