@@ -73,7 +73,7 @@ class MemoryStore:
             return True
 
     @contextmanager
-    def stage(self) -> Iterator[Staged]:
+    def stage(self, *, cold: bool = False) -> Iterator[Staged]:
         yield Staged(io.BytesIO())
 
     def adopt(self, staged: Staged, key: str) -> None:

@@ -58,9 +58,10 @@ def test_of_many_creators_exactly_one_wins(store):
 
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (b"one ", bytearray(b"two"), memoryview(b" three")), (bytes(5 << 20), b"x")])
-def test_what_is_staged_gets_its_key_when_it_is_whole(store, pieces):
+@pytest.mark.parametrize("cold", [False, True])
+def test_what_is_staged_gets_its_key_when_it_is_whole(store, pieces, cold):
     content = b"".join(pieces)
-    with store.stage() as staged:
+    with store.stage(cold=cold) as staged:
         for piece in pieces:
             staged.write(piece)
         assert (store.size("a/b"), list(store.list("a"))) == (None, [])

@@ -52,7 +52,7 @@ class Checkpoints:
         kept = self._kept()
         number = kept[-1].seq + 1 if kept else 1
         try:
-            manifest = transfer.upload(self._store, self._key_of(number), source)
+            manifest = transfer.upload(self._store, self._key_of(number), source, cold=True)
         except Unavailable:  # a full disk, most likely: what was written of it is in the way
             self._forget(keep=[one.seq for one in kept])
             raise

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,6 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from modelyard.errors import Invalid, NotFound, Unavailable
+from modelyard.storage.direct import DirectFile
 from modelyard.storage.folders import sync_folder
 
 Buffer = bytes | bytearray | memoryview
@@ -60,8 +61,9 @@ class ObjectStore(Protocol):
         """Write an object. With `create`, only if there is none: False says that there was one, and nothing was written."""
         ...
 
-    def stage(self) -> AbstractContextManager[Staged]:
-        """A place for an object of any size before its key is known; gone when the block is left, unless it was adopted."""
+    def stage(self, *, cold: bool = False) -> AbstractContextManager[Staged]:
+        """A place for an object of any size before its key is known; gone when the block is left, unless it was adopted.
+        `cold`: nobody will read it soon."""
         ...
 
     def adopt(self, staged: Staged, key: str) -> None:
@@ -114,7 +116,7 @@ class BucketStore:
         return True
 
     @contextmanager
-    def stage(self) -> Iterator[Staged]:
+    def stage(self, *, cold: bool = False) -> Iterator[Staged]:
         with tempfile.TemporaryFile() as file:
             yield Staged(file)
 
@@ -187,11 +189,11 @@ class FolderStore(BucketStore):
         return created
 
     @contextmanager
-    def stage(self) -> Iterator[Staged]:
+    def stage(self, *, cold: bool = False) -> Iterator[Staged]:
         path = self._root / f"staged#{secrets.randbits(63)}"
         try:
             with _translated("staged"):
-                file = os.fdopen(os.open(path, _NEW, 0o600), "wb")
+                file = cast(BinaryIO, DirectFile(path)) if cold else os.fdopen(os.open(path, _NEW, 0o600), "wb")
             try:
                 yield Staged(file, path)
             finally:

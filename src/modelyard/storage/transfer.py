@@ -24,21 +24,21 @@ WRITERS = 8
 KeyOf = Callable[[str], str]
 
 
-def upload(store: ObjectStore, key_of: KeyOf, source: OpenFolder) -> Manifest:
-    """Store every chunk of a folder under `key_of(hash)`; returns what was stored. Chunks that are there stay."""
-
+def upload(store: ObjectStore, key_of: KeyOf, source: OpenFolder, *, cold: bool = False) -> Manifest:
+    """Store every chunk of a folder under `key_of(hash)`; returns what was stored. Chunks that are there stay. `cold`: nobody
+    will read them soon."""
     work = [(path, start, length) for path, size in source.files.items() for start, length in spans(size)]
-    hashes = in_parallel(lambda item: _send(store, key_of, source, *item), work, WRITERS)
+    hashes = in_parallel(lambda item: _send(store, key_of, source, *item, cold=cold), work, WRITERS)
     return Manifest.of_chunks(source.files, hashes)
 
 
-def _send(store: ObjectStore, key_of: KeyOf, source: OpenFolder, path: str, start: int, length: int) -> str:
+def _send(store: ObjectStore, key_of: KeyOf, source: OpenFolder, path: str, start: int, length: int, *, cold: bool) -> str:
     if length <= PIECE:
         data = source.read(path, start, length)
         digest = hashlib.sha256(data).hexdigest()
         store_blob(store, key_of(digest), digest, data)
         return digest
-    with store.stage() as staged:
+    with store.stage(cold=cold) as staged:
         for piece in source.pieces(path, start, length):
             staged.write(piece)
         key = key_of(staged.digest)
