@@ -14,7 +14,7 @@ from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
 from modelyard.training.parallel import Options, spread
 from modelyard.training.split import Split
-from modelyard.training.staging import Stage, await_parts, mine, save
+from modelyard.training.staging import Stage, await_parts, mine, save, set_aside
 
 CPU = torch.device("cpu")
 PROGRESS = Progress(2, 120, step=3)
@@ -68,6 +68,46 @@ def test_what_is_staged_is_of_that_moment_and_so_is_what_is_staged_next(tmp_path
         other, fresh = made()
         assert load(tmp_path / "c", other, fresh) == Progress(at)
         assert same(other, before)
+
+
+def test_the_file_of_the_last_time_is_written_over(tmp_path):
+    it, optimiser = made()
+    stage, files = Stage(it, optimiser), set()
+    for at in (1, 2, 3):
+        folder = tmp_path / f"c{at}"
+        stage.take(folder, Progress(at))(folder)
+        (file,) = folder.glob("*.safetensors")
+        files.add(file.stat().st_ino)
+        other, fresh = made()
+        assert load(folder, other, fresh) == Progress(at)
+        assert same(other, it.state())
+        change(it)
+        set_aside(folder)
+    assert len(files) == 1
+
+
+def test_what_has_another_form_is_written_anew(tmp_path):
+    it, optimiser = made()
+    stage, files = Stage(it, optimiser), set()
+    for folder in (tmp_path / "c1", tmp_path / "c2"):
+        stage.take(folder, PROGRESS)(folder)
+        files.add((folder / "state.safetensors").stat().st_ino)
+        names = [name for name in load_file(folder / "state.safetensors") if name.startswith("optimiser")]
+        (tmp_path / "kept").hardlink_to(folder / "state.safetensors") if names else None  # its number is not given again
+        set_aside(folder)
+        optimiser.state.clear()
+    assert not names
+    assert len(files) == 2
+
+
+def test_what_could_not_be_written_over_is_written_anew(tmp_path):
+    it, optimiser = made()
+    stage = Stage(it, optimiser)
+    stage.take(tmp_path / "c", PROGRESS)(tmp_path / "c")
+    set_aside(tmp_path / "c")
+    next(tmp_path.glob("*/*.safetensors")).unlink()
+    stage.take(tmp_path / "c", PROGRESS)(tmp_path / "c")
+    assert load(tmp_path / "c", *made()) == PROGRESS
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -8,7 +8,6 @@ and training goes on.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from modelyard.errors import ModelyardError
 from modelyard.kinds import Cancelled, JobContext
+from modelyard.training.staging import set_aside
 
 # Seconds between signs of life while a checkpoint is waited for.
 _LOOK = 0.1
@@ -64,7 +64,7 @@ class Keeper:
             if first:
                 self._context.report(checkpoint_seconds_behind=round(time.monotonic() - began, 3))
         if first:
-            shutil.rmtree(folder, ignore_errors=True)
+            set_aside(folder)
 
 
 def _make_way() -> None:

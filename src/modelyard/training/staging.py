@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -32,6 +34,7 @@ from modelyard.training.parallel.clip import local
 # Rank 0 waits so many seconds for the others' parts, or so many times as long as its own took: a bound, not a plan.
 PATIENCE, _TIMES = 120.0, 20
 _LOOK = 0.02
+_LAST = "last-checkpoint"
 
 Write = Callable[[Path], None]
 
@@ -48,6 +51,7 @@ class Stage:
         self._learned = learned
         self._held: dict[str, torch.Tensor] = {}
         self._starts: dict[str, list[int]] = {}
+        self._form: dict[str, tuple[torch.Size, torch.dtype, list[int]]] = {}
 
     def take(self, folder: Path, progress: Progress) -> Write:
         """What writes a checkpoint of this moment into `folder`, the same for all ranks, whatever training changes meanwhile.
@@ -83,16 +87,32 @@ class Stage:
         """This rank's file; what went wrong, which leaves nothing of it."""
         path = folder / (FILE if self._spread.mesh.whole else _part(self._spread.gang.rank))
         unfinished = path.with_suffix(".part")
-        places = {name: {"saved_offsets": start} for name, start in self._starts.items()}
         try:
-            save_file(self._held, unfinished, None if self._spread.mesh.whole else {OFFSETS: json.dumps(places)})
-            unfinished.chmod(0o644)  # safetensors writes for the owner alone
+            self._fill(unfinished)
             unfinished.rename(path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)  # on a full disk it is in the way of saying so
             return error
         return None
+
+    def _fill(self, path: Path) -> None:
+        """Write over what is left of the last time, where that had the same form: memory for the pages of a new file can take
+        longer than all the writing."""
+        form = {name: (tensor.shape, tensor.dtype, self._starts[name]) for name, tensor in self._held.items()}
+        if form != self._form or not path.is_file():
+            path.unlink(missing_ok=True)
+            places = {name: {"saved_offsets": start} for name, start in self._starts.items()}
+            save_file(self._held, path, None if self._spread.mesh.whole else {OFFSETS: json.dumps(places)})
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            self._form = form
+            return
+        with FileIO(path, "r+") as file:
+            for name, start in _starts(file).items():
+                file.seek(start)
+                view = self._held[name].reshape(-1).view(torch.uint8).numpy().data
+                while view:
+                    view = view[file.write(view) or 0 :]
 
     def _whole(self, progress: Progress, copied: Exception | None, folder: Path) -> None:
         """Rank 0's file, the others', and the record of all."""
@@ -156,13 +176,37 @@ def _start(tensor: torch.Tensor) -> list[int]:
     return list(compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1])
 
 
+def set_aside(folder: Path) -> None:
+    """Nobody reads this checkpoint's folder any more; the next one is written over its files."""
+    shutil.rmtree(last := folder.with_name(_LAST), ignore_errors=True)
+    try:
+        folder.rename(last)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reuse(folder: Path) -> None:
+    """Take the last one's files, none of which is whole now."""
+    last = folder.with_name(_LAST)
+    try:
+        for path in last.iterdir():
+            if path.suffix == ".safetensors":
+                path.rename(path.with_suffix(".part"))
+            else:
+                path.unlink()
+        last.rename(folder)
+    except OSError:
+        shutil.rmtree(last, ignore_errors=True)
+
+
 def _begin(folder: Path, spread: Spread) -> Exception | None:
     """Have rank 0 make `folder` before the others go on; where it cannot, all know."""
     error: OSError | None = None
     if spread.gang.rank == 0:
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed in the middle of it
-            folder.mkdir(parents=True)
+            _reuse(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as found:
             error = found
     (count,) = (0.0,) if spread.mesh.whole else spread.gang.sum(1 if error else 0)
@@ -178,6 +222,13 @@ def _tell(folder: Path, rank: int, error: Exception | None) -> None:
         file.write(str(error)[:500])
         file.flush()
     unfinished.rename(folder / _failure(rank))
+
+
+def _starts(file: FileIO) -> dict[str, int]:
+    """Where each tensor's bytes begin in a file of safetensors."""
+    (size,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(size))
+    return {name: 8 + size + told["data_offsets"][0] for name, told in header.items() if name != "__metadata__"}
 
 
 def _part(rank: int) -> str:
