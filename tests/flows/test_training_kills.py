@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from jobs_bench import Bench, bench
@@ -72,6 +73,11 @@ def keeping(yard: Bench, job: str) -> bool:
     return any(list((attempt / "work").glob("checkpoint-*")) for attempt in (yard.settings.jobs / job).glob("*"))
 
 
+def kept_whole(yard: Bench, job: str) -> bool:
+    """Whether the store has a checkpoint to go on from."""
+    return any(Path(urlsplit(yard.settings.store_url).path).glob(f"**/{job}/latest.json"))
+
+
 class Killer:
     """Kills ranks of one job; remembers of each kill whether a checkpoint was being kept, and how soon the job was back."""
 
@@ -98,6 +104,7 @@ class Killer:
             attempt, pids = yard.job(self.job).attempt, list(yard.job(self.job).pids)
             during = keeping(yard, self.job)
         at, pid = steps(yard.job(self.job)), self.draw.choice(pids)
+        kept = kept_whole(yard, self.job)
         began = time.monotonic()
         try:
             os.kill(pid, signal.SIGKILL)
@@ -107,7 +114,7 @@ class Killer:
         if yard.job(self.job).state.ended:
             return False
         seconds = round(time.monotonic() - began, 3)
-        self.kills.append({"step": at, "seconds": seconds, "during_checkpoint": during})
+        self.kills.append({"step": at, "seconds": seconds, "during_checkpoint": during, "checkpointed": kept})
         return True
 
     def _moment(self, wanted: int, *, while_keeping: bool) -> str | None:
@@ -145,7 +152,8 @@ def check(yard: Bench, ended: Job, killer: Killer, quiet: Job, kills: int, soon:
     assert ended.attempt == 1 + kills
     assert max(killer.recoveries) < soon, killer.recoveries
     assert hashes(ended) == hashes(quiet)
-    assert sum("resumed after" in line for line in yard.log(ended.id).splitlines()) >= 1
+    resumed = sum("resumed after" in line for line in yard.log(ended.id).splitlines())
+    assert resumed >= sum(kill["checkpointed"] for kill in killer.kills) > 0  # each from a checkpoint, where there was one
 
 
 def hashes(job: Job) -> list[str]:
