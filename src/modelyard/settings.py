@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     job_share_half_life: float = Field(
         default=24 * 3600.0, gt=0, description="Seconds after which what a project held counts half in its fair share."
     )
-    body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body in bytes.")
+    body_limit: int = Field(default=100_000_000, gt=0, description="Largest inference body, of a call or its answer, in bytes.")
     cache_bytes: int = Field(
         default=64 << 20, ge=0, description="Bytes of answers a gateway keeps for deployments that ask for a cache."
     )

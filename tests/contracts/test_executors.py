@@ -1,5 +1,6 @@
 """What every `Executor` promises, over local processes, over a Ray cluster and over threads."""
 
+import json
 import stat
 import subprocess
 import sys
@@ -211,6 +212,49 @@ def test_a_replica_is_started_listed_and_stopped(
     executor.stop_replica("token1")
     eventually(lambda: "token1" not in executor.replicas() or executor.replicas()["token1"].exit is not None)
     assert isinstance(executor, InlineExecutor) or not Path(f"/proc/{said.pid}").exists()
+
+
+NOSY = """
+import json, os, resource
+from pathlib import Path
+from torch import nn
+
+
+def came_of(what):
+    try:
+        return what()
+    except OSError as error:
+        return type(error).__name__
+
+
+class Nosy(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1, bias=False)
+        if (child := os.fork()) == 0:
+            facts = {"nice": os.nice(0), "session": came_of(os.setsid), "data": resource.getrlimit(resource.RLIMIT_DATA)[0]}
+            weighed = Path("/proc/self/autogroup")
+            facts["weighed"] = weighed.read_text().split()[-1] if weighed.exists() else "5"
+            Path(os.environ["HOME"], "facts").write_text(json.dumps(facts))
+            os._exit(0)
+        os.waitpid(child, 0)
+"""
+
+
+def test_users_code_in_a_replica_is_bounded_and_makes_way(
+    local: Executor, model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (model / "model.py").write_text(NOSY)
+    (model / "model.json").write_text((model / "model.json").read_text().replace('"Sum"', '"Nosy"'))
+    address = tmp_path_factory.mktemp("r") / "replica.sock"
+    spec = ReplicaSpec("token2", "torch", model, address, tmp_path / "replica.log", memory=3 << 30, nice=5)
+    local.start_replica(spec)
+    eventually((address.parent / "facts").exists)
+    local.stop_replica("token2")
+    eventually(lambda: local.replicas()["token2"].exit is not None)
+    facts = json.loads((address.parent / "facts").read_text())
+    grouped = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    weighed = "5" if grouped.exists() and grouped.read_text().strip() == "1" else facts["weighed"]
+    assert facts == {"nice": 5, "session": "PermissionError", "data": 3 << 30, "weighed": weighed}
 
 
 def eventually(condition: Callable[[], Any]) -> None:

@@ -213,3 +213,13 @@ def test_a_data_folder_has_one_holder(tmp_path: Path) -> None:
         lock(tmp_path)
     os.close(held)
     os.close(lock(tmp_path))
+
+
+def test_a_child_whose_processes_hold_too_much_together_is_killed(client: LocalExecutor) -> None:
+    code = "import os, time\nfor _ in range(4):\n    if not os.fork(): break\n"
+    code += "kept = b'x' * (64 << 20)\ntime.sleep(60)"
+    limits = {"data": 200 << 20, "processes": 64}
+    start(client, "modest", code, limits={**limits, "held": 1 << 30})
+    start(client, "greedy", code, limits={**limits, "held": 200 << 20})
+    assert exit_of(client, "greedy") == -signal.SIGKILL
+    assert client.processes()["modest"]["exit"] is None

@@ -11,7 +11,7 @@ from tiny_models import simple
 
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.torch import TorchEngine, build_module, in_order, load_class, read_weights
-from modelyard.errors import Invalid, Unsafe
+from modelyard.errors import Internal, Invalid, Unsafe
 
 
 def test_answers_as_the_module_does(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_results_are_mapped_in_order_or_by_name() -> None:
     assert in_order((a, b), ["p", "q"]) == [a, b]
     assert in_order({"q": b, "p": a}, ["p", "q"]) == [a, b]
     assert in_order({"u": a, "v": b}, ["p", "q"]) == [a, b]
-    with pytest.raises(Invalid, match=r"gives 2 outputs; model\.json states 1: y"):
+    with pytest.raises(Internal, match=r"gives 2 outputs; model\.json states 1: y"):
         in_order((a, b), ["y"])
 
 

@@ -48,6 +48,16 @@ def test_it_refuses_namespaces_and_what_no_training_needs(
     assert verdict(program, architecture, 435) == errno.ENOSYS  # clone3: the C library falls back
 
 
+@pytest.mark.parametrize(("machine", "architecture", "setsid"), [("x86_64", X86, 112), ("aarch64", ARM, 157)])
+def test_new_sessions_are_refused_where_that_is_asked_for(machine: str, architecture: int, setsid: int) -> None:
+    plain, strict = confine.program(machine), confine.program(machine, sessions=True)
+    assert plain is not None
+    assert strict is not None
+    assert verdict(plain, architecture, setsid) == ALLOWED
+    assert verdict(strict, architecture, setsid) == errno.EPERM
+    assert verdict(strict, architecture, 1) == ALLOWED
+
+
 def test_other_tables_of_calls_are_closed() -> None:
     program = confine.program("x86_64")
     assert program is not None

@@ -114,6 +114,19 @@ def test_a_dropped_body_stops_and_what_comes_after_it_does_not():
     assert len(end.transport.written) < 1_000_000
 
 
+def test_of_an_answer_that_was_given_up_the_end_still_comes():
+    end = End(limit=1).connect()
+    end.channel.send_whole(PartFrame(1, 0, 1, b"a" * 5_000_000))
+    end.channel.send(EndFrame(1, Usage(1, 2), 0))
+    end.loop.turn()
+    end.channel.drop(1)
+    while end.transport.waiting:
+        end.transport.drained()
+        end.loop.settle()
+    assert isinstance(frames(end.transport.written)[-1], EndFrame)
+    assert len(end.transport.written) < 1_000_000
+
+
 def test_frames_are_received_in_order_and_garbage_ends_the_connection():
     sender, end = End().connect(), End().connect()
     sender.channel.send_whole(call(1))

@@ -15,7 +15,9 @@ from modelyard.serving import frames as f
 
 IDS = st.integers(0, 2**64 - 1)
 TEXT = st.text(max_size=40)
-USAGE = st.builds(f.Usage, IDS, IDS)
+HELD = st.integers(0, 2**31)
+USED = st.integers(0, 2**36)
+USAGE = st.builds(f.Usage, USED, USED)
 FAULT = st.none() | st.builds(f.Fault, TEXT, TEXT)
 HEAD = st.dictionaries(TEXT, TEXT, max_size=3)
 DATA = st.binary(max_size=300)
@@ -25,9 +27,9 @@ FRAMES = st.one_of(
     st.builds(f.PartFrame, IDS, IDS, IDS, DATA, st.none() | HEAD, st.booleans()),
     st.builds(f.MoreFrame, IDS, IDS),
     st.builds(f.GrantFrame, IDS, IDS),
-    st.builds(f.EndFrame, IDS, USAGE, IDS, FAULT, st.none() | DATA, st.none() | HEAD),
+    st.builds(f.EndFrame, IDS, USAGE, HELD, FAULT, st.none() | DATA, st.none() | HEAD),
     st.builds(f.CancelFrame, IDS),
-    st.builds(f.HealthFrame, IDS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), FAULT, IDS, IDS, st.dictionaries(TEXT, IDS)),
+    st.builds(f.HealthFrame, IDS, TEXT, st.dictionaries(TEXT, TEXT, max_size=3), FAULT, HELD, HELD, st.dictionaries(TEXT, IDS)),
     st.builds(f.SubcallFrame, IDS, IDS, TEXT, st.none() | TEXT, TEXT, TEXT, HEAD, DATA, st.booleans()),
 )
 
@@ -109,3 +111,30 @@ def test_a_frame_that_is_too_long_is_not_begun():
     with pytest.raises(Invalid, match="does not fit"):
         f.append(buffer, f.BodyFrame(1, b"x" * f.MAX_FRAME))
     assert buffer == b"kept"
+
+
+def test_a_frame_that_cannot_be_encoded_leaves_nothing_behind():
+    buffer = bytearray(b"before")
+    for frame in (f.GrantFrame(1, 1 << 70), f.CancelFrame(-(1 << 70))):
+        with pytest.raises(OverflowError):
+            f.append(buffer, frame)
+        assert buffer == b"before"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        f.EndFrame(1, f.Usage(-1), 0),
+        f.EndFrame(1, f.Usage(1 << 40), 0),
+        f.EndFrame(1, f.Usage(1, 1 << 40), 0),
+        f.EndFrame(1, f.Usage(), -1),
+        f.EndFrame(1, f.Usage(), 1 << 40),
+        f.HealthFrame(1, queue_depth=-1),
+        f.HealthFrame(1, steps=-1),
+    ],
+)
+def test_what_cannot_have_been_is_no_frame(frame):
+    buffer = bytearray()
+    f.append(buffer, frame)
+    with pytest.raises(Invalid):
+        f.Decoder().feed(bytes(buffer))

@@ -163,6 +163,15 @@ async def test_headers_that_go_with_a_call_leave_room_in_its_frame(c):
 
 
 @scene()
+async def test_headers_given_ever_so_often_leave_room_in_the_frame(c):
+    lines = "Traceparent: a\r\n" * 2000 + "Inference-Header-Content-Length: 2\r\n" * 700
+    c.feed(post(b"x" * PIECE, more=lines))
+    append(bytearray(), c.router.sent.pop().frame)
+    c.feed(post(more=f"Inference-Header-Content-Length: {'0' * 300}1\r\nInference-Header-Content-Length: 2\r\n"))
+    assert "," in c.router.sent.pop().frame.head["inference-header-content-length"]
+
+
+@scene()
 async def test_headers_of_a_replica_pass_and_cannot_end_their_line(c):
     c.feed(post(more="Inference-Header-Content-Length: 5\r\n"))
     assert c.router.sent[0].frame.head["inference-header-content-length"] == "5"
@@ -325,6 +334,120 @@ async def test_room_is_given_back(c):
     c.lose()
     c.router.answer(c.router.sent[1])
     assert c.gateway._bodies == before
+
+
+# Answers
+
+
+def piece(call, data=b"x" * PIECE, head=None):
+    call.part(data, head)
+
+
+@scene(body_limit=1_000_000)
+async def test_an_answer_without_end_is_an_error_and_its_call_cancelled(c):
+    before = c.gateway._bodies
+    c.feed(post(b"12345"))
+    [call] = c.router.sent
+    for _ in range(100):
+        piece(call)
+    [(status, _, body)] = c.answers()
+    assert status == 500
+    assert "larger than 1000000 bytes" in json.loads(body)["error"]
+    assert c.router.link.cancelled == [call.frame.id]
+    assert c.gateway._bodies == before
+    assert len(call._answer) <= PIECE
+    call.ended(Usage(1, 2), None)
+    assert c.answers() == []
+    [counted] = c.bench.counted()
+    assert (counted.calls, counted.errors, counted.units, counted.bytes_in) == (1, 1, 1, 5)
+
+
+@scene(body_limit=1_000_000)
+async def test_answers_take_of_the_same_room_as_bodies_unless_they_are_small(c):
+    before = c.gateway._bodies
+    c.feed(post())
+    [call] = c.router.sent
+    piece(call)
+    assert c.gateway._bodies == before
+    piece(call)
+    assert c.gateway._bodies < before
+    call.ended(Usage(), None)
+    assert c.gateway._bodies == before
+    c.gateway.reserve(7_990_000)
+    c.feed(post())
+    c.router.sent[1].part(b"x" * PIECE, None)
+    c.router.sent[1].part(b"x" * PIECE, None)
+    assert [status for status, _, _ in c.answers()] == [200, 503]
+    assert c.router.link.cancelled == [2]
+
+
+@scene(body_limit=1_000_000)
+async def test_an_answer_takes_its_room_until_it_is_read(c):
+    before = c.gateway._bodies
+    c.transport.limit = 100_000
+    c.feed(post(), post())
+    for call in reversed(c.router.sent):  # the first keeps the second waiting
+        for _ in range(4):
+            piece(call)
+        call.ended(Usage(), None)
+        assert c.gateway._bodies < before
+    c.transport.drained()
+    assert c.gateway._bodies == before
+    c.feed(post(), post())
+    for call in reversed(c.router.sent[2:]):
+        piece(call)
+        piece(call)
+    c.router.sent[2].ended(Usage(), None)
+    c.lose()
+    assert c.gateway._bodies == before
+
+
+@scene(body_limit=1_000_000)
+async def test_unread_streams_share_the_room_too(c):
+    before = c.gateway._bodies
+    c.transport.limit = 100_000
+    c.feed(post())
+    [call] = c.router.sent
+    piece(call, head={"content-type": "text/event-stream"})
+    assert c.gateway._bodies == before
+    for _ in range(5):
+        piece(call)
+    assert c.gateway._bodies < before - 4 * PIECE
+    c.transport.drained()
+    assert c.gateway._bodies == before
+    c.gateway.reserve(before - 1000)
+    for _ in range(3):
+        piece(call)
+    assert c.transport.aborted
+    c.lose()
+    assert c.gateway._bodies == 1000
+
+
+@scene()
+async def test_a_replica_says_a_head_once_and_never_changes_its_mind(c):
+    c.feed(post())
+    [call] = c.router.sent
+    piece(call, b"one", {"content-type": "text/event-stream"})
+    piece(call, b"two", {"content-type": "text/event-stream"})
+    piece(call, b"three", {"content-type": "application/json"})
+    call.ended(Usage(), None)
+    written = c.transport.take()
+    assert written.count(b"HTTP/1.1") == 1
+    assert written.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+    c.feed(post())
+    piece(c.router.sent[1], b"four")
+    piece(c.router.sent[1], b"five", {"content-type": "text/event-stream"})
+    c.router.sent[1].ended(Usage(), None)
+    assert [(headers["content-type"], body) for _, headers, body in c.answers()] == [("application/json", b"fourfive")]
+
+
+@scene()
+async def test_what_a_late_call_was_asked_is_let_go(c):
+    c.feed(post(b"x" * 100_000))
+    [call] = c.router.sent
+    call.late(Fault("timed_out", "late"))
+    assert call.frame.data == b""
+    assert c.bench.counted()[0].bytes_in == 100_000
 
 
 # Access

@@ -171,7 +171,38 @@ async def test_a_model_without_its_output():
     bench = Bench(Leaky(card=card()))
     bench.say(call(1, question(1)))
     await bench.until(1)
-    assert bench.end(1).error.message == "The model answered without y."
+    assert bench.end(1).error.message == "The model answered without 'y'."
+
+
+@pytest.mark.parametrize(
+    ("answered", "says"),
+    [
+        (lambda rows: np.zeros((rows, 7), "f4"), "float32 [2, 7]; it declares FP32 [-1, 1]"),
+        (lambda rows: np.zeros(rows, "f4"), "float32 [2]; it declares FP32 [-1, 1]"),
+        (lambda rows: np.zeros((rows, 1), "f8"), "float64 [2, 1]; it declares FP32 [-1, 1]"),
+        (lambda rows: [[0.0]] * rows, "a list; expected an array"),
+        (lambda rows: np.zeros((rows + 1, 1), "f4"), "[3, 1] for 2 rows"),
+    ],
+)
+def test_an_output_that_is_not_as_declared_is_the_models_failure(answered, says):
+    class Odd(FakeEngine):
+        def forward(self, batch):
+            good = super().forward(batch)
+            return {"y": answered(len(good["y"]))} if np.any(batch["x"] < 0) else good
+
+    @scene
+    async def run():
+        bench = Bench(Odd(card=card()))
+        bench.say(call(1, question(1)))
+        await bench.until(1)
+        bench.say(call(2, question(-1, -1)), call(3, question(4)))
+        await bench.until(3)
+        assert (bench.end(2).error.code, bench.end(2).usage.units) == ("internal", 0)
+        assert says in bench.end(2).error.message
+        assert bench.answer(3) == [8.0]
+        assert bench.replica._batcher.stats.failures == 1
+
+    run()
 
 
 class Gated(FakeEngine):
@@ -206,6 +237,28 @@ async def test_what_is_cancelled_before_it_is_computed_never_is():
     assert bench.end(3).error is None
     assert sum(bench.engine.batches) == 2
     bench.say(BodyFrame(4, b"rest"))
+
+
+@scene
+async def test_a_large_answer_that_nobody_wants_ends_soon():
+    bench = Bench()
+    rows = 200_000
+    blob = np.zeros((rows, 2), "<f4").tobytes()
+    header = {"inputs": [{"name": "x", "shape": [rows, 2], "datatype": "FP32", "parameters": {"binary_data_size": len(blob)}}]}
+    text = json.dumps({**header, "parameters": {"binary_data_output": True}}).encode()
+    head = {"inference-header-content-length": str(len(text))}
+    body = text + blob
+    bench.transport.limit = 1  # nobody reads
+    first = call(1, body[:PIECE], head=head, more=True)
+    bench.say(first, *(BodyFrame(1, body[at : at + PIECE], at + PIECE < len(body)) for at in range(PIECE, len(body), PIECE)))
+    for _ in range(5000):
+        if bench.channel.backlog:
+            break
+        await asyncio.sleep(0.001)
+    bench.say(CancelFrame(1))
+    bench.transport.drained()
+    await bench.until(1)
+    assert sum(len(frame.data) for frame in bench.got if isinstance(frame, PartFrame)) < rows * 4
 
 
 @scene

@@ -325,6 +325,55 @@ async def test_what_a_replica_counted_is_passed_on_and_its_state_is_told(router,
 
 
 @over(1)
+async def test_what_does_not_fit_a_frame_is_refused_and_was_never_sent(router, replicas, group):
+    [link] = group.links
+    asked = Asked(group, 1)
+    asked.frame = call(1, b"x" * (56 << 10), head={"traceparent": "1" * 20_000})
+    router.send(asked)
+    assert asked.events == [("ended", 0, "invalid_request")]
+    assert not link.calls
+    after = await ask(router, group, 2)
+    await after.done
+    assert after.events == [("part", b"r0"), ("ended", 1, None)]
+    assert replicas[0].calls() == [2]
+
+
+@pytest.mark.parametrize("usage", [Usage(1 << 63), Usage(-1), Usage(0, -5), Usage(0, 1 << 62)])
+def test_a_replica_that_says_what_cannot_have_been_used_is_not_believed(tmp_path, usage):
+    @over(2)
+    async def run(router, replicas, group):
+        await eventually(lambda: all(link.up for link in group.links))
+        replicas[0].answers = lambda channel, frame: channel.send(EndFrame(frame.id, usage, 0))
+        asked = [await ask(router, group, number) for number in range(4)]
+        await asyncio.gather(*(one.done for one in asked))
+        assert all(one.events == [("part", b"r1"), ("ended", 1, None)] for one in asked)
+        assert list(router.distrusted) == ["r0"]
+        assert group.links[0].state == "lost"
+        before = len(replicas[0].calls())
+        for number in range(10, 15):
+            await (await ask(router, group, number)).done
+        router.check(0.0)
+        await asyncio.sleep(2 * module.FIRST_RETRY)
+        assert len(replicas[0].calls()) == before
+        assert len(replicas[0].channels) == 1
+
+    run(tmp_path)
+
+
+@over(1)
+async def test_more_than_the_grant_is_not_booked_and_counts_as_a_lie(router, replicas, group):
+    replicas[0].answers = lambda channel, frame: channel.send(EndFrame(frame.id, Usage(11, 5), 0))
+    asked = Asked(group, 1)
+    asked.frame = call(1, grant=10)
+    router.send(asked)
+    await asked.done
+    assert asked.events == [("ended", 10, None)]
+    assert "more than the 10 units" in router.distrusted["r0"]
+    later = await ask(router, group, 2)
+    assert later.events == [("ended", 0, "unavailable")]
+
+
+@over(1)
 async def test_more_is_granted(router, replicas, group):
     def more(channel, frame):
         if isinstance(frame, CallFrame):

@@ -33,6 +33,7 @@ def test_a_call_is_held_until_a_replica_is_there_and_control_is_asked_once():
         held.look(lambda name: route(state=DeploymentState.pending, endpoints=(), wakes=True))
         assert told == []
         held.look(lambda name: route())
+        await asyncio.sleep(0)
         assert told == [0, 1, 2]
         held.look(lambda name: route())
         assert (told, asked, held.any) == ([0, 1, 2], [("digits", GOOD)], False)
@@ -46,6 +47,7 @@ def test_where_nothing_will_wake_nobody_waits(found):
         held, told = Sleepers(), []
         held.hold(route(**SLEEPS), GOOD, 5.0, lambda: told.append(1))
         held.look(lambda name: None if found is None else route(**found))
+        await asyncio.sleep(0)
         assert told == [1]
 
     run(scene)
@@ -60,6 +62,20 @@ def test_patience_ends_and_is_told_once():
         assert (told, held.any) == ([1], False)
         held.look(lambda name: route())
         assert told == [1]
+
+    run(scene)
+
+
+def test_what_one_that_is_let_go_raises_is_no_others():
+    async def scene():
+        held, told, raised = Sleepers(), [], []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+        for number in (1, 0, 2):
+            held.hold(route(**SLEEPS), GOOD, 5.0, lambda number=number: told.append(2 // number))
+        held.look(lambda name: route())
+        await asyncio.sleep(0)
+        assert told == [2, 1]
+        assert [type(error) for error in raised] == [ZeroDivisionError]
 
     run(scene)
 
@@ -109,6 +125,7 @@ def test_a_gateway_lets_go_of_who_waits_when_it_learns_of_a_replica(tmp_path):
         bench.gateway.wait(_refused(bench), Call, told.append)
         keys = [record()]
         bench.gateway.apply(State(2, keys, [route()]))
+        await asyncio.sleep(0)
         assert told == [True]
         assert bench.gateway.admit(URL, GOOD, time.time()) is not None
 

@@ -95,3 +95,18 @@ def test_what_was_measured_is_kept_for_the_next(db: Database, tmp_path: Path) ->
     assert (kept.memory, kept.rows) == (120 * MIB, 32)
     release.target_us = 5000
     assert made.settings(release) == {"target_us": 5000, "rows": 32}
+
+
+def test_nobody_takes_more_than_a_machine_has(db: Database, tmp_path: Path) -> None:
+    space(db, tmp_path).measured("a", Health(ReplicaState.ready, {}, None, 0, 0, 1 << 50))
+    with db.read() as session:
+        assert session.query(MeasureRow).one().memory == 64 << 30
+
+
+def test_what_a_replica_may_take_follows_from_what_was_measured(db: Database, tmp_path: Path) -> None:
+    with db.read() as session:
+        release = session.query(ReleaseRow).filter_by(deployment=1).one()
+    assert space(db, tmp_path).bound(release) == 200 * MIB + (4 << 30)
+    assert space(db, tmp_path, serving_memory=1 << 30).bound(release) == 1 << 30
+    release.artefact = "another"
+    assert space(db, tmp_path).bound(release) == 48 << 30

@@ -137,6 +137,17 @@ def test_a_shadow_that_fails_or_says_nonsense_is_counted_and_harms_nobody(tmp_pa
     assert seen.evidence.errors.k == 2
 
 
+def test_of_what_a_shadow_says_without_end_little_is_kept(tmp_path):
+    made, connection = bench(tmp_path, trial(TrialKind.shadow, share=100)), Connection()
+    made.router.answer(call(made, connection))
+    copy = made.router.sent[-1]
+    for _ in range(100):
+        copy.part(b"1" * 50_000, None)
+    assert len(copy._said) < 100_000
+    copy.ended(Usage(), None)
+    assert made.gateway.observed()[0].evidence.agreement.n == 0
+
+
 def test_no_more_copies_are_under_way_than_there_is_room_for(tmp_path):
     made, connection = bench(tmp_path, trial(TrialKind.shadow, share=100)), Connection()
     for _ in range(COPIES + 10):

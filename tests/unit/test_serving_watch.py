@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,3 +110,28 @@ def test_what_is_gone_is_forgotten():
     scene.look()
     assert scene.watch._known == {}
     assert scene.watch._loads == {}
+
+
+def test_who_hangs_keeps_nobody_waiting_and_who_raises_counts_as_silent():
+    scene, gate = Scene(), threading.Event()
+    answered = scene.watch._probe
+
+    def probe(address: str) -> Health | None:
+        if address == "hangs":
+            gate.wait(20)
+        if address == "raises":
+            raise ValueError("what no probe should")
+        return answered(address)
+
+    scene.watch._probe = probe
+    rows = [replica("hangs"), replica("raises"), replica("a")]
+    scene.said = {"a": health(2), "hangs": health(1)}
+    began = time.monotonic()
+    for _ in range(3):
+        scene.look(*rows)
+    assert time.monotonic() - began < 5
+    assert scene.watch.load((1, 1), ["a"])[0] == 2.0
+    assert [scene.stuck(row) for row in rows[:2]] == [0.0, 2.0]
+    gate.set()
+    scene.look(*rows)
+    assert scene.watch.load((1, 1), ["a"])[0] > 2.0

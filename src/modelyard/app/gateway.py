@@ -11,6 +11,7 @@ from modelyard.app.migrate import pepper
 from modelyard.app.supervise import bind
 from modelyard.db import Database, revision
 from modelyard.serving import observations, serve, service, settlement
+from modelyard.serving.distrust import distrust
 from modelyard.serving.follower import State
 from modelyard.settings import Settings
 from modelyard.tenancy.access import load_keys
@@ -30,6 +31,7 @@ def run(settings: Settings, listener: int | None = None) -> None:
         settled=partial(settlement.settled, database),
         forget=partial(settlement.forget, database),
         observe=partial(observations.write, database),
+        distrust=partial(distrust, database),
     )
     try:
         with held:

@@ -120,6 +120,8 @@ class EngineFactory(Protocol):
     def __call__(self, folder: Path, card: ModelCard) -> BatchEngine | StreamEngine: ...
 
 
+# Engines that compute a graph: no code comes with a version that they run.
+GRAPHS = frozenset({"onnx"})
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {

@@ -24,7 +24,7 @@ from torch import nn
 from modelyard.engines.base import ModelCard, ModuleCard
 from modelyard.engines.files import inside
 from modelyard.engines.pickles import check_pickle
-from modelyard.errors import Invalid, Unsafe
+from modelyard.errors import Internal, Invalid, Unsafe
 from modelyard.tensors import Array, Signature
 
 _numbers = itertools.count()
@@ -152,7 +152,7 @@ def in_order(result: Any, names: Sequence[str]) -> list[torch.Tensor]:
     else:
         values = list(result)
     if len(values) != len(names):
-        raise Invalid(f"The module gives {len(values)} outputs; model.json states {len(names)}: {', '.join(names)}.")
+        raise Internal(f"The module gives {len(values)} outputs; model.json states {len(names)}: {', '.join(names)}.")
     return values
 
 

@@ -11,7 +11,10 @@ import ctypes
 import errno
 import os
 import struct
+import time
+from pathlib import Path
 
+_ATTEMPTS = 10
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _MODE_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,11 +29,11 @@ _NEW_NAMESPACES = 0x7E020000
 _X32 = 0x40000000
 _CLONE3 = 435
 
-# Per machine: its audit number; clone and unshare; what is refused: setns, keyctl, add_key, request_key (one user's keys are
-# seen in all sandboxes), bpf, perf_event_open, userfaultfd, io_uring_setup, _enter, _register.
-_MACHINES: dict[str, tuple[int, tuple[int, int], tuple[int, ...]]] = {
-    "x86_64": (0xC000003E, (56, 272), (308, 250, 248, 249, 321, 298, 323, 425, 426, 427)),
-    "aarch64": (0xC00000B7, (220, 97), (268, 219, 217, 218, 280, 241, 282, 425, 426, 427)),
+# Per machine: its audit number; clone and unshare; setsid; what is refused: setns, keyctl, add_key, request_key (one user's
+# keys are seen in all sandboxes), bpf, perf_event_open, userfaultfd, io_uring_setup, _enter, _register.
+_MACHINES: dict[str, tuple[int, tuple[int, int], int, tuple[int, ...]]] = {
+    "x86_64": (0xC000003E, (56, 272), 112, (308, 250, 248, 249, 321, 298, 323, 425, 426, 427)),
+    "aarch64": (0xC00000B7, (220, 97), 157, (268, 219, 217, 218, 280, 241, 282, 425, 426, 427)),
 }
 
 
@@ -38,29 +41,44 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def program(machine: str) -> bytes | None:
-    """The filter of system calls for a machine, as the kernel takes it; None for one we have no numbers of."""
+def program(machine: str, *, sessions: bool = False) -> bytes | None:
+    """The filter of system calls for a machine, as the kernel takes it; None for one we have no numbers of. `sessions`: new
+    ones are refused, too."""
     if machine not in _MACHINES:
         return None
-    audit, (clone, unshare), refused = _MACHINES[machine]
+    audit, (clone, unshare), setsid, refused = _MACHINES[machine]
     steps = [_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, audit, 1, 0), _refuse(errno.ENOSYS), _step(_LOAD, _NUMBER)]
     steps += [_step(_AT_LEAST, _X32, 0, 1), _refuse(errno.ENOSYS)]
     # Its flags lie in memory, which no filter reads; without it the C library uses clone.
     steps += [_step(_EQUAL, _CLONE3, 0, 1), _refuse(errno.ENOSYS)]
-    for number in refused:
+    for number in (*refused, setsid) if sessions else refused:
         steps += [_step(_EQUAL, number, 0, 1), _refuse(errno.EPERM)]
     steps += [_step(_EQUAL, clone, 1, 0), _step(_EQUAL, unshare, 0, 3)]
     steps += [_step(_LOAD, _FIRST_ARGUMENT), _step(_ANY, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM)]
     return b"".join([*steps, _step(_RETURN, _ALLOW)])
 
 
-def give_up() -> bool:
+def give_up(*, sessions: bool = False) -> bool:
     """Have the kernel refuse these calls to this thread and all it starts, and ignore set-user-id bits; whether it does."""
-    filter_ = program(os.uname().machine)
+    filter_ = program(os.uname().machine, sessions=sessions)
     if filter_ is None or _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
     given = _Program(len(filter_) // 8, filter_)
     return bool(_libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(given), 0, 0) == 0)
+
+
+def make_way(nice: int) -> None:
+    """Have this session's processes together weigh as one of that niceness, where the kernel shares processors out by sessions
+    (`sched_autogroup_enabled`): there a niceness counts within its session alone."""
+    for _ in range(_ATTEMPTS if nice else 0):
+        try:
+            Path("/proc/self/autogroup").write_text(str(nice))
+        except BlockingIOError:  # so it answers all but the first within a tenth of a second
+            time.sleep(0.1)
+        except OSError:
+            return
+        else:
+            return
 
 
 def hide(*, hidden: bool = True) -> None:

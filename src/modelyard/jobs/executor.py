@@ -37,7 +37,7 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 # Processes that a gang or a replica may consist of; a gang of many ranks may have 32 a rank.
-_PROCESSES = 512
+_PROCESSES, _REPLICA_PROCESSES = 512, 64
 # Seconds between two looks at a gang whose end is being made out.
 _CLOSING = 0.02
 
@@ -101,13 +101,15 @@ class LocalExecutor:
             "threads": spec.threads,
             "settings": dict(spec.settings),
             "model": spec.model,
+            "nice": spec.nice,
         }
         argv = [sys.executable, "-P", "-m", "modelyard.serving.replica", "--spec", json.dumps(wire)]
         environment = self._environment(spec.socket.parent, threads=spec.threads)
         confined = self._confined(
             argv, readonly=[spec.folder], writable=[spec.socket.parent], environment=environment, folder=Path("/")
         )
-        limits = {**_REPLICA_LIMITS, "data": self._settings.job_memory, "processes": _PROCESSES}
+        most = min(spec.memory or self._settings.job_memory, self._settings.job_memory)
+        limits = {**_REPLICA_LIMITS, "data": most, "held": most, "processes": _REPLICA_PROCESSES, "nice": spec.nice}
         self.request(
             {"do": "start", "token": spec.token, "label": "replica", **confined, "log": str(spec.log), "limits": limits}
         )

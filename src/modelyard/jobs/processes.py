@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from modelyard.errors import Invalid
+from modelyard.jobs import memory
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # Loaded before any fork: a child must not import.
 _libc = ctypes.CDLL(None, use_errno=True)
 
+# Processes of a sandbox with one program in it, whose memory the kernel bounds.
+_ALONE = 2
 _RLIMITS = {
     "nofile": resource.RLIMIT_NOFILE,
     "data": resource.RLIMIT_DATA,
@@ -49,7 +52,8 @@ def become_subreaper() -> None:
 @dataclass(eq=False)
 class Child:
     """A process and all it starts. `exit` is None while it runs; negative: killed by that signal. `most_processes`: how many it
-    may start (0: any number); `reason`: what it did that we killed it for; `stopped`: whether its end was asked for."""
+    may start, `most_memory`: the bytes that those may hold together (0: any number); `reason`: what it did that we killed it
+    for; `stopped`: whether its end was asked for."""
 
     pid: int
     label: str
@@ -58,6 +62,7 @@ class Child:
     cpu_seconds: float = 0.0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     most_processes: int = 0
+    most_memory: int = 0
     reason: str | None = None
     stopped: bool = False
     _popen: subprocess.Popen[bytes] | None = None
@@ -86,8 +91,15 @@ class Child:
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 raise Invalid(f"'{argv[0]}' could not be started: {error}.") from error
-        most = int((request.get("limits") or {}).get("processes", 0))
-        return cls(popen.pid, str(request.get("label", "")), Path(argv[0]).name == "bwrap", most_processes=most, _popen=popen)
+        limits = request.get("limits") or {}
+        return cls(
+            popen.pid,
+            str(request.get("label", "")),
+            Path(argv[0]).name == "bwrap",
+            most_processes=int(limits.get("processes", 0)),
+            most_memory=int(limits.get("held", 0)),
+            _popen=popen,
+        )
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Reap the process when it ends."""
@@ -125,13 +137,23 @@ class Child:
         await self.ended.wait()
 
     def bound(self) -> bool:
-        """Kill it where more processes stem from it than it may start; whether it was."""
-        most = self.most_processes
-        if self.exit is not None or self.reason is not None or not most or len(descendants(self.pid, most)) <= most:
+        """Kill it where more processes stem from it than it may start, or they hold too much; whether it was."""
+        if self.exit is not None or self.reason is not None or not self.most_processes:
             return False
-        self.reason = f"started more than {most} processes"
+        self.reason = self._excess()
+        if self.reason is None:
+            return False
         self.kill()
         return True
+
+    def _excess(self) -> str | None:
+        below = descendants(self.pid, self.most_processes)
+        if len(below) > self.most_processes:
+            return f"started more than {self.most_processes} processes"
+        if not self.most_memory or len(below) <= _ALONE:
+            return None
+        held = memory.held([self.pid, *below], (), self.most_memory)
+        return f"held {held:,} bytes in {len(below)} processes" if held > self.most_memory else None
 
     def kill(self) -> None:
         if self.exit is None:

@@ -298,7 +298,7 @@ class GangHandle(Protocol):
 class ReplicaSpec:
     """A replica to start. `folder` holds the verified artefact of the version `model` ('digits@3'); it listens on the Unix
     socket `socket` (mode 0600), or where `ProcessStatus.address` says. Those of one `group` go to different nodes where they
-    can."""
+    can. `memory`: bytes of data that it may take (0: as a rank may); `nice`: how far it makes way for others."""
 
     token: str
     engine: str
@@ -309,6 +309,8 @@ class ReplicaSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     group: str = ""
+    memory: int = 0
+    nice: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,10 @@ class Channel(asyncio.Protocol):
         self._turns.append(frame.id)
 
     def drop(self, call: int) -> None:
-        """Send no more of a call's body: the call was given up."""
-        self._bodies.pop(call, None)
+        """Send no more of a call's body, but what follows it: the call was given up."""
+        body = self._bodies.pop(call, None)
+        for frame in body.then if body is not None else ():
+            self.send(frame)
 
     def close(self) -> None:
         """Close once what was sent is written."""

@@ -11,13 +11,16 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
 from modelyard.db import Database, Session, bump, now
+from modelyard.engines.base import GRAPHS
 from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
 from modelyard.serving import releases
@@ -29,17 +32,18 @@ from modelyard.serving.planning import (
     Forget,
     MarkLost,
     MarkReady,
+    Observed,
     Patience,
     Replace,
     Settle,
     Start,
     Stop,
-    Wanted,
     backoff,
     plan,
 )
 from modelyard.serving.scaling import Demand, scale
 from modelyard.serving.space import Space
+from modelyard.serving.starts import Arrival, Starts
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.serving.verdict import judge
@@ -53,6 +57,8 @@ _log = log(__name__)
 ATTEMPTS = 3
 STEADY = timedelta(seconds=30)
 BUSY_TICK, IDLE_TICK = 0.05, 1.0
+_COURTESY = 5  # niceness of replicas that run users' code, so that the gateway and plain models come first
+_STUMBLED = "The controller stumbled over this deployment and goes on with the others; its log says why."
 
 
 class Controller:
@@ -67,6 +73,7 @@ class Controller:
         self._logs = Logs(settings.logs)
         self._watch = Watch(probe)
         self._space = Space(db, artefacts, settings, executor.machines)
+        self._starts = Starts(self.wake)
         self._patience = Patience(timedelta(seconds=settings.replica_timeout), timedelta(seconds=settings.call_timeout))
 
     def wake(self) -> None:
@@ -90,6 +97,8 @@ class Controller:
 
     def tick(self) -> bool:
         """Observe, plan and apply once for every deployment. True while something is on its way."""
+        for arrival in self._starts.come():
+            self._arrived(arrival)
         running = self._executor.replicas()
         with self._db.read() as session:
             deployments = {row.id: row for row in session.scalars(select(DeploymentRow))}
@@ -107,18 +116,53 @@ class Controller:
         for key, rows in replicas.items():
             deployment = deployments.get(key)
             releases_of = {generation: row for (id_, generation), row in known.items() if id_ == key}
-            observed = [self._watch.observed(row, running.get(row.token)) for row in rows]
-            for action in plan(_wanted(deployment, releases_of), observed, now(), self._patience):
-                self._apply(action, deployment, releases_of)
-                busy = True
-            busy = busy or any(row.state != ReplicaState.ready for row in rows)
-            if deployment is not None:
-                stable = releases_of[deployment.stable]
-                busy = busy or bool(stable.retry_at)
-                busy = self._scale(deployment, stable, rows) or busy
-                if deployment.trial is not None:
-                    self._judge(deployment, releases_of[deployment.trial])
+            try:
+                busy = self._tend(deployment, releases_of, rows, running) or busy
+            except Unavailable as error:  # the store or the executor, for now
+                _log.warning("a deployment must wait; trying again", token=rows[0].token if rows else None, error=error.message)
+            except Exception as error:  # noqa: BLE001 - the edge of a deployment: one must not stop the others
+                UNEXPECTED.labels("controller").inc()
+                _log.exception("a deployment could not be tended", error=repr(error)[:500])
+                self._note(deployment, _STUMBLED)
+            else:
+                if deployment is not None and releases_of[deployment.stable].error == _STUMBLED:
+                    self._note(deployment, None)
         return busy
+
+    def _tend(
+        self,
+        deployment: DeploymentRow | None,
+        releases_of: Mapping[int, ReleaseRow],
+        rows: Sequence[ReplicaRow],
+        running: Mapping[str, ProcessStatus],
+    ) -> bool:
+        """Plan and apply for one deployment. True while something is on its way."""
+        busy = any(row.state != ReplicaState.ready for row in rows)
+        observed = [self._observed(row, running.get(row.token)) for row in rows]
+        for action in plan(releases.wanted(deployment, releases_of), observed, now(), self._patience):
+            self._apply(action, deployment, releases_of)
+            busy = True
+        if deployment is not None:
+            stable = releases_of[deployment.stable]
+            busy = busy or bool(stable.retry_at)
+            busy = self._scale(deployment, stable, rows) or busy
+            if deployment.trial is not None:
+                self._judge(deployment, releases_of[deployment.trial])
+        return busy
+
+    def _observed(self, row: ReplicaRow, status: ProcessStatus | None) -> Observed:
+        seen = self._watch.observed(row, status)
+        if row.token in self._starts and row.state == ReplicaState.starting:  # its time begins with its process
+            return replace(seen, pid=0, alive=True, started=now())
+        return seen
+
+    def _note(self, deployment: DeploymentRow | None, error: str | None) -> None:
+        """Say at a deployment what is wrong with it, which its rows do not tell."""
+        with self._db.begin() as session:
+            row = session.get(ReleaseRow, (deployment.id, deployment.stable)) if deployment is not None else None
+            if row is not None and row.error != error:
+                row.error = error
+                bump(session)
 
     def _readdress(self, rows: Sequence[ReplicaRow], running: Mapping[str, ProcessStatus]) -> None:
         """Write down where replicas are reached that are on another machine."""
@@ -234,9 +278,9 @@ class Controller:
             current = session.get(ReleaseRow, (release.deployment, release.generation))
             if current is None or session.get(DeploymentRow, deployment.id) is None:
                 return
-            session.add(_replica(token, deployment.project, current, str(address)))
-        try:
-            folder = self._artefacts.local(deployment.project, release.artefact)
+            session.add(releases.replica(token, deployment.project, current, str(address)))
+
+        def go(folder: Path) -> None:
             self._executor.start_replica(
                 ReplicaSpec(
                     token,
@@ -247,40 +291,27 @@ class Controller:
                     model=f"{release.model}@{release.version}",
                     settings=self._space.settings(release),
                     group=f"{deployment.project}/{deployment.name}",
+                    memory=self._space.bound(release),
+                    nice=0 if release.engine in GRAPHS else _COURTESY,
                 )
             )
-        except (ModelyardError, OSError) as error:
+
+        self._starts.begin(token, partial(self._artefacts.local, deployment.project, release.artefact), go)
+
+    def _arrived(self, arrival: Arrival) -> None:
+        """A replica's artefact is here, or is not to be had: start its process, where it is still wanted."""
+        with self._db.begin() as session:
+            row = session.get(ReplicaRow, arrival.token)
+            if row is None or row.state != ReplicaState.starting:
+                return
+            row.started = now()
+        try:
+            if arrival.folder is None:
+                raise arrival.error or AssertionError
+            arrival.go(arrival.folder)
+        except Exception as error:  # noqa: BLE001 - the edge of a start: whatever it was, it is this replica's end
             failure = error if isinstance(error, ModelyardError) else Crashed(f"The replica could not be started: {error}.")
-            self._change(token, lambda session, row: _lost(session, row, failure))
-
-
-def _wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:
-    """The releases that should run: the stable one, the one before it while that is not whole, one on trial."""
-    if row is None:
-        return []
-    stable = known[row.stable]
-    asked = [stable]
-    if not stable.settled and row.previous is not None:
-        asked.append(known[row.previous])
-    if row.trial is not None:
-        asked.append(known[row.trial])
-    return [Wanted(one.generation, one.replicas, DeploymentState(one.state), one.retry_at, one.settled) for one in asked]
-
-
-def _replica(token: str, project: str, release: ReleaseRow, address: str) -> ReplicaRow:
-    return ReplicaRow(
-        token=token,
-        project=project,
-        deployment=release.deployment,
-        generation=release.generation,
-        model=release.model,
-        version=release.version,
-        state=ReplicaState.starting,
-        address=address,
-        started=now(),
-        changed=now(),
-        signature={},
-    )
+            self._change(arrival.token, lambda session, row: _lost(session, row, failure))
 
 
 def _release(session: Session, row: ReplicaRow) -> ReleaseRow | None:

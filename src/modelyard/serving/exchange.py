@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
+
 from modelyard.errors import Asleep, ModelyardError, Unavailable, from_wire
 from modelyard.serving.admission import Admission, Credentials
 from modelyard.serving.cache import Cache, Key, key_of
 from modelyard.serving.coding import EVENTS
 from modelyard.serving.frames import Fault, Head, Usage
-from modelyard.serving.gateway import SMALL, Gateway, too_large
+from modelyard.serving.gateway import SMALL, Gateway, too_large, too_much
 from modelyard.serving.router import Link, Underway
 from modelyard.tenancy import door as tenancy_door
 
@@ -49,6 +51,7 @@ class Exchange(Underway):
     whole = False
     streams = True  # parts may be passed on before the end
     open = False  # more follows what is in `response`
+    held = 0  # bytes of room that the answer takes beyond `SMALL`
     _size, _reserved, _passed = 0, SMALL, 0
     _answered = _gone = _passing = False
     _answer_head: Head = None
@@ -111,6 +114,11 @@ class Exchange(Underway):
         if kept is None:
             return False
         seconds = self._connection.now() - self.started
+        try:
+            self._hold(len(kept.body))
+        except ModelyardError as error:
+            self.refuse(error)
+            return True
         self._answered = True
         self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds)
         self._connection.answer(self, 200, kept.head, kept.body)
@@ -133,24 +141,64 @@ class Exchange(Underway):
             self.link.cancel(self)
         else:
             self.drop()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The answer is written, or of no more use."""
+        self._answer = b""
+        if self.held:
+            self._gateway.release(self.held)
+            self.held = 0
 
     # Underway
 
     def part(self, data: bytes, head: Head) -> None:
         if head is not None:
-            self._answer_head = head
-            self._passing = self.streams and head.get("content-type") == EVENTS
+            head = self._begin(head)
         if self._passing:
             self._pass_on(head, data)
         elif not self._answer:
             self._answer = data
-        elif isinstance(self._answer, bytearray):
-            self._answer += data
         else:
-            self._answer = bytearray(self._answer) + data
+            self._add(data)
+
+    def _begin(self, head: dict[str, str]) -> Head:
+        """The answer's head; None for a second one: a replica runs users' code, and would end the message where it likes."""
+        if self._answer_head is not None or self._answer:
+            return None
+        self._answer_head = head
+        self._passing = self.streams and head.get("content-type") == EVENTS
+        return head
+
+    def _add(self, data: bytes) -> None:
+        """The next bytes of an answer that is no longer small. One that is too large, or finds no room, is an error at once."""
+        if self._answered or self._gone:
+            return
+        try:
+            self._hold(len(self._answer) + len(data))
+        except ModelyardError as error:
+            assert self.link is not None
+            self.link.cancel(self)
+            self.late(Fault(error.code, error.message))
+            return
+        if not isinstance(self._answer, bytearray):
+            self._answer = bytearray(self._answer)
+        self._answer += data
+
+    def _hold(self, size: int) -> None:
+        """The answer has `size` bytes by now. Raises `Internal`, or `Unavailable` where others take all there is."""
+        if size <= SMALL + self.held:
+            return
+        limit = self._gateway.body_limit
+        if size > limit:
+            raise too_much(limit)
+        more = min(2 * size, limit) - SMALL - self.held
+        self._gateway.reserve(more)
+        self.held += more
 
     def restart(self) -> bool:
-        self._answer_head, self._answer = None, b""
+        self._answer_head = None
+        self.let_go()
         return not self._gone and not self._answered and not self._passing
 
     def ended(self, usage: Usage, error: Fault | None) -> None:
@@ -165,6 +213,7 @@ class Exchange(Underway):
             else:
                 self._connection.answer(self, 200, self._answer_head, self._answer)
                 self._show()
+                self._answer = b""
         self.drop()
 
     def _show(self) -> None:
@@ -179,6 +228,8 @@ class Exchange(Underway):
     def late(self, error: Fault) -> None:
         if not self._answered:
             self._fail(Usage(), error)
+            self.drop()
+            self.frame = msgspec.structs.replace(self.frame, data=b"")  # `ended` may be long in coming
 
     def _fail(self, usage: Usage, fault: Fault) -> None:
         assert self.admission is not None
@@ -191,6 +242,7 @@ class Exchange(Underway):
         else:
             self._connection.answer(self, status, tenancy_door.headers(error), body)
         self._answered = True
+        self.let_go()
 
     def _pass_on(self, head: Mapping[str, str] | None, data: bytes, last: bool = False) -> None:
         """Give the client a piece of the answer that it can use before the end."""

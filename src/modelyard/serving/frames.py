@@ -7,7 +7,7 @@ all. `channel` moves them; `router` and `replica` say and understand them. Nothi
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -22,6 +22,13 @@ _LENGTH = struct.Struct("<I")
 _NO_LENGTH = bytes(_LENGTH.size)
 
 
+# What a call may be said to have used, and a replica to hold or to have done; what says more is no frame. Sums of it over all
+# calls there will ever be fit the ledger's 64 bits.
+Used = Annotated[int, msgspec.Meta(ge=0, le=1 << 36)]
+Held = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Done = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class Fault(msgspec.Struct, array_like=True, gc=False):
     """An error as it travels: `code` names the class of `errors`."""
 
@@ -32,8 +39,8 @@ class Fault(msgspec.Struct, array_like=True, gc=False):
 class Usage(msgspec.Struct, array_like=True, gc=False):
     """What a call used: `units` of its task (rows, tokens, seconds) and microseconds of processor time."""
 
-    units: int = 0
-    cpu_us: int = 0
+    units: Used = 0
+    cpu_us: Used = 0
 
 
 class CallFrame(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -94,7 +101,7 @@ class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
 
     id: int
     usage: Usage
-    queue_depth: int
+    queue_depth: Held
     error: Fault | None = None
     data: bytes | None = None
     head: Head = None
@@ -115,8 +122,8 @@ class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
     state: str = ""
     metadata: dict[str, Any] = {}
     error: Fault | None = None
-    queue_depth: int = 0
-    steps: int = 0
+    queue_depth: Held = 0
+    steps: Done = 0
     stats: dict[str, Any] = {}
 
 
@@ -144,7 +151,11 @@ def append(buffer: bytearray, frame: Frame) -> None:
     """Append a frame's bytes to `buffer`. Raises `Invalid`, leaving `buffer` as it was, if it is longer than a frame may be."""
     start = len(buffer)
     buffer += _NO_LENGTH
-    _ENCODER.encode_into(frame, buffer, -1)
+    try:
+        _ENCODER.encode_into(frame, buffer, -1)
+    except BaseException:
+        del buffer[start:]
+        raise
     size = len(buffer) - start - _LENGTH.size
     if size > MAX_FRAME:
         del buffer[start:]

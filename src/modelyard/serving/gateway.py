@@ -15,7 +15,7 @@ from typing import cast
 import httptools
 import msgspec
 
-from modelyard.errors import Asleep, ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
+from modelyard.errors import Asleep, Internal, ModelyardError, NotFound, TooLarge, Unauthorized, Unavailable, not_found
 from modelyard.serving import coding
 from modelyard.serving.admission import Admission, Credentials, Head, Waiter
 from modelyard.serving.cache import Cache
@@ -40,9 +40,9 @@ _TRUSTED = 0.5
 UNSEEN = 2.0  # seconds without a look at the database before it counts as gone
 _MOST_ADMISSIONS = 20_000
 _OVERLOADED = 429  # says nothing of a release: it was asked for more than it can do
-# Bodies under way may take this many times the largest body, all together.
+# Bodies and answers under way may take this many times the largest body, all together.
 _BODIES = 8
-# A body up to this size takes no room from the others.
+# A body, or an answer, up to this size takes no room from the others.
 SMALL = 64 << 10
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -311,7 +311,7 @@ class Gateway:
         return [seen for comparison in list(self._comparisons.values()) if (seen := comparison.news()) is not None]
 
     def reserve(self, size: int) -> None:
-        """Room for a body of a call under way. Raises `Unavailable` where bodies already take all there is."""
+        """Room for a body or an answer of a call under way. Raises `Unavailable` where others already take all there is."""
         if size > self._bodies:
             raise Unavailable("Too many large requests are under way; try again shortly.")
         self._bodies -= size
@@ -334,6 +334,10 @@ def check_ready(route: Route) -> None:
 
 def too_large(limit: int) -> TooLarge:
     return TooLarge(f"The request's body is larger than {limit} bytes; send it in parts, or images in a denser form.")
+
+
+def too_much(limit: int) -> Internal:
+    return Internal(f"The model's answer is larger than {limit} bytes (body_limit); ask for less of it, or for fewer rows.")
 
 
 def _token(credentials: Credentials) -> str:

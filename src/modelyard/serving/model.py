@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from modelyard import telemetry
 from modelyard.data.transforms import TensorTransform, Transform, build
@@ -18,14 +19,15 @@ from modelyard.errors import Internal, Invalid
 from modelyard.serving import best
 from modelyard.serving.arrays import Flat
 from modelyard.serving.conduct import kept, works
-from modelyard.tensors import Array
+from modelyard.tensors import DATATYPES, Array, TensorSpec
 
 _log = telemetry.log(__name__)
 
 
 class Spec(msgspec.Struct, frozen=True):
     """What to serve and where. `settings`: 'rows' in one batch at most (absent: measured), 'calls' in the replica at once at
-    most, 'target_us' within which a call should be answered (absent: none). `model` is what answers name."""
+    most, 'target_us' within which a call should be answered (absent: none). `model` is what answers name; `nice` how far it
+    makes way for others."""
 
     token: str
     engine: str
@@ -34,6 +36,7 @@ class Spec(msgspec.Struct, frozen=True):
     threads: int = 1
     settings: dict[str, int] = {}
     model: str = ""
+    nice: int = 0
 
 
 class Model:
@@ -49,7 +52,9 @@ class Model:
             "inputs": [spec.to_json() for spec in self.signature.inputs],
             "outputs": [spec.to_json() for spec in self.signature.outputs],
         }
-        self._names = frozenset(spec.name for spec in self.signature.outputs)
+        # Outputs by name: what is declared, and the type and shape (without rows) that were last found to be that.
+        self._declared = {spec.name: spec for spec in self.signature.outputs}
+        self._good: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self.ragged: Mapping[str, int] = getattr(transform, "ragged", {})
         self._plain = isinstance(transform, TensorTransform)  # callers' tensors are the engine's own
         cut = (spec.name for spec in self.signature.outputs if spec.shape is not None and spec.shape[1:2] == (-1,))
@@ -88,10 +93,30 @@ class Model:
         return arrays, rows.pop()
 
     def forward(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Raises `Internal` where an output is not what the model declares; rows are left to `batching`."""
         outputs = self.transform.after(self.engine.forward(batch))
-        if not self._names <= outputs.keys():
-            raise Internal(f"The model answered without {', '.join(sorted(self._names - outputs.keys()))}.")
+        for name, spec in self._declared.items():
+            array = outputs.get(name)
+            if type(array) is not np.ndarray or (array.dtype, array.shape[1:]) != self._good.get(name):
+                self._good[name] = _checked(spec, array)
         return outputs
+
+
+def _checked(spec: TensorSpec, array: object) -> tuple[Any, tuple[int, ...]]:
+    """The type and shape, without rows, of an output that is as declared."""
+    if array is None:
+        raise Internal(f"The model answered without '{spec.name}'.")
+    if not isinstance(array, np.ndarray):
+        raise Internal(f"The model answered '{spec.name}' with a {type(array).__name__}; expected an array.")
+    dtype, shape = DATATYPES.get(spec.datatype), spec.shape
+    typed = dtype in (None, array.dtype) or (spec.datatype == "BYTES" and array.dtype.kind in "US")
+    shaped = shape is None or (
+        len(shape) == array.ndim and all(size in (-1, found) for size, found in zip(shape[1:], array.shape[1:], strict=True))
+    )
+    if not (typed and shaped):
+        given, declared = f"{array.dtype} {list(array.shape)}", f"{spec.datatype} {spec.to_json()['shape']}"
+        raise Internal(f"The model answered '{spec.name}' with {given}; it declares {declared}.")
+    return array.dtype, array.shape[1:]
 
 
 def load(spec: Spec) -> Model:

@@ -146,6 +146,8 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
         if not replica.alive:
             return Forget(replica.token)
         return Stop(replica.token) if at - replica.changed >= DRAIN else None
+    if replica.state == ReplicaState.distrusted:
+        return MarkLost(replica.token, Crashed("The replica told a gateway what no replica tells, and was ended."))
     if replica.health is not None and replica.health.error is not None:
         return MarkLost(replica.token, replica.health.error)
     if replica.pid is None:

@@ -7,13 +7,15 @@ transaction each; the processes follow.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from sqlalchemy import delete, select
 
 from modelyard.db import Session, bump, now
 from modelyard.errors import Conflict, not_found
-from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow
-from modelyard.serving.types import DeploymentState, Options, TrialKind
+from modelyard.serving.planning import Wanted
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
+from modelyard.serving.types import DeploymentState, Options, ReplicaState, TrialKind
 from modelyard.serving.verdict import Policy, stables
 from modelyard.tenancy.ledger import audit
 from modelyard.tenancy.types import Principal
@@ -160,3 +162,33 @@ def _target(options: Options) -> int | None:
 def restarts(options: Options, row: ReleaseRow) -> bool:
     """Whether these options must be told to a replica when it starts."""
     return _target(options) != row.target_us
+
+
+def wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:
+    """The releases that should run: the stable one, the one before it while that is not whole, one on trial."""
+    if row is None:
+        return []
+    stable = known[row.stable]
+    asked = [stable]
+    if not stable.settled and row.previous is not None:
+        asked.append(known[row.previous])
+    if row.trial is not None:
+        asked.append(known[row.trial])
+    return [Wanted(one.generation, one.replicas, DeploymentState(one.state), one.retry_at, one.settled) for one in asked]
+
+
+def replica(token: str, project: str, release: ReleaseRow, address: str) -> ReplicaRow:
+    """A replica that is to be started."""
+    return ReplicaRow(
+        token=token,
+        project=project,
+        deployment=release.deployment,
+        generation=release.generation,
+        model=release.model,
+        version=release.version,
+        state=ReplicaState.starting,
+        address=address,
+        started=now(),
+        changed=now(),
+        signature={},
+    )

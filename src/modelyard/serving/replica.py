@@ -1,9 +1,10 @@
 """The replica: one process, one model version, one engine, many calls from many gateways.
 
 Started by the executor, usually in a sandbox, as `python -m modelyard.serving.replica --spec JSON` with the fields of
-`ReplicaSpec` ('token', 'engine', 'folder', 'socket', 'threads', 'settings', 'model'). The way of a call: the door's `decode`,
-the transform's `before`, a batch, the engine and the transform's `after` in one worker thread, the door's `encode`. It knows
-no database, no key and no HTTP; it outlives the control that asked for it and ends on SIGTERM, once its calls are answered.
+`ReplicaSpec` ('token', 'engine', 'folder', 'socket', 'threads', 'settings', 'model', 'nice'). The way of a call: the door's
+`decode`, the transform's `before`, a batch, the engine and the transform's `after` in one worker thread, the door's `encode`.
+It knows no database, no key and no HTTP; it outlives the control that asked for it and ends on SIGTERM, once its calls are
+answered.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ _UNASKED, _ASKED = 10.0, 0.2
 _BROKEN = 3.0  # gateways ask at once, the controller every second: one that was ready stays for both
 _MOST = 8192  # calls at once
 _NOT_READY = {"loading": "is not ready", "draining": "is ending", "failed": "has failed"}
+_LATE = "The call's time was used up before it was computed."
 _NOTHING = Usage()
 _CANCELLED = Fault("cancelled", "The caller went away.")
 
@@ -144,6 +146,7 @@ class Replica:
         elif isinstance(frame, BodyFrame):
             self._continue(peer.calls.get(frame.id), frame)
         elif isinstance(frame, CancelFrame):
+            peer.channel.drop(frame.id)
             self._cancel(peer.calls.get(frame.id))
         elif isinstance(frame, HealthFrame):
             self._tell(peer, frame)
@@ -185,7 +188,7 @@ class Replica:
         if over is None:
             return None
         if left <= 0:
-            return _late()
+            return TimedOut(_LATE)
         batcher.stats.refused += 1
         seconds, allowed = over
         ms, most = seconds * 1e3, allowed * 1e3
@@ -253,8 +256,7 @@ class Replica:
             self._end(pending, _NOTHING, _CANCELLED)
 
     def _given_up(self, waiting: Waiting) -> None:
-        late = _late()
-        self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(late.code, late.message))
+        self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(TimedOut.code, _LATE))
 
     def _done(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
         """Encode and send a batch's answers, each as soon as it is encoded. Processor time of both threads is shared out by
@@ -333,10 +335,6 @@ class Replica:
             self._loop.call_later(self._asked, self._stop, 1)
 
 
-def _late() -> TimedOut:
-    return TimedOut("The call's time was used up before it was computed.")
-
-
 def _unexpected(error: Exception, frame: CallFrame) -> Internal:
     telemetry.UNEXPECTED.labels("replica").inc()
     _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
@@ -390,11 +388,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spec = msgspec.json.decode(parser.parse_args(arguments).spec, type=Spec)
     telemetry.configure("replica")
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    confine.make_way(spec.nice)
     code = uvloop.run(serve(spec))
     sys.stderr.flush()
     os._exit(code)  # a library's threads may not want to end
 
 
 if __name__ == "__main__":
-    confine.give_up()
+    confine.give_up(sessions=True)
     main()

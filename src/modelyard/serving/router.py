@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from modelyard.errors import Overloaded, TimedOut, Unavailable
+from modelyard.errors import Invalid, Overloaded, TimedOut, Unavailable
 from modelyard.serving.channel import Channel
 from modelyard.serving.dial import dial
 from modelyard.serving.frames import (
@@ -36,6 +36,7 @@ SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken la
 _ELSEWHERE = {Unavailable.code, Overloaded.code}  # not taken, so another replica may
 _NO_REPLICA = Fault(Unavailable.code, "No replica of this deployment can be reached; try again shortly.")
 _LOST = Fault(Unavailable.code, "The replica ended before it answered; try again.")
+_TOO_LONG = Fault(Invalid.code, "What the request's headers say is too long to be passed on; send fewer or shorter ones.")
 _LATE = Fault(TimedOut.code, "The call was not answered in the time allowed.")
 
 
@@ -89,6 +90,7 @@ class Link:
         self._heard = loop.time()
         self._asked = 0
         self._connecting = loop.create_task(self._connect())
+        self.distrusted = False
 
     @property
     def load(self) -> tuple[int, int]:
@@ -106,12 +108,13 @@ class Link:
         return "draining" if self.draining else "ready"
 
     def send(self, call: Underway) -> None:
-        call.link = self
-        self.calls[call.frame.id] = call
+        """Raises `Invalid` where it does not fit a frame; then it is as if it had never been sent."""
         frame = call.frame
         if self._ahead:
             frame = msgspec.structs.replace(frame, deadline=frame.deadline + self._ahead)
         self._channel.send_whole(frame)
+        call.link = self
+        self.calls[frame.id] = call
 
     def cancel(self, call: Underway) -> None:
         if call.frame.id in self.calls:
@@ -167,7 +170,10 @@ class Link:
             self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
 
     def _ended(self, call: Underway, frame: EndFrame) -> None:
-        error = frame.error
+        error, grant = frame.error, call.frame.grant
+        if grant is not None and frame.usage.units > grant:
+            frame.usage.units = grant
+            self._distrust(f"It says it used more than the {grant} units that a call was granted.")
         if error is not None and error.code in _ELSEWHERE:
             self.draining = self.draining or error.code == Unavailable.code
             self._router.again(call, error)
@@ -176,12 +182,20 @@ class Link:
             call.part(frame.data, frame.head)
         call.ended(frame.usage, error)
 
-    def _lost(self, _: Exception | None) -> None:
+    def _lost(self, why: Exception | None) -> None:
         self.up = False
         self._channel = Channel(self._loop, self._received, self._lost)
+        if isinstance(why, Invalid):
+            self._distrust(why.message)
         self._give_back()
-        if not self.retired:
+        if not self.retired and not self.distrusted:
             self._connecting = self._loop.create_task(self._connect())
+
+    def _distrust(self, why: str) -> None:
+        """It says what no replica says: it is given no more calls, and control is told to replace it."""
+        if not self.distrusted:
+            self.distrusted, self.up = True, False
+            self._router.distrusted[self.endpoint.token] = why
 
     def _give_back(self) -> None:
         calls, self.calls, self.depth = list(self.calls.values()), {}, 0
@@ -225,6 +239,7 @@ class Router:
     def __init__(self, loop: asyncio.AbstractEventLoop, identity: Path | None = None) -> None:
         self._loop, self.identity = loop, identity
         self.told: Callable[[str, Mapping[str, Any]], None] = lambda token, stats: None
+        self.distrusted: dict[str, str] = {}  # why, by token; whoever tells control empties it
         self._links: dict[Endpoint, Link] = {}
         self._old: set[Link] = set()
         self._next = 0
@@ -251,7 +266,7 @@ class Router:
         if link is None:
             call.ended(Usage(), _NO_REPLICA)
         else:
-            link.send(call)
+            self._give(link, call)
 
     def again(self, call: Underway, error: Fault) -> None:
         """A replica did not take or finish a call: give it to another one, once, or end it with `error`."""
@@ -260,7 +275,13 @@ class Router:
             call.ended(Usage(), error)
         else:
             call.retried = True
+            self._give(link, call)
+
+    def _give(self, link: Link, call: Underway) -> None:
+        try:
             link.send(call)
+        except Invalid:
+            call.ended(Usage(), _TOO_LONG)
 
     def check(self, now: float) -> None:
         """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""

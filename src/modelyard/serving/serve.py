@@ -40,7 +40,8 @@ DRAIN = 30  # seconds calls under way have when the gateway is asked to end
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Books:
     """A gateway's view of the database. Called from threads. `load` and `revision` as `Follower` wants them; `settle`,
-    `settled` and `forget` as `Meters` does; `observe` keeps what was seen of releases on trial."""
+    `settled` and `forget` as `Meters` does; `observe` keeps what was seen of releases on trial; `distrust` has replicas
+    replaced (why, by token)."""
 
     load: Callable[[], State]
     revision: Callable[[], int]
@@ -48,6 +49,7 @@ class Books:
     settled: Callable[[str], Mapping[int, Counters]]
     forget: Callable[[str], None]
     observe: Callable[[Sequence[Seen]], None]
+    distrust: Callable[[Mapping[str, str]], None]
 
 
 def run(settings: Settings, pepper: bytes, books: Books, listener: socket.socket) -> None:
@@ -94,7 +96,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
         loop.create_task(_check(server, router, settings.call_timeout)),
         loop.create_task(relay.watch()),
         loop.create_task(_hurry(gateway)),
-        loop.create_task(_tell(gateway, books.observe)),
+        loop.create_task(_tell(gateway, books)),
     )
     try:
         await server.serve(sockets=[listener])
@@ -148,16 +150,20 @@ async def _hurry(gateway: Gateway) -> None:
             gateway.refresh(lambda seen: None)
 
 
-async def _tell(gateway: Gateway, observe: Callable[[Sequence[Seen]], None]) -> None:
-    """Write down what is seen of releases on trial."""
+async def _tell(gateway: Gateway, books: Books) -> None:
+    """Write down what is seen of releases on trial, and of replicas that say what none says."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(CHECK)
-        seen = gateway.observed()
-        if not seen:
-            continue
+        seen, distrusted = gateway.observed(), gateway.router.distrusted
         try:
-            await loop.run_in_executor(None, observe, seen)
+            if seen:
+                await loop.run_in_executor(None, books.observe, seen)
+            if distrusted:
+                told = dict(distrusted)
+                await loop.run_in_executor(None, books.distrust, told)
+                for token in told:
+                    del distrusted[token]
         except Exception as error:  # noqa: BLE001 - the edge of a task: they are totals, the next ones hold these
             UNEXPECTED.labels("gateway").inc()
             _log.warning("observations not written", error=repr(error)[:300])

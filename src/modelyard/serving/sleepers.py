@@ -70,8 +70,8 @@ class Sleepers:
             route = known(name)
             if route is None or route.state in (DeploymentState.ready, DeploymentState.failed):
                 self._asked.pop(name, None)
-                for held in self._held.pop(name):
-                    held.tell()
+                for held in self._held.pop(name):  # each in a turn of its own: what one raises is no other's
+                    asyncio.get_running_loop().call_soon(held.tell)
             else:
                 waiting = [held for held in self._held[name] if not held.over]
                 self._held[name] = waiting

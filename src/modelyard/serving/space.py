@@ -25,6 +25,7 @@ _log = log(__name__)
 NODE = "local"
 _AGAIN = timedelta(seconds=1)
 _MIB = 1 << 20
+_CALLS = 4 << 30  # bytes that a replica's calls may take beside its model
 
 
 class Space:
@@ -62,6 +63,14 @@ class Space:
             measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
         return {**found, "rows": measured.rows} if measured is not None and measured.rows else found
 
+    def bound(self, release: ReleaseRow) -> int:
+        """Bytes of data that a replica may take: twice what was measured and room for its calls, and never more than all
+        replicas of a machine may take together; 0 where neither is known."""
+        most = max((self._settings.serving_memory or node.room.memory * 3 // 4 for node in self._machines()), default=0)
+        with self._db.read() as session:
+            measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
+        return most if measured is None or not measured.memory else min(most, 2 * measured.memory + _CALLS)
+
     def measured(self, token: str, health: Health) -> None:
         """Keep what a replica that is ready takes, and its best batch."""
         with self._db.begin() as session:
@@ -72,7 +81,7 @@ class Space:
             key = {"artefact": release.artefact, "engine": release.engine, "node": NODE}
             row = session.get(MeasureRow, tuple(key.values())) or MeasureRow(**key, memory=0, rows=0)
             session.add(row)
-            row.memory = max(row.memory, health.memory)
+            row.memory = max(row.memory, min(health.memory, self._largest()))
             row.rows = row.rows or int((health.metadata.get("batch") or {}).get("rows", 0))
 
     def _held(self, session: Session, but: int) -> list[Holder]:
@@ -121,6 +130,10 @@ class Space:
         session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
+
+    def _largest(self) -> int:
+        """What one replica can take at most."""
+        return max((node.room.memory for node in self._machines()), default=0)
 
     def _room(self) -> Room:
         there = [node.room.memory for node in self._machines() if not node.away]

@@ -38,7 +38,7 @@ class Stats:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def resident() -> int:
-    """Bytes of memory that this process takes."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
+def resident(pid: int | None = None) -> int:
+    """Bytes of memory that a process takes, this one by default. Raises `OSError` where it is not seen."""
+    pages = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text().split()[1]
     return int(pages) * resource.getpagesize()

@@ -21,6 +21,7 @@ from modelyard.serving.verdict import Pairing
 
 COPIES = 64  # copies of calls that may be under way for one trial; others are not made
 LARGEST = 1 << 20  # bytes of a call and its answer that are still copied
+_SAID = 1 << 10  # bytes that a comparison is told in: two numbers
 
 
 _COMPARED = msgspec.json.Decoder(Compared)
@@ -75,12 +76,13 @@ class Mirror(Underway):
     def __init__(self, comparison: Comparison, settle: Callable[[Usage], None]) -> None:
         self._comparison, self._settle = comparison, settle
         self._began = time.monotonic()
-        self._said: bytes | bytearray = b""
+        self._said = b""
         self._late = False
         comparison.copies += 1
 
     def part(self, data: bytes, head: Head) -> None:
-        self._said = bytearray(self._said) + data
+        if len(self._said) <= _SAID:  # what is longer is no comparison
+            self._said = self._said + data
 
     def ended(self, usage: Usage, error: Fault | None) -> None:
         self._comparison.copies -= 1

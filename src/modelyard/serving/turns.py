@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from modelyard.errors import Unavailable
 from modelyard.serving import heads
 from modelyard.serving.exchange import Exchange
-from modelyard.serving.gateway import Gateway
+from modelyard.serving.gateway import SMALL, Gateway
 from modelyard.serving.heads import Defaults
 from modelyard.serving.patience import Upload
 
@@ -39,6 +40,7 @@ class Turns(HttpToolsProtocol):
         self._last = False  # no request after this one is answered
         self._dropping = False  # nothing more is parsed
         self._held = 0  # requests that wait for the gateway to know more
+        self._unread = 0  # bytes of room that answers take which the client has not read yet
 
     def answer(self, exchange: Exchange, status: int, head: Mapping[str, str] | None, body: bytes | bytearray) -> None:
         """Write an answer when it is its turn."""
@@ -64,10 +66,38 @@ class Turns(HttpToolsProtocol):
             exchange.response = bytearray()
         exchange.response += start + heads.chunk(data, last)
         exchange.open = not last
-        if len(exchange.response) + self.transport.get_write_buffer_size() > self.gateway.body_limit:
+        if not self._bears(len(exchange.response) + self.transport.get_write_buffer_size()):
             self.transport.abort()  # nobody reads; that the connection is lost cancels the call
         elif self.turns and self.turns[0] is exchange:
             self._advance()
+
+    def _bears(self, unread: int) -> bool:
+        """Whether so much of a stream may be left unread; what is large takes room from the others."""
+        if unread > self.gateway.body_limit:
+            return False
+        more = unread - SMALL - self._unread
+        if more <= 0:
+            return True
+        try:
+            self.gateway.reserve(more)
+        except Unavailable:
+            return False
+        self._unread += more
+        return True
+
+    def _let_go(self) -> None:
+        """What was written is read, or never will be."""
+        if self._unread:
+            self.gateway.release(self._unread)
+            self._unread = 0
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._let_go()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._let_go()
 
     def _advance(self) -> None:
         """Write every answer whose turn it is; start the ASGI request whose turn it is."""
@@ -81,6 +111,11 @@ class Turns(HttpToolsProtocol):
                 return
             self.transport.write(turn.response)
             self.since = self.now()
+            if turn.held:
+                self._unread += turn.held
+                turn.held = 0
+                if not self.flow.write_paused:
+                    self._let_go()
             if turn.open:
                 turn.response = None
                 return

@@ -25,9 +25,12 @@ class DeploymentState(StrEnum):
 
 
 class ReplicaState(StrEnum):
+    """`distrusted`: a gateway heard from it what no replica says."""
+
     starting = "starting"
     ready = "ready"
     draining = "draining"
+    distrusted = "distrusted"
 
 
 class TrialKind(StrEnum):

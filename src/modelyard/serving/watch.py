@@ -7,8 +7,8 @@ costs a hung replica its time once more.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,8 +17,12 @@ from modelyard.serving.planning import Observed
 from modelyard.serving.scaling import Loads
 from modelyard.serving.tables import ReplicaRow
 from modelyard.serving.types import Health, ReplicaState
+from modelyard.telemetry import UNEXPECTED, log
+
+_log = log(__name__)
 
 EVERY = 1.0  # seconds between two questions to a replica that is ready
+_PATIENCE = 0.25  # seconds a look waits for answers; later ones are for the next
 # A replica is swollen that takes so many times what it first took, and this much more.
 _TIMES, _MORE = 2.0, 512 << 20
 
@@ -42,6 +46,7 @@ class Watch:
         self._loads: dict[tuple[int, int], Loads] = {}
         self._asked = float("-inf")
         self._pool = ThreadPoolExecutor(8, "probe")  # one that hangs keeps nobody waiting
+        self._underway: dict[str, Future[Health | None]] = {}
 
     def look(self, rows: Sequence[ReplicaRow]) -> None:
         """Ask those that are starting now, and those that are ready where it is time."""
@@ -50,11 +55,23 @@ class Watch:
         wanted: tuple[ReplicaState, ...] = (ReplicaState.starting,)
         if at - self._asked >= EVERY:
             self._asked, wanted = at, (ReplicaState.starting, ReplicaState.ready)
-        asked = [row for row in rows if row.state in wanted]
-        for row, health in zip(asked, self._pool.map(self._probe, [row.address for row in asked]), strict=True):
-            self._note(row.token, health, at)
+        for row in rows:
+            if row.state in wanted and row.token not in self._underway:
+                self._underway[row.token] = self._pool.submit(self._probe, row.address)
+        wait(self._underway.values(), _PATIENCE)
+        self._take({row.token for row in rows}, at)
         if ReplicaState.ready in wanted:
             self._count(rows, at)
+
+    def _take(self, tokens: Collection[str], at: float) -> None:
+        """Note the answers that have come."""
+        for token in [token for token, answer in self._underway.items() if answer.done()]:
+            answer = self._underway.pop(token)
+            if (error := answer.exception()) is not None:
+                UNEXPECTED.labels("controller").inc()
+                _log.warning("a replica could not be asked", token=token, error=repr(error)[:300])
+            if token in tokens:
+                self._note(token, None if error is not None else answer.result(), at)
 
     def observed(self, row: ReplicaRow, status: ProcessStatus | None) -> Observed:
         known = self._known.get(row.token)

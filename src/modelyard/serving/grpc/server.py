@@ -170,6 +170,8 @@ class Server:
         except asyncio.CancelledError:  # by the client, or its deadline
             exchange.abandon()
             raise
+        finally:
+            exchange.let_go()
 
     async def _route(self, context: Context) -> Route:
         credentials = await self._admitted(context)
