@@ -39,8 +39,8 @@ def replica(token: str = "a", state: ReplicaState = ReplicaState.ready, generati
     )
 
 
-def health(depth: int = 0, steps: int = 0, memory: int = 100 * MIB, **metadata: Any) -> Health:
-    return Health(ReplicaState.ready, metadata, None, depth, steps, memory)
+def health(depth: int = 0, steps: int = 0, memory: int = 100 * MIB, done: int = 0, refused: int = 0, **told: Any) -> Health:
+    return Health(ReplicaState.ready, told, None, depth, steps, memory, done, refused)
 
 
 def test_who_is_ready_is_asked_once_a_second_and_who_starts_always():
@@ -108,3 +108,12 @@ def test_what_is_gone_is_forgotten():
     scene.look()
     assert scene.watch._known == {}
     assert scene.watch._loads == {}
+
+
+def test_that_one_has_answered_is_remembered_when_it_is_silent():
+    scene, row = Scene(), replica()
+    status = ProcessStatus("a", 7, None)
+    for said, served in ((health(), False), (health(done=3), True), (None, True)):
+        scene.said["a"] = said
+        scene.look(row)
+        assert scene.watch.observed(row, status).served is served

@@ -22,6 +22,7 @@ from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unav
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
 from modelyard.serving import releases
 from modelyard.serving.logs import Logs
+from modelyard.serving.losses import STEADY, Loss, after
 from modelyard.serving.observations import total
 from modelyard.serving.planning import (
     Action,
@@ -35,7 +36,6 @@ from modelyard.serving.planning import (
     Start,
     Stop,
     Wanted,
-    backoff,
     plan,
 )
 from modelyard.serving.scaling import Demand, scale
@@ -50,8 +50,6 @@ from modelyard.telemetry import UNEXPECTED, log
 from modelyard.tenancy.ledger import audit
 
 _log = log(__name__)
-ATTEMPTS = 3
-STEADY = timedelta(seconds=30)
 BUSY_TICK, IDLE_TICK = 0.05, 1.0
 
 
@@ -192,9 +190,9 @@ class Controller:
             case Settle(generation):
                 assert deployment is not None
                 self._settle(deployment.id, generation)
-            case MarkLost(token, error):
+            case MarkLost(token, error, served):
                 self._executor.stop_replica(token, 0.0)
-                self._change(token, lambda session, row: _lost(session, row, error))
+                self._change(token, lambda session, row: _lost(session, row, error, served=served))
                 self._tidy(token)
             case Replace(token):
                 self._change(token, _replace)
@@ -226,7 +224,11 @@ class Controller:
 
     def _start(self, deployment: DeploymentRow, release: ReleaseRow) -> None:
         """Row first, process second: a controller killed in between leaves a row whose process is missing, which is a loss."""
-        if not self._space.make(deployment, release):
+        try:
+            if not self._space.make(deployment, release):
+                return
+        except Unavailable as error:  # the store is gone: others' replicas must not wait for it
+            self._postpone(release, error)
             return
         token = f"r-{secrets.token_hex(6)}"
         address = self._settings.run / "replicas" / token / "replica.sock"
@@ -251,7 +253,15 @@ class Controller:
             )
         except (ModelyardError, OSError) as error:
             failure = error if isinstance(error, ModelyardError) else Crashed(f"The replica could not be started: {error}.")
-            self._change(token, lambda session, row: _lost(session, row, failure))
+            outage = not isinstance(failure, CallerError | Damaged)
+            self._change(token, lambda session, row: _lost(session, row, failure, outage=outage))
+
+    def _postpone(self, release: ReleaseRow, error: ModelyardError) -> None:
+        with self._db.begin() as session:
+            row = session.get(ReleaseRow, (release.deployment, release.generation))
+            if row is not None:
+                row.error, row.retry_at = error.message, now() + after(row.failures, Loss(outage=True)).pause
+                bump(session)
 
 
 def _wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:
@@ -310,26 +320,25 @@ def _drain(session: Session, row: ReplicaRow) -> None:
     row.state, row.changed = ReplicaState.draining, now()
 
 
-def _lost(session: Session, row: ReplicaRow, error: ModelyardError) -> None:
-    """A replica is gone: count it against its release, and decide between another try and giving up."""
+def _lost(session: Session, row: ReplicaRow, error: ModelyardError, *, served: bool = False, outage: bool = False) -> None:
+    """A replica is gone, and its release is told what follows."""
     session.delete(row)
     release = _release(session, row)
     if release is None:
         return
-    was_steady = row.state == ReplicaState.ready and now() - row.changed > STEADY
-    release.failures = 1 if was_steady else release.failures + 1
-    hopeless = isinstance(error, CallerError | Damaged)
     others = select(ReplicaRow.token).where(
         ReplicaRow.deployment == row.deployment,
         ReplicaRow.generation == row.generation,
         ReplicaRow.state == ReplicaState.ready,
         ReplicaRow.token != row.token,
     )
-    if row.state != ReplicaState.ready and (hopeless or release.failures >= ATTEMPTS):
-        release.state, release.retry_at = DeploymentState.failed, None
-    else:
-        still = session.scalars(others.limit(1)).first()
-        release.state = DeploymentState.ready if still else DeploymentState.pending
-        release.retry_at = now() + backoff(release.failures)
-    release.error = error.message
+    loss = Loss(
+        useful=row.state == ReplicaState.ready and (served or now() - row.changed > STEADY),
+        outage=outage,
+        hopeless=isinstance(error, CallerError | Damaged),
+        others=session.scalars(others.limit(1)).first() is not None,
+        proven=bool(release.signature),
+    )
+    release.state, release.failures, pause = after(release.failures, loss)
+    release.error, release.retry_at = error.message, now() + pause if pause else None
     _log.warning("replica lost", model=f"{row.model}@{row.version}", token=row.token, code=error.code, error=error.message)

@@ -32,5 +32,10 @@ def probe(address: str, identity: Path | None = None) -> Health | None:
 def _health(frame: frames.HealthFrame) -> Health:
     state = ReplicaState(frame.state) if frame.state in ("ready", "draining") else ReplicaState.starting
     error = from_wire(frame.error.code, frame.error.message) if frame.error else None
-    memory = frame.stats.get("memory", 0)
-    return Health(state, frame.metadata, error, frame.queue_depth, frame.steps, memory if isinstance(memory, int) else 0)
+    memory, done, refused = (_number(frame.stats.get(name)) for name in ("memory", "units", "refused"))
+    return Health(state, frame.metadata, error, frame.queue_depth, frame.steps, memory, done, refused)
+
+
+def _number(told: object) -> int:
+    """A replica runs users' code: what it tells may be anything."""
+    return told if isinstance(told, int) else 0

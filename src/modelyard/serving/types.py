@@ -116,7 +116,8 @@ class Envelope:
 @dataclass(frozen=True, slots=True)
 class Health:
     """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve; how many calls
-    it holds, how many batches it has computed, and how many bytes of memory it takes."""
+    it holds, how many batches it has computed, how many bytes of memory it takes, and how many rows it has answered and calls
+    it has refused as too many."""
 
     state: ReplicaState
     metadata: Mapping[str, Any]
@@ -124,6 +125,8 @@ class Health:
     depth: int = 0
     steps: int = 0
     memory: int = 0
+    done: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,13 @@ _TIMES, _MORE = 2.0, 512 << 20
 
 @dataclass(slots=True)
 class _Known:
-    """`since`: when it last moved: it held no call, had computed more, or was not asked before."""
+    """`since`: when it last moved: it held no call, had computed more, or was not asked before. `served`: it ever answered."""
 
     health: Health | None
     steps: int
     since: float
     memory: int = 0
+    served: bool = False
 
 
 class Watch:
@@ -72,6 +73,7 @@ class Watch:
             known.health if known else None,
             timedelta(seconds=stuck),
             known is not None and _swollen(known),
+            known is not None and known.served,
         )
 
     def load(self, release: tuple[int, int], tokens: Sequence[str]) -> tuple[float, float, float | None]:
@@ -90,6 +92,7 @@ class Watch:
         known.health = health
         if health is None:
             return
+        known.served = known.served or health.done > 0
         if health.depth == 0 or health.steps != known.steps:
             known.since, known.steps = at, health.steps
         if health.state == ReplicaState.ready:
