@@ -15,7 +15,7 @@ from modelyard.db import Base, Database
 from modelyard.errors import Internal, Unavailable
 from modelyard.jobs.types import ProcessStatus
 from modelyard.serving.controller import Controller
-from modelyard.serving.tables import ReleaseRow, ReplicaRow
+from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
@@ -164,3 +164,49 @@ def test_that_the_supervisor_has_ended_is_a_line_in_the_log_and_no_accident(tmp_
     assert "The supervisor does not answer." in told
     assert "Traceback" not in told
     assert unexpected._value.get() == before
+
+
+def try_out(folder: Path, said: Health) -> Scene:
+    """A canary beside what serves; its replicas say `said`."""
+    scene = Scene(folder)
+    scene.tick(3)
+    scene.old, scene.said = scene.replicas(), said
+    deploy(scene.db, 2, canary=20)
+    scene.tick(3)
+    assert len(scene.replicas()) == 2
+    return scene
+
+
+def note(scene: Scene) -> tuple[int | None, str | None]:
+    with scene.db.read() as session:
+        row = session.get_one(DeploymentRow, 1)
+        return row.trial, row.note
+
+
+@pytest.mark.parametrize(
+    ("done", "most", "why"),
+    [
+        (0, 5, "m@2: Rolled back. The canary lost 5 replicas in a row that had not answered a call."),
+        (1, 10, "m@2: Rolled back. Of 10 replicas that were lost meanwhile 10 were the canary's; half would be its part."),
+    ],
+)
+def test_a_canary_whose_replicas_crash_again_and_again_is_taken_back(tmp_path: Path, done: int, most: int, why: str) -> None:
+    scene = try_out(tmp_path, replace(READY, done=done))
+    for lost in range(most):
+        assert note(scene) == (2, None), lost
+        [tried] = set(scene.replicas()) - set(scene.old)
+        scene.processes.kill(tried, 139)
+        scene.tick(4, pauses=False)
+    assert note(scene) == (None, why)
+    assert scene.replicas() == scene.old
+    scene.db.close()
+
+
+def test_where_both_lose_replicas_alike_the_canary_stays(tmp_path: Path) -> None:
+    scene = try_out(tmp_path, READY)
+    for _ in range(15):
+        for token in scene.replicas():
+            scene.processes.kill(token)
+        scene.tick(3)
+    assert note(scene) == (2, None)
+    scene.db.close()

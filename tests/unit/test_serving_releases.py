@@ -57,7 +57,8 @@ def test_a_version_is_tried_beside_the_one_that_serves(db: Database, kind: str) 
     assert (tried.trial.kind, tried.trial.model, tried.trial.share, tried.trial.state) == (kind, "m@2", 20, "pending")
     with db.read() as session:
         [route] = service.routes(session)
-    assert (route.version, route.trial) == ("1", None)  # until it has a replica
+    assert route.trial is not None
+    assert (route.version, route.versions, route.trial.endpoints) == ("1", ("1",), ())  # until it has a replica
     replica(db, "two", 2)
     with db.read() as session:
         [route] = service.routes(session)
@@ -95,6 +96,19 @@ def test_several_gateways_are_added_and_one_that_tells_twice_counts_once(db: Dat
     trial = shown(db).trial
     assert trial is not None
     assert (trial.calls, trial.evidence["errors"]) == (12, [8, 6])
+
+
+def test_replicas_that_are_lost_are_counted_beside_what_gateways_saw(db: Database) -> None:
+    with db.begin() as session:
+        observations.lost(session, 1, 1)  # nothing is on trial
+    deploy(db, 2, canary=20)
+    seen(db)
+    with db.begin() as session:
+        for generation in (2, 1, 2, 0):
+            observations.lost(session, 1, generation)
+    trial = shown(db).trial
+    assert trial is not None
+    assert (trial.calls, trial.evidence["errors"], trial.evidence["losses"]) == (5, [4, 3], [3, 2])
 
 
 def test_promoted_it_serves_and_the_one_before_answers_until_it_is_whole(db: Database) -> None:

@@ -23,7 +23,7 @@ GOOD = ((b"authorization", b"Bearer " + KEY.encode()),)
 
 def trial(kind: TrialKind = TrialKind.canary, share: int = 20, **fields: Any) -> Trial:
     given: dict[str, Any] = {"id": 7, "generation": 2, "model": "cnn", "version": "4", "policy": Policy()}
-    return Trial(kind, endpoints=(Endpoint("u", "/there"),), share=share, **{**given, **fields})
+    return Trial(kind, share=share, **{**given, "endpoints": (Endpoint("u", "/there"),), **fields})
 
 
 def bench(folder: Any, tried: Trial) -> Bench:
@@ -146,6 +146,25 @@ def test_no_more_copies_are_under_way_than_there_is_room_for(tmp_path):
     copies[0].ended(Usage(), None)
     made.router.answer(call(made, connection))
     assert len([sent for sent in made.router.sent if not isinstance(sent, Exchange)]) == COPIES + 1
+
+
+@pytest.mark.parametrize("kind", TrialKind)
+def test_numbers_outlive_the_replicas_that_they_are_of(tmp_path, kind):
+    made, connection = bench(tmp_path, trial(kind, share=50)), Connection()
+    for _ in range(2):
+        for _ in range(4):
+            made.router.answer(call(made, connection))
+            if (copy := made.router.sent[-1]) is not None and not isinstance(copy, Exchange):
+                copy.ended(Usage(), None)
+        made.gateway.apply(State(2, [record()], [route(trial=trial(kind, share=50, endpoints=()))]))
+        sent = len(made.router.sent)
+        for _ in range(4):  # the stable release answers all
+            made.router.answer(call(made, connection))
+        assert {one.frame.version for one in made.router.sent[sent:]} == {"3"}
+        with pytest.raises(NotFound):
+            made.gateway.admit(b"/v2/models/digits/versions/4/infer", GOOD, 1e9)
+        made.gateway.apply(State(3, [record()], [route(trial=trial(kind, share=50))]))
+    assert made.gateway.observed()[0].calls == 4
 
 
 def test_numbers_outlive_a_change_of_routes_but_not_of_the_share(tmp_path):

@@ -20,10 +20,9 @@ from sqlalchemy import select
 from modelyard.db import Database, Session, bump, now
 from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
-from modelyard.serving import releases
+from modelyard.serving import observations, releases
 from modelyard.serving.logs import Logs
 from modelyard.serving.losses import STEADY, Loss, after
-from modelyard.serving.observations import total
 from modelyard.serving.planning import (
     Action,
     Drain,
@@ -42,7 +41,7 @@ from modelyard.serving.scaling import Demand, scale
 from modelyard.serving.space import Space
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
-from modelyard.serving.verdict import judge
+from modelyard.serving.verdict import judge, unsteady
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
@@ -150,16 +149,19 @@ class Controller:
         return True
 
     def _judge(self, deployment: DeploymentRow, tried: ReleaseRow) -> None:
-        """End a trial whose replicas cannot load, or that is seen to be worse."""
+        """End a trial whose replicas cannot load or are lost again and again, or that is seen to be worse."""
         with self._db.read() as session:
             asked = select(ObservationRow).where(
                 ObservationRow.deployment == tried.deployment, ObservationRow.generation == tried.generation
             )
-            evidence = total(session.scalars(asked).all())
-        verdict = judge(evidence, releases.policy_of(deployment), str(deployment.trial_kind))
-        if tried.state != DeploymentState.failed and not verdict.rolls_back:
+            seen = session.scalars(asked).all()
+        policy, kind = releases.policy_of(deployment), str(deployment.trial_kind)
+        verdict = judge(observations.total(seen), policy, kind)
+        why = verdict.reason if verdict.rolls_back else unsteady(observations.losses(seen), tried.failures, policy, kind)
+        if tried.state == DeploymentState.failed and not verdict.rolls_back:
+            why = f"It could not be served: {tried.error}"
+        if why is None:
             return
-        why = verdict.reason if verdict.rolls_back else f"It could not be served: {tried.error}"
         with self._db.begin() as session:
             row = session.get(DeploymentRow, deployment.id)
             if row is None or row.trial != tried.generation:
@@ -339,6 +341,8 @@ def _lost(session: Session, row: ReplicaRow, error: ModelyardError, *, served: b
         others=session.scalars(others.limit(1)).first() is not None,
         proven=bool(release.signature),
     )
+    if not outage:
+        observations.lost(session, row.deployment, row.generation)
     release.state, release.failures, pause = after(release.failures, loss)
     release.error, release.retry_at = error.message, now() + pause if pause else None
     _log.warning("replica lost", model=f"{row.model}@{row.version}", token=row.token, code=error.code, error=error.message)

@@ -219,7 +219,7 @@ class Gateway:
         check_ready(route)
         admission = self._to(principal, envelope, route, door, until, None)
         admission.cache = self.cache if route.cache else None
-        if trial is None or version is not None:
+        if trial is None or not trial.endpoints or version is not None:
             return admission
         comparison = admission.comparison = self._comparisons[trial.key]
         other = self._to(principal, envelope, route, door, until, trial)

@@ -161,16 +161,16 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
         return Replace(replica.token)
     if not replica.alive:
         how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
-        error = Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why.")
-        return MarkLost(replica.token, error, replica.served)
+        ended = Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why.")
+        return MarkLost(replica.token, ended, replica.served)
     if replica.state == ReplicaState.starting:
         if replica.health is not None and replica.health.state == ReplicaState.ready:
             return MarkReady(replica.token, replica.health, replica.pid)
         if at - replica.started > patience.load:
             return MarkLost(replica.token, TimedOut(f"The replica was not ready within {_seconds(patience.load)}."))
     elif replica.stuck > patience.work:
-        error = TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended.")
-        return MarkLost(replica.token, error, replica.served)
+        stuck = TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended.")
+        return MarkLost(replica.token, stuck, replica.served)
     return None
 
 

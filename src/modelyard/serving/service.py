@@ -18,7 +18,7 @@ from modelyard.db import Session, bump, now
 from modelyard.engines.base import CARD, ENGINES, ModelCard
 from modelyard.errors import Conflict, Invalid
 from modelyard.serving import releases
-from modelyard.serving.observations import shown, total
+from modelyard.serving.observations import LOSSES, losses, shown, total
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import (
     DeploymentRequest,
@@ -30,7 +30,7 @@ from modelyard.serving.types import (
     Trial,
     TrialKind,
 )
-from modelyard.serving.verdict import judge
+from modelyard.serving.verdict import judge, unsteady
 from modelyard.storage import Artefacts
 from modelyard.tenancy.ledger import audit
 from modelyard.tenancy.types import Principal
@@ -206,8 +206,8 @@ def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
 
 
 def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
-    """The release on trial, once it has a replica."""
-    if row.trial is None or not (replicas := ready.get((row.id, row.trial))):
+    """The release on trial; without endpoints while it has no replica, so that what was seen of it is kept."""
+    if row.trial is None:
         return None
     release = known[row.id, row.trial]
     return Trial(
@@ -216,7 +216,7 @@ def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
         row.trial,
         release.model,
         str(release.version),
-        _endpoints(replicas),
+        _endpoints(ready.get((row.id, row.trial), ())),
         row.weight,
         releases.policy_of(row),
     )
@@ -258,16 +258,16 @@ def _one(
     trial = None
     if row.trial is not None:
         tried, observed = known[row.id, row.trial], seen.get((row.id, row.trial), ())
-        evidence = total(observed)
+        evidence, lost, policy, kind = total(observed), losses(observed), releases.policy_of(row), str(row.trial_kind)
         trial = TrialShown(
-            str(row.trial_kind),
+            kind,
             f"{tried.model}@{tried.version}",
             row.weight,
             tried.state,
             tried.error,
             sum(observation.calls for observation in observed),
-            dict(shown(evidence)),
-            judge(evidence, releases.policy_of(row), str(row.trial_kind)).reason,
+            {**shown(evidence), LOSSES: [lost.n, lost.k]},
+            unsteady(lost, tried.failures, policy, kind) or judge(evidence, policy, kind).reason,
         )
     return Deployment(
         name=row.name,

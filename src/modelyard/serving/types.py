@@ -139,8 +139,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A release on trial as a gateway sees it: `share` % of the calls, or of the calls' copies. `id` and `generation` name what
-    is told of it."""
+    """A release on trial as a gateway sees it: `share` % of the calls, or of the calls' copies, while it has endpoints. `id`
+    and `generation` name what is told of it."""
 
     kind: TrialKind
     id: int
@@ -189,5 +189,5 @@ class Route:
     @property
     def versions(self) -> tuple[str, ...]:
         """Those that answer."""
-        tried = self.trial.version if self.trial is not None else self.version
+        tried = self.trial.version if self.trial is not None and self.trial.endpoints else self.version
         return (self.version,) if tried == self.version else (self.version, tried)
