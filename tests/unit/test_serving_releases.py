@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_labels_are_paired_in_order_and_only_those_that_differ_tell(db: Database
     trial = shown(db).trial
     assert trial is not None
     assert (trial.evidence["feedback"], trial.evidence["errors"], trial.calls) == ([2, 2], [4, 3], 5)
-    with pytest.raises(NotFound, match="serves 1 and, on trial, 2"), db.begin() as session:
+    with pytest.raises(NotFound, match="serves m@1 and, on trial, m@2"), db.begin() as session:
         take(session, "team", "d", [Label(version="9", score=1)])
 
 
@@ -220,6 +221,31 @@ def test_a_version_on_trial_is_in_use(db: Database) -> None:
     with db.read() as session:
         assert service.in_use(session, version(2)) == "deployment 'd'"
         assert service.in_use(session, version(3)) is None
+
+
+def test_a_version_that_one_may_go_back_to_is_in_use(db: Database) -> None:
+    deploy(db, 2)
+    settle(db, 2)
+    with db.read() as session:
+        assert shown(db).previous == "m@1"
+        assert service.in_use(session, version(1)) == "deployment 'd'"
+    deploy(db, 3)
+    settle(db, 3)
+    with db.read() as session:
+        assert service.in_use(session, version(1)) is None
+
+
+def test_labels_of_another_model_with_the_same_number_are_told_by_its_name(db: Database) -> None:
+    with db.begin() as session:
+        request = DeploymentRequest.model_validate({"name": "d", "model": "n@1", "canary": 20})
+        service.deploy(session, CALLER, request, replace(version(1), name="n"), CARD)
+    with pytest.raises(Invalid, match="Both m@1 and n@1 have the number 1"), db.begin() as session:
+        take(session, "team", "d", [Label(version="1", score=1.0)])
+    with db.begin() as session:
+        assert take(session, "team", "d", [Label(version="m@1", score=1.0), Label(version="n@1", score=0.0)]) == 1
+    trial = shown(db).trial
+    assert trial is not None
+    assert trial.evidence["feedback"] == [1, 1]
 
 
 def test_a_request_says_how_much_is_wanted() -> None:

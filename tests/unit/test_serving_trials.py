@@ -76,6 +76,44 @@ def test_a_version_asked_for_by_its_number_is_no_trial(tmp_path):
         gateway.admit(b"/v2/models/digits/versions/5/infer", GOOD, 1e9)
 
 
+def test_another_model_with_the_same_number_is_told_apart_by_its_name(tmp_path):
+    gateway = bench(tmp_path, trial(model="rnn", version="3")).gateway
+    [found] = gateway.routes("team")
+    assert found.versions == ("3", "rnn@3")
+    stable, cells = gateway._groups["team", "digits"], gateway.metrics._cells
+    for version, counted in (("3", "3"), ("cnn@3", "3"), ("rnn@3", "rnn@3"), ("rnn%403", "rnn@3")):
+        admission = gateway.admit(f"/v2/models/digits/versions/{version}/infer".encode(), GOOD, 1e9)
+        assert (admission.group is stable) == (counted == "3")
+        assert admission.cell is cells["team", "digits", counted]
+        assert admission.outcome is None
+    for admission in (gateway.admit(URL, GOOD, 1e9) for _ in range(9)):
+        assert admission.cell is cells["team", "digits", "3" if admission.group is stable else "rnn@3"]
+    with pytest.raises(NotFound):
+        gateway.admit(b"/v2/models/digits/versions/rnn@4/infer", GOOD, 1e9)
+
+
+def test_answers_from_memory_are_those_of_the_same_model_and_compare_nothing(tmp_path):
+    made, connection = Bench(tmp_path), Connection()
+    for identity in ("cnn@3 onnx a", "rnn@3 onnx b"):
+        made.gateway.apply(State(2, [record()], [route(cache=True, identity=identity)]))
+        made.router.answer(call(made, connection), identity.encode())
+        sent = len(made.router.sent)
+        call(made, connection)
+        assert len(made.router.sent) == sent
+        assert connection.answers[-1] == (200, identity.encode())
+    tried = trial(share=50)
+    made.gateway.apply(State(3, [record()], [route(cache=True, identity="rnn@3 onnx b", trial=tried)]))
+    before = len(made.router.sent)
+    for _ in range(100):
+        exchange = call(made, connection)
+        if made.router.sent and made.router.sent[-1] is exchange:  # the canary's
+            connection.clock += 0.1
+            made.router.answer(exchange)
+    assert len(made.router.sent) == before + 50
+    [seen] = made.gateway.observed()
+    assert seen.evidence.latency == Tally()
+
+
 def test_outcomes_of_both_are_compared_and_told_once(tmp_path):
     made, connection = bench(tmp_path, trial(share=50)), Connection()
     for number in range(100):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Version
@@ -156,7 +156,7 @@ def deployments(session: Session, project: str) -> list[Deployment]:
 
 
 def in_use(session: Session, version: Version) -> str | None:
-    """Why a version cannot be deleted: the deployment that serves it, or None."""
+    """Why a version cannot be deleted: the deployment that serves it or may go back to it, or None."""
     query = (
         select(DeploymentRow.name)
         .join(ReleaseRow, ReleaseRow.deployment == DeploymentRow.id)
@@ -164,7 +164,7 @@ def in_use(session: Session, version: Version) -> str | None:
             DeploymentRow.project == version.project,
             ReleaseRow.model == version.name,
             ReleaseRow.version == version.number,
-            or_(ReleaseRow.generation == DeploymentRow.stable, ReleaseRow.generation == DeploymentRow.trial),
+            ReleaseRow.generation.in_((DeploymentRow.stable, DeploymentRow.trial, DeploymentRow.previous)),
         )
     )
     name = session.scalars(query.limit(1)).first() if version.kind == "model" else None
@@ -202,6 +202,7 @@ def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
         trial=_trial(row, known, ready),
         cache=options.cache,
         wakes=options.min_replicas == 0 and stable.state != DeploymentState.failed,
+        identity=" ".join(map(str, releases.served(serving))),
     )
 
 
