@@ -166,6 +166,20 @@ def test_that_the_supervisor_has_ended_is_a_line_in_the_log_and_no_accident(tmp_
     assert unexpected._value.get() == before
 
 
+def test_where_calls_are_refused_for_the_target_there_are_more_replicas(tmp_path: Path) -> None:
+    """Ten of 10 ms are let in at a time, and half as many again are refused: one replica's queue never grows."""
+    scene = Scene(tmp_path, max_replicas=3, latency_target=0.1)
+    told = replace(READY, metadata={"batch": {"rows": 1, "us_a_row": 10_000.0}}, depth=9)
+    scene.said = told
+    scene.tick(3)
+    assert scene.release().replicas == 1
+    for _ in range(3):
+        scene.said = told = replace(told, done=told.done + 100, refused=told.refused + 50)
+        scene.tick()
+    assert scene.release().replicas > 1
+    scene.db.close()
+
+
 def try_out(folder: Path, said: Health) -> Scene:
     """A canary beside what serves; its replicas say `said`."""
     scene = Scene(folder)

@@ -179,10 +179,16 @@ def test_what_is_to_sleep_is_drained():
 
 
 def test_a_replica_that_computes_nothing_is_lost():
-    stuck = replica(stuck=timedelta(seconds=21))
+    stuck = replica(stuck=timedelta(seconds=21), health=READY)
     [lost] = plan(wanted(settled=True), [stuck], AT, PATIENCE)
     assert "computed nothing for 21 s" in lost.error.message
-    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=19))], AT, PATIENCE) == []
+    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=19), health=READY)], AT, PATIENCE) == []
+
+
+def test_a_replica_that_does_not_answer_is_lost_while_its_calls_have_time_left():
+    silent = replica(stuck=timedelta(seconds=11), health=None)
+    assert [type(action) for action in plan(wanted(settled=True), [silent], AT, PATIENCE)] == [MarkLost]
+    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=9), health=None)], AT, PATIENCE) == []
 
 
 def test_a_swollen_replica_serves_until_a_fresh_one_does():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from modelyard.jobs.types import ProcessStatus
+from modelyard.serving.scaling import Load
 from modelyard.serving.types import Health, ReplicaState
 from modelyard.serving.watch import EVERY, Watch
 
@@ -92,13 +93,25 @@ def test_what_is_asked_of_a_release_is_the_sum_of_its_replicas():
     rows = [replica("a"), replica("b"), replica("old", generation=0)]
     scene.said = {"a": health(4, batch={"rows": 8, "us_a_row": 50.0}), "b": health(6), "old": health(100)}
     scene.look(*rows)
-    assert scene.watch.load((1, 1), ["a", "b"]) == (10.0, 10.0, 50.0)
+    assert scene.watch.load((1, 1), ["a", "b"]) == Load(10.0, 10.0, 50.0)
     scene.said = {"a": health(0), "b": health(0)}
     for _ in range(3):
         scene.look(*rows[:2])
-    rising, falling, _ = scene.watch.load((1, 1), ["a", "b"])
-    assert (rising, falling) == (0.0, 10.0)
-    assert scene.watch.load((1, 0), ["old"]) == (0.0, 0.0, None)
+    assert scene.watch.load((1, 1), ["a", "b"])[:2] == (0.0, 10.0)
+    assert scene.watch.load((1, 0), ["old"]) == Load()
+
+
+def test_what_replicas_answer_and_refuse_is_counted_from_the_first_look_on():
+    scene, rows = Scene(), [replica("a"), replica("b")]
+    scene.said = {"a": health(done=10_000, refused=500), "b": health()}
+    scene.look(*rows)
+    scene.said = {"a": health(done=10_060, refused=503), "b": health(done=30)}
+    scene.look(*rows)
+    load = scene.watch.load((1, 1), ["a", "b"])
+    assert (load.offered, load.lasting, load.refused) == (93 / 2, 93 / 2, True)
+    scene.said["a"] = health()  # it began anew
+    scene.look(*rows)
+    assert scene.watch.load((1, 1), ["a", "b"]).offered == 93 / 2
 
 
 def test_what_is_gone_is_forgotten():

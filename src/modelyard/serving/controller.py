@@ -37,7 +37,7 @@ from modelyard.serving.planning import (
     Wanted,
     plan,
 )
-from modelyard.serving.scaling import Demand, scale
+from modelyard.serving.scaling import RISING, Demand, scale
 from modelyard.serving.space import Space
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
@@ -132,9 +132,11 @@ class Controller:
         if not serving and stable.replicas:
             return False  # it is on its way, or broken: what is asked of it cannot be seen
         tokens = [row.token for row in serving]
-        rising, falling, us_a_row = self._watch.load((deployment.id, stable.generation), tokens)
-        quiet = (now() - max([deployment.used, *(row.changed for row in serving)])).total_seconds()
-        wanted = scale(Demand(stable.replicas, rising, falling, us_a_row, quiet), options)
+        load = self._watch.load((deployment.id, stable.generation), tokens)
+        changed = max((row.changed for row in serving), default=deployment.used)
+        quiet = (now() - max(deployment.used, changed)).total_seconds()
+        whole = len(serving) >= stable.replicas and (now() - changed).total_seconds() > RISING
+        wanted = scale(Demand(stable.replicas, quiet, load, whole), options)
         if wanted == stable.replicas or (not stable.settled and wanted < stable.replicas):
             return False
         with self._db.begin() as session:

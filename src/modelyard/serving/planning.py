@@ -29,7 +29,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a replica may take to load, and how long it may hold calls without computing a batch, or be silent."""
+    """How long a replica may take to load, and how long it may hold calls without computing a batch; half of that is how long
+    it may not answer. It says so itself where a batch hangs, and sooner: this is for one that does not say anything true."""
 
     load: timedelta
     work: timedelta = timedelta.max
@@ -168,7 +169,7 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
             return MarkReady(replica.token, replica.health, replica.pid)
         if at - replica.started > patience.load:
             return MarkLost(replica.token, TimedOut(f"The replica was not ready within {_seconds(patience.load)}."))
-    elif replica.stuck > patience.work:
+    elif replica.stuck > (patience.work if replica.health is not None else patience.work / 2):
         stuck = TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended.")
         return MarkLost(replica.token, stuck, replica.served)
     return None
