@@ -97,8 +97,8 @@ def test_half_the_target_is_spent_on_a_batch():
 
 def test_a_batch_is_given_up_while_who_waits_has_time_left_and_not_sooner_than_is_sure():
     assert given_up_after(None, 60) == 30
-    assert given_up_after(0.01, 60) == 10
-    assert given_up_after(1.0, 60) == 20
+    assert given_up_after(0.01, 60) == 20
+    assert given_up_after(1.2, 60) == 24
     assert given_up_after(5.0, 60) == 30
     assert given_up_after(25.0, 60) == 50  # it is known to be slow
     assert given_up_after(100.0, 60) == 60

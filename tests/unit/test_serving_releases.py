@@ -210,6 +210,16 @@ def test_labels_are_paired_in_order_and_only_those_that_differ_tell(db: Database
         take(session, "team", "d", [Label(version="9", score=1)])
 
 
+def test_labels_that_come_one_by_one_are_paired_too(db: Database) -> None:
+    deploy(db, 2, canary=20)
+    for number in range(40):
+        with db.begin() as session:
+            take(session, "team", "d", [Label(version="2" if number % 4 < 2 else "1", score=float(number % 4 > 1))])
+    trial = shown(db).trial
+    assert trial is not None
+    assert trial.evidence["feedback"] == [20, 20]
+
+
 def test_without_a_trial_labels_are_taken_and_judge_nothing(db: Database) -> None:
     with db.begin() as session:
         assert take(session, "team", "d", [Label(version="1", score=1.0)]) == 0

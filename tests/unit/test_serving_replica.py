@@ -534,3 +534,12 @@ async def test_what_an_encoding_took_is_told_once():
     bench.say(call(2, question(2)[:5], more=True), CancelFrame(2))  # it is charged nothing, and leaves nothing to be charged
     await bench.until(2)
     assert bench.replica._owed == 0
+
+
+def test_what_was_measured_before_is_told_and_not_measured_again():
+    engine = FakeEngine(card=card())
+    model = Model(engine, build(None), "tabular-regression", "modelyard_fake")
+    model.measure({"rows": 8, "ns_a_row": 2500})
+    assert (model.metadata["batch"], engine.batches) == ({"rows": 8, "us_a_row": 2.5}, [])
+    [(rows, seconds)] = model.times
+    assert (rows, seconds) == (8, pytest.approx(20e-6))

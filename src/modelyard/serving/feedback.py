@@ -64,7 +64,8 @@ def _arm(name: str, version: str, stable: ReleaseRow, tried: ReleaseRow) -> str:
 def _pair(session: Session, row: DeploymentRow, items: Sequence[Label], arms: Sequence[str]) -> int:
     assert row.trial is not None
     kept = session.get(ObservationRow, (row.id, row.trial, SOURCE))
-    waiting: dict[str, list[bool]] = dict(kept.waiting) if kept is not None else {"stable": [], "trial": []}
+    # Copies: what is changed in place is no change to the session, and would not be written.
+    waiting: dict[str, list[bool]] = {arm: list(kept.waiting[arm]) if kept is not None else [] for arm in ("stable", "trial")}
     evidence = read(kept) if kept is not None else Evidence()
     for item, arm in zip(items, arms, strict=True):
         waiting[arm].append(item.score < 0.5)

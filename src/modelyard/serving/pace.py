@@ -12,7 +12,7 @@ _WEIGHT = 0.2  # of the newest batch
 # How much the slope is drawn to the half of proportional until batches of different sizes were seen.
 _PRIOR = 0.01
 # A batch is given up that takes so many times what was expected, and at least so many seconds.
-_TIMES, _PATIENCE = 20.0, 10.0
+_TIMES, _PATIENCE = 20.0, 20.0
 
 
 class Pace:
