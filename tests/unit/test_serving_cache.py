@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from modelyard.serving.cache import _ENTRY, Cache, key_of
 
-ASKED = {"project": "p", "deployment": "d", "version": "1", "door": "oip", "verb": "infer", "head": {}, "body": b"x"}
+ASKED = {
+    "project": "p",
+    "deployment": "d",
+    "identity": "m@1 onnx hash",
+    "door": "oip",
+    "verb": "infer",
+    "head": {},
+    "body": b"x",
+}
 
 
 def key(**changed):
@@ -18,7 +26,7 @@ def test_a_key_names_the_project_the_version_and_the_whole_question():
     others = [
         key(project="q"),
         key(deployment="e"),
-        key(version="2"),
+        key(identity="n@1 onnx hash"),
         key(door="v1"),
         key(verb="explain"),
         key(body=b"y"),

@@ -1,16 +1,149 @@
-"""The controller over a database and an executor that has ended; what it decides is `planning`'s and `scaling`'s."""
+"""The controller over a database and an executor without processes; what it decides is `planning`'s, `losses`' and
+`scaling`'s."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
-from modelyard.db import Database
-from modelyard.errors import Unavailable
+import pytest
+from test_serving_service import deploy
+
+from modelyard.db import Base, Database
+from modelyard.errors import Internal, Unavailable
+from modelyard.jobs.types import ProcessStatus
 from modelyard.serving.controller import Controller
+from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
+from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
 from modelyard.telemetry import UNEXPECTED
+from modelyard.tenancy import service as tenancy
 from modelyard.testing import InlineExecutor, MemoryStore
+
+READY = Health(ReplicaState.ready, {"inputs": []}, done=1)
+
+
+class Processes(InlineExecutor):
+    """Replicas that are killed by hand."""
+
+    def kill(self, token: str, code: int = -9) -> None:
+        self._replicas[token] = ProcessStatus(token, 7, code)
+
+
+class Store(Artefacts):
+    """Every artefact is there, unless the store is `gone`."""
+
+    gone = False
+
+    def local(self, project: str, artefact: str) -> Path:
+        if self.gone:
+            raise Unavailable("The object store failed: timed out.")
+        return Path("/nowhere")
+
+
+class Scene:
+    """A deployment 'd'. Its replicas say `said`, those in `old` that they are ready; the clock by which they are asked moves by
+    hand."""
+
+    def __init__(self, folder: Path, **asked: object) -> None:
+        settings = Settings(data=folder, serving_memory=1 << 40)
+        self.db, self.clock, self.said = Database(settings.database_url), 0.0, READY
+        Base.metadata.create_all(self.db.engine)
+        with self.db.begin() as session:
+            tenancy.create_project(session, "team")
+        self.processes, self.store = Processes(), Store(MemoryStore(), settings.cache)
+        self.old: list[str] = []
+        self.controller = Controller(self.db, self.store, self.processes, settings, self.probe)
+        self.controller._watch = Watch(self.probe, lambda: self.clock)
+        self.controller._space._need = lambda *_: 1  # type: ignore[method-assign]
+        deploy(self.db, **asked)
+
+    def probe(self, address: str) -> Health:
+        return READY if Path(address).parent.name in self.old else self.said
+
+    def tick(self, times: int = 1, *, pauses: bool = True) -> None:
+        for _ in range(times):
+            self.clock += 1
+            if not pauses:
+                with self.db.begin() as session:
+                    session.query(ReleaseRow).update({"retry_at": None})
+            self.controller.tick()
+
+    def release(self, generation: int = 1) -> ReleaseRow:
+        with self.db.read() as session:
+            return session.get_one(ReleaseRow, (1, generation))
+
+    def replicas(self, state: ReplicaState = ReplicaState.ready) -> list[str]:
+        with self.db.read() as session:
+            return [row.token for row in session.query(ReplicaRow) if row.state == state]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """Two replicas are ready, and have answered."""
+    made = Scene(tmp_path, replicas=2)
+    made.tick(3)
+    assert len(made.replicas()) == 2
+    yield made
+    made.db.close()
+
+
+def test_replicas_that_are_killed_again_and_again_are_replaced_at_once(scene: Scene) -> None:
+    for _ in range(12):
+        scene.tick()
+        scene.processes.kill(scene.replicas()[0])
+        scene.tick()
+        assert len(scene.replicas()) == 1
+        assert scene.release().state == DeploymentState.ready
+        scene.tick(2)
+        assert len(scene.replicas()) == 2
+
+
+@pytest.mark.parametrize("what", ["is killed", "says why it cannot load", "finds no store"])
+def test_a_release_that_serves_does_not_fail_where_a_new_replica(scene: Scene, what: str) -> None:
+    killed, *scene.old = scene.replicas()
+    scene.processes.kill(killed)
+    scene.said = replace(READY, state=ReplicaState.starting)
+    scene.store.gone = what == "finds no store"
+    for _ in range(5):
+        scene.tick(2, pauses=False)
+        if what == "is killed":
+            scene.processes.kill(scene.replicas(ReplicaState.starting)[0])
+        elif what == "says why it cannot load":
+            scene.said = replace(READY, state=ReplicaState.starting, error=Internal("no luck"))
+    assert (scene.release().state, scene.replicas()) == (DeploymentState.ready, scene.old)
+    scene.store.gone, scene.said = False, READY
+    scene.tick(3, pauses=False)
+    assert len(scene.replicas()) == 2
+
+
+def test_a_store_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.store.gone = True
+    scene.tick(5, pauses=False)
+    found = scene.release()
+    assert (found.state, found.failures, found.error) == ("pending", 0, "The object store failed: timed out.")
+    scene.db.close()
+
+
+def test_what_cannot_be_looked_up_in_the_store_holds_no_other_deployment_up(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    deploy(scene.db, name="e")
+
+    def need(session: object, project: str, release: ReleaseRow) -> int:
+        if release.deployment == 1:
+            raise Unavailable("The object store failed: timed out.")
+        return 1
+
+    scene.controller._space._need = need  # type: ignore[method-assign,assignment]
+    scene.tick(2)
+    assert len(scene.replicas()) == 1
+    assert scene.release().error == "The object store failed: timed out."
+    scene.db.close()
 
 
 def test_that_the_supervisor_has_ended_is_a_line_in_the_log_and_no_accident(tmp_path, capsys):
@@ -31,3 +164,63 @@ def test_that_the_supervisor_has_ended_is_a_line_in_the_log_and_no_accident(tmp_
     assert "The supervisor does not answer." in told
     assert "Traceback" not in told
     assert unexpected._value.get() == before
+
+
+def test_where_calls_are_refused_for_the_target_there_are_more_replicas(tmp_path: Path) -> None:
+    """Ten of 10 ms are let in at a time, and half as many again are refused: one replica's queue never grows."""
+    scene = Scene(tmp_path, max_replicas=3, latency_target=0.1)
+    told = replace(READY, metadata={"batch": {"rows": 1, "us_a_row": 10_000.0}}, depth=9)
+    scene.said = told
+    scene.tick(3)
+    assert scene.release().replicas == 1
+    for _ in range(3):
+        scene.said = told = replace(told, done=told.done + 100, refused=told.refused + 50)
+        scene.tick()
+    assert scene.release().replicas > 1
+    scene.db.close()
+
+
+def try_out(folder: Path, said: Health) -> Scene:
+    """A canary beside what serves; its replicas say `said`."""
+    scene = Scene(folder)
+    scene.tick(3)
+    scene.old, scene.said = scene.replicas(), said
+    deploy(scene.db, 2, canary=20)
+    scene.tick(3)
+    assert len(scene.replicas()) == 2
+    return scene
+
+
+def note(scene: Scene) -> tuple[int | None, str | None]:
+    with scene.db.read() as session:
+        row = session.get_one(DeploymentRow, 1)
+        return row.trial, row.note
+
+
+@pytest.mark.parametrize(
+    ("done", "most", "why"),
+    [
+        (0, 5, "m@2: Rolled back. The canary lost 5 replicas in a row that had not answered a call."),
+        (1, 10, "m@2: Rolled back. Of 10 replicas that were lost meanwhile 10 were the canary's; half would be its part."),
+    ],
+)
+def test_a_canary_whose_replicas_crash_again_and_again_is_taken_back(tmp_path: Path, done: int, most: int, why: str) -> None:
+    scene = try_out(tmp_path, replace(READY, done=done))
+    for lost in range(most):
+        assert note(scene) == (2, None), lost
+        [tried] = set(scene.replicas()) - set(scene.old)
+        scene.processes.kill(tried, 139)
+        scene.tick(4, pauses=False)
+    assert note(scene) == (None, why)
+    assert scene.replicas() == scene.old
+    scene.db.close()
+
+
+def test_where_both_lose_replicas_alike_the_canary_stays(tmp_path: Path) -> None:
+    scene = try_out(tmp_path, READY)
+    for _ in range(15):
+        for token in scene.replicas():
+            scene.processes.kill(token)
+        scene.tick(3)
+    assert note(scene) == (2, None)
+    scene.db.close()

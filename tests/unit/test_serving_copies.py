@@ -58,6 +58,32 @@ def test_an_answer_of_another_kind_differs_wholly():
     assert json.loads(comparing.encode(question, "d", "2", outputs("a", "b", "c"))[1]) == [3, 3]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("task", ["tabular-regression", "image-classification", "feature-extraction"])
+@pytest.mark.parametrize(
+    ("given", "ours", "differ"),
+    [
+        ([[NAN, 1], [2, 3]], [[NAN, 1], [2, 3]], 0),
+        ([[INF, 1], [-INF, 3]], [[INF, 1], [-INF, 3]], 0),
+        ([[INF, NAN], [1e30, 3]], [[INF, NAN], [1e30, 3]], 0),
+        ([[NAN, 1], [2, 3]], [[2, 1], [2, 3]], 1),
+        ([[], []], [[], []], 0),
+    ],
+)
+def test_nonsense_agrees_with_the_same_nonsense_alone(binary, task, given, ours, differ):
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, -1)),))
+    asked = {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    body = json.dumps({**asked, "parameters": {"binary_data_output": binary}}).encode()
+    codec = OipCodec(signature)
+    answer_head, answer = codec.encode(codec.decode({}, body), "d", "1", {"y": np.array(given, np.float32)})
+    comparing = Comparing(OipCodec(signature), task)
+    question = comparing.decode(copied_head({}, answer_head, len(answer)), body + answer)
+    assert json.loads(comparing.encode(question, "d", "2", {"y": np.array(ours, np.float32)})[1]) == [2, differ]
+
+
 def test_where_nobody_can_read_the_answer_nothing_is_compared():
     comparing = Comparing(V1Codec(SIGNATURE), "image-classification")
     body = json.dumps({"instances": [[1, 2], [3, 4], [5, 6]]}).encode()

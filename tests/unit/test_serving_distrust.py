@@ -40,7 +40,8 @@ def test_a_replica_that_lied_leaves_the_routes_at_once(tmp_path):
 def test_what_is_distrusted_is_lost_and_another_started():
     at, patience = now(), Patience(timedelta(60))
     liar = Observed("r-1", 1, ReplicaState.distrusted, at, at, 7, None, True, None)
-    lost, start = plan([Wanted(1, 1, DeploymentState.ready, None, True)], [liar], at, patience)
+    wanted = [Wanted(1, 1, DeploymentState.ready, None, True)]
+    (lost,) = plan(wanted, [liar], at, patience)
     assert isinstance(lost, MarkLost)
     assert isinstance(lost.error, Crashed)
-    assert start == Start(1, 1)
+    assert plan(wanted, [], at, patience) == [Start(1, 1)]

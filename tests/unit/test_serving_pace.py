@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.serving.pace import Pace, Queue, affordable, predicted
+from modelyard.serving.pace import Pace, Queue, affordable, given_up_after, predicted
 
 BATCHES = st.lists(st.tuples(st.integers(1, 512), st.floats(1e-6, 10)), min_size=1, max_size=40)
 WORK = st.floats(0, 1e4)
@@ -93,3 +93,19 @@ def test_half_the_target_is_spent_on_a_batch():
     pace = line(0.004, 0.001, (1, 32, 4, 16, 2, 8) * 20)
     assert affordable(pace, 128, 0.04) == pytest.approx(16, rel=0.05)
     assert affordable(pace, 8, 0.04) == 8
+
+
+def test_a_batch_is_given_up_while_who_waits_has_time_left_and_not_sooner_than_is_sure():
+    assert given_up_after(None, 60) == 30
+    assert given_up_after(0.01, 60) == 20
+    assert given_up_after(1.2, 60) == 24
+    assert given_up_after(5.0, 60) == 30
+    assert given_up_after(25.0, 60) == 50  # it is known to be slow
+    assert given_up_after(100.0, 60) == 60
+    assert given_up_after(0.01, 5) == 2.5
+
+
+@given(st.none() | st.floats(0, 1e4), st.floats(0, 1e4))
+def test_a_batch_is_given_up_before_its_calls_are(expected, left):
+    assert given_up_after(expected, left) <= left
+    assert expected is None or given_up_after(expected, left) >= min(left / 2, 2 * expected)

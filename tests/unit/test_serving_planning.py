@@ -20,7 +20,6 @@ from modelyard.serving.planning import (
     Start,
     Stop,
     Wanted,
-    backoff,
     plan,
 )
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
@@ -72,13 +71,14 @@ def test_a_replica_that_cannot_load_is_lost_with_its_own_error():
 
 def test_a_replica_that_never_gets_ready_is_given_up():
     actions = plan(wanted(), [replica(state=ReplicaState.starting, age=61)], AT, PATIENCE)
-    assert [type(action) for action in actions] == [MarkLost, Start]
+    assert [type(action) for action in actions] == [MarkLost]
 
 
-def test_a_dead_replica_is_replaced():
-    actions = plan(wanted(), [replica(alive=False, code=-9)], AT, PATIENCE)
-    assert [type(action) for action in actions] == [MarkLost, Start]
-    assert "killed" in actions[0].error.message
+def test_a_dead_replica_is_lost_and_what_follows_is_decided_when_that_is_written_down():
+    [lost] = plan(wanted(), [replica(alive=False, code=-9, served=True)], AT, PATIENCE)
+    assert "killed" in lost.error.message
+    assert lost.served
+    assert plan(wanted(), [], AT, PATIENCE) == [Start(1, 1)]
 
 
 def test_a_replica_that_went_with_its_supervisor_is_replaced_at_once_and_without_blame():
@@ -160,9 +160,9 @@ def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, rel
 def test_until_the_new_release_is_whole_the_one_before_is_kept_whole_too():
     asked = [*wanted(2, 2), *wanted(1, 2, settled=True)]
     here = [replica("new", 2), replica("old", 1), replica("dead", 1, alive=False, code=-9)]
-    actions = plan(asked, here, AT, PATIENCE)
-    assert [type(action) for action in actions] == [MarkLost, Start, Start]
-    assert [(a.generation, a.count) for a in actions if isinstance(a, Start)] == [(2, 1), (1, 1)]
+    [lost, start] = plan(asked, here, AT, PATIENCE)
+    assert (lost.token, start) == ("dead", Start(2, 1))
+    assert plan(asked, here[:2], AT, PATIENCE) == [Start(2, 1), Start(1, 1)]
     whole = plan([*wanted(2, 2)], [replica("a", 2), replica("b", 2), replica("old", 1)], AT, PATIENCE)
     assert whole == [Settle(2), Drain("old")]
 
@@ -179,11 +179,16 @@ def test_what_is_to_sleep_is_drained():
 
 
 def test_a_replica_that_computes_nothing_is_lost():
-    stuck = replica(stuck=timedelta(seconds=21))
-    [lost, start] = plan(wanted(settled=True), [stuck], AT, PATIENCE)
+    stuck = replica(stuck=timedelta(seconds=21), health=READY)
+    [lost] = plan(wanted(settled=True), [stuck], AT, PATIENCE)
     assert "computed nothing for 21 s" in lost.error.message
-    assert start == Start(1, 1)
-    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=19))], AT, PATIENCE) == []
+    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=19), health=READY)], AT, PATIENCE) == []
+
+
+def test_a_replica_that_does_not_answer_is_lost_while_its_calls_have_time_left():
+    silent = replica(stuck=timedelta(seconds=11), health=None)
+    assert [type(action) for action in plan(wanted(settled=True), [silent], AT, PATIENCE)] == [MarkLost]
+    assert plan(wanted(settled=True), [replica(stuck=timedelta(seconds=9), health=None)], AT, PATIENCE) == []
 
 
 def test_a_swollen_replica_serves_until_a_fresh_one_does():
@@ -192,7 +197,3 @@ def test_a_swollen_replica_serves_until_a_fresh_one_does():
     fresh = replica("new", state=ReplicaState.starting, age=1)
     assert plan(wanted(settled=True), [swollen, fresh], AT, PATIENCE) == []
     assert plan(wanted(settled=True), [swollen, replica("new", age=1)], AT, PATIENCE) == [Drain("big")]
-
-
-def test_backoff_doubles_up_to_a_minute():
-    assert [backoff(n).total_seconds() for n in (0, 1, 2, 3, 20)] == [0.5, 0.5, 1.0, 2.0, 60.0]

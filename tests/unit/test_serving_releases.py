@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_a_version_is_tried_beside_the_one_that_serves(db: Database, kind: str) 
     assert (tried.trial.kind, tried.trial.model, tried.trial.share, tried.trial.state) == (kind, "m@2", 20, "pending")
     with db.read() as session:
         [route] = service.routes(session)
-    assert (route.version, route.trial) == ("1", None)  # until it has a replica
+    assert route.trial is not None
+    assert (route.version, route.versions, route.trial.endpoints) == ("1", ("1",), ())  # until it has a replica
     replica(db, "two", 2)
     with db.read() as session:
         [route] = service.routes(session)
@@ -95,6 +97,19 @@ def test_several_gateways_are_added_and_one_that_tells_twice_counts_once(db: Dat
     trial = shown(db).trial
     assert trial is not None
     assert (trial.calls, trial.evidence["errors"]) == (12, [8, 6])
+
+
+def test_replicas_that_are_lost_are_counted_beside_what_gateways_saw(db: Database) -> None:
+    with db.begin() as session:
+        observations.lost(session, 1, 1)  # nothing is on trial
+    deploy(db, 2, canary=20)
+    seen(db)
+    with db.begin() as session:
+        for generation in (2, 1, 2, 0):
+            observations.lost(session, 1, generation)
+    trial = shown(db).trial
+    assert trial is not None
+    assert (trial.calls, trial.evidence["errors"], trial.evidence["losses"]) == (5, [4, 3], [3, 2])
 
 
 def test_promoted_it_serves_and_the_one_before_answers_until_it_is_whole(db: Database) -> None:
@@ -191,8 +206,18 @@ def test_labels_are_paired_in_order_and_only_those_that_differ_tell(db: Database
     trial = shown(db).trial
     assert trial is not None
     assert (trial.evidence["feedback"], trial.evidence["errors"], trial.calls) == ([2, 2], [4, 3], 5)
-    with pytest.raises(NotFound, match="serves 1 and, on trial, 2"), db.begin() as session:
+    with pytest.raises(NotFound, match="serves m@1 and, on trial, m@2"), db.begin() as session:
         take(session, "team", "d", [Label(version="9", score=1)])
+
+
+def test_labels_that_come_one_by_one_are_paired_too(db: Database) -> None:
+    deploy(db, 2, canary=20)
+    for number in range(40):
+        with db.begin() as session:
+            take(session, "team", "d", [Label(version="2" if number % 4 < 2 else "1", score=float(number % 4 > 1))])
+    trial = shown(db).trial
+    assert trial is not None
+    assert trial.evidence["feedback"] == [20, 20]
 
 
 def test_without_a_trial_labels_are_taken_and_judge_nothing(db: Database) -> None:
@@ -206,6 +231,31 @@ def test_a_version_on_trial_is_in_use(db: Database) -> None:
     with db.read() as session:
         assert service.in_use(session, version(2)) == "deployment 'd'"
         assert service.in_use(session, version(3)) is None
+
+
+def test_a_version_that_one_may_go_back_to_is_in_use(db: Database) -> None:
+    deploy(db, 2)
+    settle(db, 2)
+    with db.read() as session:
+        assert shown(db).previous == "m@1"
+        assert service.in_use(session, version(1)) == "deployment 'd'"
+    deploy(db, 3)
+    settle(db, 3)
+    with db.read() as session:
+        assert service.in_use(session, version(1)) is None
+
+
+def test_labels_of_another_model_with_the_same_number_are_told_by_its_name(db: Database) -> None:
+    with db.begin() as session:
+        request = DeploymentRequest.model_validate({"name": "d", "model": "n@1", "canary": 20})
+        service.deploy(session, CALLER, request, replace(version(1), name="n"), CARD)
+    with pytest.raises(Invalid, match="Both m@1 and n@1 have the number 1"), db.begin() as session:
+        take(session, "team", "d", [Label(version="1", score=1.0)])
+    with db.begin() as session:
+        assert take(session, "team", "d", [Label(version="m@1", score=1.0), Label(version="n@1", score=0.0)]) == 1
+    trial = shown(db).trial
+    assert trial is not None
+    assert trial.evidence["feedback"] == [1, 1]
 
 
 def test_a_request_says_how_much_is_wanted() -> None:

@@ -454,6 +454,24 @@ async def test_a_broken_model_gives_its_calls_back_and_says_why():
 
 
 @scene
+async def test_a_batch_that_hangs_is_given_up_and_who_waits_behind_it_goes_elsewhere():
+    bench, deadline = Bench(Gated()), time.time() + 0.6
+    bench.say(call(1, question(1), deadline=deadline))
+    await entered(bench.engine)
+    bench.say(call(2, question(2), deadline=deadline), call(3, question(3), deadline=deadline), HealthFrame(1))
+    assert bench.replica.state == "ready"
+    await asyncio.sleep(0.35)
+    bench.say(HealthFrame(2))
+    await bench.until(3)
+    assert time.time() < deadline
+    assert [bench.end(number).error.code for number in (1, 2, 3)] == ["timed_out", "unavailable", "unavailable"]
+    told = [frame for frame in bench.got if isinstance(frame, HealthFrame)][-1]
+    assert (told.state, told.error.code) == ("failed", "timed_out")
+    assert "computed nothing for 0." in told.error.message
+    bench.engine.go.set()
+
+
+@scene
 async def test_a_graph_of_fixed_size_computes_one_call_at_a_time():
     bench = Bench(FakeEngine(card=card(shape=(1, 2))))
     bench.say(*(call(number, question(number)) for number in range(4)), call(9, question(1, 2)))
@@ -569,3 +587,12 @@ async def test_what_an_encoding_took_is_told_once():
     bench.say(call(2, question(2)[:5], more=True), CancelFrame(2))  # it is charged nothing, and leaves nothing to be charged
     await bench.until(2)
     assert bench.replica._owed == 0
+
+
+def test_what_was_measured_before_is_told_and_not_measured_again():
+    engine = FakeEngine(card=card())
+    model = Model(engine, build(None), "tabular-regression", "modelyard_fake")
+    model.measure({"rows": 8, "ns_a_row": 2500})
+    assert (model.metadata["batch"], engine.batches) == ({"rows": 8, "us_a_row": 2.5}, [])
+    [(rows, seconds)] = model.times
+    assert (rows, seconds) == (8, pytest.approx(20e-6))

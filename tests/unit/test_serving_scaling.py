@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.serving.scaling import CALLS, Demand, Holder, Loads, Room, guess, make_room, scale
+from modelyard.serving.scaling import CALLS, Demand, Holder, Load, Loads, Room, guess, make_room, scale
 from modelyard.serving.types import Options
 
 GIB = 1 << 30
 
 
-def demand(replicas=1, rising=0.0, falling=0.0, us_a_row=None, quiet=0.0):
-    return Demand(replicas, rising, falling, us_a_row, quiet)
+def demand(replicas=1, rising=0.0, falling=0.0, us_a_row=None, *, quiet=0.0, whole=True, **more):
+    return Demand(replicas, quiet, Load(rising, falling, us_a_row, **more), whole)
 
 
 def options(least=1, most=8, **more):
@@ -36,6 +36,30 @@ def test_a_latency_target_says_how_many_calls_a_replica_may_hold():
     )  # a target that cannot be met asks for no more than one each
 
 
+def test_what_is_refused_for_the_target_is_asked_for_too():
+    """At 10 ms a row and a target of 0.1 s a replica holds ten calls at most, and does a hundred a second."""
+    asked, full = options(latency_target=0.1), {"rising": 9.0, "falling": 10.0, "us_a_row": 10_000}
+    assert scale(demand(1, **full), asked) == 1
+    assert scale(demand(1, **full, offered=150.0), asked) == 2
+    assert scale(demand(2, **full, offered=250.0), asked) == 4
+    assert scale(demand(8, **full, offered=5000.0, refused=True), asked) == 8
+    assert scale(demand(1, offered=1e6, us_a_row=10_000), options()) == 1  # without a target what is outstanding tells
+
+
+def test_where_all_refuse_there_is_one_more_whatever_was_measured():
+    asked, full = options(latency_target=0.1), {"rising": 9.0, "falling": 10.0, "us_a_row": 10_000}
+    assert scale(demand(2, **full, refused=True), asked) == 3
+    assert scale(demand(2, **full, refused=True, strained=True, whole=False), asked) == 2
+    assert scale(demand(1, refused=True), options()) == 2
+
+
+def test_it_does_not_shrink_to_what_would_refuse():
+    asked, calm = options(latency_target=0.1), {"rising": 2.0, "falling": 8.0, "us_a_row": 10_000}
+    assert scale(demand(2, **calm, offered=150.0, lasting=150.0), asked) == 2
+    assert scale(demand(2, **calm, strained=True), asked) == 2
+    assert scale(demand(2, **calm, offered=70.0, lasting=70.0), asked) == 1
+
+
 def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
     asked = options(0, 4, idle=60)
     assert scale(demand(1, quiet=61), asked) == 0
@@ -45,10 +69,20 @@ def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
     assert scale(demand(0), options(2)) == 2  # it may not sleep any more
 
 
+loads = st.builds(
+    Load,
+    st.floats(0, 1e4),
+    st.floats(0, 1e4),
+    st.none() | st.floats(1, 1e6),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.booleans(),
+    st.booleans(),
+)
+
+
 @given(
-    st.builds(
-        Demand, st.integers(0, 64), st.floats(0, 1e4), st.floats(0, 1e4), st.none() | st.floats(1, 1e6), st.floats(0, 1e5)
-    ),
+    st.builds(Demand, st.integers(0, 64), st.floats(0, 1e5), loads, st.booleans()),
     st.integers(0, 64),
     st.integers(1, 64),
     st.none() | st.floats(0.001, 10),
@@ -60,17 +94,23 @@ def test_it_stays_within_what_was_asked_for(told, least, most, target):
     assert wanted or asked.min_replicas == 0
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(0, 100)), min_size=1, max_size=60))
+@given(st.lists(st.tuples(st.floats(0.01, 5), *[st.integers(0, 100)] * 3), min_size=1, max_size=60))
 def test_loads_forget_what_is_long_past(steps):
     loads, at = Loads(), 0.0
     seen = []
-    for wait, calls in steps:
+    for wait, *counts in steps:
         at += wait
-        loads.add(at, calls)
-        seen.append((at, calls))
-    assert loads.falling == max(calls for moment, calls in seen if moment >= at - 30)
-    recent = [calls for moment, calls in seen if moment >= at - 2]
-    assert loads.rising(at) == pytest.approx(sum(recent) / len(recent))
+        loads.add(at, *counts)
+        seen.append((at, *counts))
+    load = loads.at(at, 5.0)
+    kept = [one for one in seen if one[0] >= at - 30]
+    recent = [one for one in seen if one[0] >= at - 2]
+    assert load.falling == max(calls for _, calls, *_ in kept)
+    assert load.rising == pytest.approx(sum(calls for _, calls, *_ in recent) / len(recent))
+    rates = [sum(d + r for then, _, d, r in seen if moment - 2 <= then <= moment) / 2 for moment, *_ in kept]
+    assert (load.offered, load.lasting) == (rates[-1], max(rates))
+    assert (load.refused, load.strained) == tuple(any(refused for *_, refused in some) for some in (recent, kept))
+    assert load.us_a_row == 5.0
 
 
 def holder(key, memory=GIB, used=0.0, yields=True, replicas=1):

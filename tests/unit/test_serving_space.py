@@ -30,7 +30,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
     Base.metadata.create_all(database.engine)
     with database.begin() as session:
         tenancy.create_project(session, "team")
-        session.add(MeasureRow(artefact="hash1", engine="onnx", node="local", memory=100 * MIB, rows=0))
+        session.add(MeasureRow(artefact="hash1", engine="onnx", node="local", memory=100 * MIB, rows=0, us_a_row=0.0))
     for number, name in enumerate("abc", 1):
         deploy(database, name=name, min_replicas=0 if name != "c" else 1)
         replica(database, name, 1, deployment=number)
@@ -92,9 +92,9 @@ def test_what_was_measured_is_kept_for_the_next(db: Database, tmp_path: Path) ->
     with db.read() as session:
         kept = session.query(MeasureRow).one()
         release = session.query(ReleaseRow).filter_by(deployment=1).one()
-    assert (kept.memory, kept.rows) == (120 * MIB, 32)
+    assert (kept.memory, kept.rows, kept.us_a_row) == (120 * MIB, 32, 5.0)
     release.target_us = 5000
-    assert made.settings(release) == {"target_us": 5000, "rows": 32}
+    assert made.settings(release) == {"target_us": 5000, "rows": 32, "ns_a_row": 5000}
 
 
 def test_nobody_takes_more_than_a_machine_has(db: Database, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ GOOD = ((b"authorization", b"Bearer " + KEY.encode()),)
 
 def trial(kind: TrialKind = TrialKind.canary, share: int = 20, **fields: Any) -> Trial:
     given: dict[str, Any] = {"id": 7, "generation": 2, "model": "cnn", "version": "4", "policy": Policy()}
-    return Trial(kind, endpoints=(Endpoint("u", "/there"),), share=share, **{**given, **fields})
+    return Trial(kind, share=share, **{**given, "endpoints": (Endpoint("u", "/there"),), **fields})
 
 
 def bench(folder: Any, tried: Trial) -> Bench:
@@ -74,6 +74,44 @@ def test_a_version_asked_for_by_its_number_is_no_trial(tmp_path):
         assert all(a.outcome is None and a.canary is None for a in admissions)
     with pytest.raises(NotFound):
         gateway.admit(b"/v2/models/digits/versions/5/infer", GOOD, 1e9)
+
+
+def test_another_model_with_the_same_number_is_told_apart_by_its_name(tmp_path):
+    gateway = bench(tmp_path, trial(model="rnn", version="3")).gateway
+    [found] = gateway.routes("team")
+    assert found.versions == ("3", "rnn@3")
+    stable, cells = gateway._groups["team", "digits"], gateway.metrics._cells
+    for version, counted in (("3", "3"), ("cnn@3", "3"), ("rnn@3", "rnn@3"), ("rnn%403", "rnn@3")):
+        admission = gateway.admit(f"/v2/models/digits/versions/{version}/infer".encode(), GOOD, 1e9)
+        assert (admission.group is stable) == (counted == "3")
+        assert admission.cell is cells["team", "digits", counted]
+        assert admission.outcome is None
+    for admission in (gateway.admit(URL, GOOD, 1e9) for _ in range(9)):
+        assert admission.cell is cells["team", "digits", "3" if admission.group is stable else "rnn@3"]
+    with pytest.raises(NotFound):
+        gateway.admit(b"/v2/models/digits/versions/rnn@4/infer", GOOD, 1e9)
+
+
+def test_answers_from_memory_are_those_of_the_same_model_and_compare_nothing(tmp_path):
+    made, connection = Bench(tmp_path), Connection()
+    for identity in ("cnn@3 onnx a", "rnn@3 onnx b"):
+        made.gateway.apply(State(2, [record()], [route(cache=True, identity=identity)]))
+        made.router.answer(call(made, connection), identity.encode())
+        sent = len(made.router.sent)
+        call(made, connection)
+        assert len(made.router.sent) == sent
+        assert connection.answers[-1] == (200, identity.encode())
+    tried = trial(share=50)
+    made.gateway.apply(State(3, [record()], [route(cache=True, identity="rnn@3 onnx b", trial=tried)]))
+    before = len(made.router.sent)
+    for _ in range(100):
+        exchange = call(made, connection)
+        if made.router.sent and made.router.sent[-1] is exchange:  # the canary's
+            connection.clock += 0.1
+            made.router.answer(exchange)
+    assert len(made.router.sent) == before + 50
+    [seen] = made.gateway.observed()
+    assert seen.evidence.latency == Tally()
 
 
 def test_outcomes_of_both_are_compared_and_told_once(tmp_path):
@@ -157,6 +195,25 @@ def test_no_more_copies_are_under_way_than_there_is_room_for(tmp_path):
     copies[0].ended(Usage(), None)
     made.router.answer(call(made, connection))
     assert len([sent for sent in made.router.sent if not isinstance(sent, Exchange)]) == COPIES + 1
+
+
+@pytest.mark.parametrize("kind", TrialKind)
+def test_numbers_outlive_the_replicas_that_they_are_of(tmp_path, kind):
+    made, connection = bench(tmp_path, trial(kind, share=50)), Connection()
+    for _ in range(2):
+        for _ in range(4):
+            made.router.answer(call(made, connection))
+            if (copy := made.router.sent[-1]) is not None and not isinstance(copy, Exchange):
+                copy.ended(Usage(), None)
+        made.gateway.apply(State(2, [record()], [route(trial=trial(kind, share=50, endpoints=()))]))
+        sent = len(made.router.sent)
+        for _ in range(4):  # the stable release answers all
+            made.router.answer(call(made, connection))
+        assert {one.frame.version for one in made.router.sent[sent:]} == {"3"}
+        with pytest.raises(NotFound):
+            made.gateway.admit(b"/v2/models/digits/versions/4/infer", GOOD, 1e9)
+        made.gateway.apply(State(3, [record()], [route(trial=trial(kind, share=50))]))
+    assert made.gateway.observed()[0].calls == 4
 
 
 def test_numbers_outlive_a_change_of_routes_but_not_of_the_share(tmp_path):

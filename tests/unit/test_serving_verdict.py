@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelyard.serving.verdict import Evidence, Pairing, Policy, Signal, Tally, e_value, judge, stables
+from modelyard.serving.verdict import Evidence, Pairing, Policy, Signal, Tally, e_value, judge, stables, unsteady
 
 NULLS = (0.5, 0.25, 1 / 6, 1 / 8, 0.1, 0.03, 0.001)
 patient = settings(deadline=None)
@@ -245,3 +245,23 @@ def test_releases_that_are_worse_are_taken_back(plant: dict[str, float]):
     policy = Policy(stables_per_trial=stables(0.1))
     found = [stream(Pairing(policy), seed, 0.1, 500, **plant) for seed in range(30)]
     assert sum(calls is not None for calls in found) >= 29
+
+
+def test_replicas_lost_again_and_again_take_a_trial_back_and_losses_of_both_do_not():
+    policy = Policy()
+    assert unsteady(Tally(9, 9), 0, policy) is None
+    assert "10 were the canary's" in str(unsteady(Tally(10, 10), 0, policy, "canary"))
+    assert unsteady(Tally(200, 100), 4, policy) is None
+    assert "lost 5 replicas in a row" in str(unsteady(Tally(5, 5), 5, policy))
+
+
+def test_replicas_killed_by_chance_seldom_take_a_trial_back():
+    chance, policy, alarms = random.Random(1), Policy(), 0
+    for _ in range(1000):
+        losses = Tally()
+        for _ in range(60):
+            losses += Tally(1, chance.getrandbits(1))
+            if unsteady(losses, 0, policy):
+                alarms += 1
+                break
+    assert alarms <= 10

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from modelyard.jobs.types import ProcessStatus
+from modelyard.serving.scaling import Load
 from modelyard.serving.types import Health, ReplicaState
 from modelyard.serving.watch import EVERY, Watch
 
@@ -41,8 +42,8 @@ def replica(token: str = "a", state: ReplicaState = ReplicaState.ready, generati
     )
 
 
-def health(depth: int = 0, steps: int = 0, memory: int = 100 * MIB, **metadata: Any) -> Health:
-    return Health(ReplicaState.ready, metadata, None, depth, steps, memory)
+def health(depth: int = 0, steps: int = 0, memory: int = 100 * MIB, done: int = 0, refused: int = 0, **told: Any) -> Health:
+    return Health(ReplicaState.ready, told, None, depth, steps, memory, done, refused)
 
 
 def test_who_is_ready_is_asked_once_a_second_and_who_starts_always():
@@ -94,13 +95,25 @@ def test_what_is_asked_of_a_release_is_the_sum_of_its_replicas():
     rows = [replica("a"), replica("b"), replica("old", generation=0)]
     scene.said = {"a": health(4, batch={"rows": 8, "us_a_row": 50.0}), "b": health(6), "old": health(100)}
     scene.look(*rows)
-    assert scene.watch.load((1, 1), ["a", "b"]) == (10.0, 10.0, 50.0)
+    assert scene.watch.load((1, 1), ["a", "b"]) == Load(10.0, 10.0, 50.0)
     scene.said = {"a": health(0), "b": health(0)}
     for _ in range(3):
         scene.look(*rows[:2])
-    rising, falling, _ = scene.watch.load((1, 1), ["a", "b"])
-    assert (rising, falling) == (0.0, 10.0)
-    assert scene.watch.load((1, 0), ["old"]) == (0.0, 0.0, None)
+    assert scene.watch.load((1, 1), ["a", "b"])[:2] == (0.0, 10.0)
+    assert scene.watch.load((1, 0), ["old"]) == Load()
+
+
+def test_what_replicas_answer_and_refuse_is_counted_from_the_first_look_on():
+    scene, rows = Scene(), [replica("a"), replica("b")]
+    scene.said = {"a": health(done=10_000, refused=500), "b": health()}
+    scene.look(*rows)
+    scene.said = {"a": health(done=10_060, refused=503), "b": health(done=30)}
+    scene.look(*rows)
+    load = scene.watch.load((1, 1), ["a", "b"])
+    assert (load.offered, load.lasting, load.refused) == (93 / 2, 93 / 2, True)
+    scene.said["a"] = health()  # it began anew
+    scene.look(*rows)
+    assert scene.watch.load((1, 1), ["a", "b"]).offered == 93 / 2
 
 
 def test_what_is_gone_is_forgotten():
@@ -135,3 +148,12 @@ def test_who_hangs_keeps_nobody_waiting_and_who_raises_counts_as_silent():
     gate.set()
     scene.look(*rows)
     assert scene.watch.load((1, 1), ["a"])[0] > 2.0
+
+
+def test_that_one_has_answered_is_remembered_when_it_is_silent():
+    scene, row = Scene(), replica()
+    status = ProcessStatus("a", 7, None)
+    for said, served in ((health(), False), (health(done=3), True), (None, True)):
+        scene.said["a"] = said
+        scene.look(row)
+        assert scene.watch.observed(row, status).served is served

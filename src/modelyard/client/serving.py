@@ -66,7 +66,7 @@ class Serving:
 
     def feedback(self, answer: Answer, *, score: float) -> Json:
         """Say how right an answer was, from 0, wrong, to 1; a version on trial is judged by it."""
-        items = [{"version": answer.version, "score": score}]
+        items = [{"version": answer.model or answer.version, "score": score}]
         return dict(self._wire.post(f"/api/deployments/{segment(answer.deployment)}/feedback", {"items": items}))
 
     def deployments(self) -> list[Json]:

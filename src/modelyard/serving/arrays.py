@@ -65,9 +65,10 @@ def merged(parts: Sequence[Flat]) -> dict[str, Array]:
 
 
 def chosen(
-    specs: Mapping[str, TensorSpec], before: Mapping[str, Array], name: str, datatype: str, shape: list[int]
+    specs: Mapping[str, TensorSpec], before: Mapping[str, Array], name: str, datatype: str, shape: list[int], least: int = 1
 ) -> TensorSpec:
-    """The spec of a given input, once its name, datatype and shape agree with it; `before` are the inputs decoded already."""
+    """The spec of a given input, once its name, datatype and shape agree with it; `before` are the inputs decoded already,
+    `least` the size of a dim."""
     spec = specs.get(name)
     if spec is None:
         expected = ", ".join(_shown(spec) for spec in specs.values())
@@ -76,7 +77,7 @@ def chosen(
         raise Invalid(f"Input '{name}' is given twice; expected once.")
     if datatype != spec.datatype:
         raise Invalid(f"Input '{name}' has datatype '{datatype[:20]}'; expected {spec.datatype}.")
-    check_shape(shape, spec)
+    check_shape(shape, spec, least)
     return spec
 
 
@@ -99,7 +100,7 @@ def asked(known: Sequence[str], before: Sequence[str], name: str, classification
     return name
 
 
-def check_shape(shape: list[int], spec: TensorSpec) -> None:
+def check_shape(shape: list[int], spec: TensorSpec, least: int = 1) -> None:
     """Raises `Invalid` unless a given shape is one the spec allows."""
     expected = spec.shape
     if expected is None:
@@ -111,8 +112,8 @@ def check_shape(shape: list[int], spec: TensorSpec) -> None:
     for size, wanted in zip(shape, expected, strict=True):
         if size != wanted and wanted != -1:
             raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
-        if not 0 < size <= _MAX_DIM:
-            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from 1 to {_MAX_DIM}.")
+        if not least <= size <= _MAX_DIM:
+            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from {least} to {_MAX_DIM}.")
 
 
 def count(shape: list[int]) -> str:

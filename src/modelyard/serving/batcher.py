@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from modelyard.errors import ModelyardError
+from modelyard.errors import ModelyardError, TimedOut
 from modelyard.serving.batching import Answer, Forward, Limits, Waiting, compute, next_batch, patience
 from modelyard.serving.conduct import Conduct
-from modelyard.serving.pace import Pace, Queue, affordable, predicted
+from modelyard.serving.pace import Pace, Queue, affordable, given_up_after, predicted
 from modelyard.serving.stats import Stats
 from modelyard.tensors import Array
 
@@ -62,6 +62,7 @@ class Batcher:
         # Of the present batch: its rows and work, the calls in it, when it began, and how long they waited for it, together.
         self._rows, self._running, self._calls, self._began, self._waited = 0, 0, 0, 0.0, 0.0
         self._sure = self._safe = 0.0
+        self._batch: Sequence[Waiting] = ()
         self._call_work = float(limits.length)
         self._busy = self._scheduled = self._quick = False
         self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
@@ -112,6 +113,17 @@ class Batcher:
         seconds = predicted(self.pace, Queue(waiting, self._running, since), call, most)
         return (seconds, allowed) if seconds > allowed else None
 
+    def hung(self, now: float) -> tuple[ModelyardError, Sequence[Waiting]] | None:
+        """Why the present batch will hardly end any more, and its calls, where that is so; `now` is a time.time()."""
+        if not self._batch:
+            return None
+        elapsed = time.perf_counter() - self._began
+        left = max(item.deadline for item in self._batch) - now + elapsed
+        expected = self.pace.batch(self._running) if self.pace.batches else None
+        if elapsed <= given_up_after(expected, left):
+            return None
+        return TimedOut(f"The model computed nothing for {elapsed:.1f} s and was given up."), self._batch
+
     def _next(self) -> None:
         self._scheduled = False
         if self._busy or not self._waiting:
@@ -126,7 +138,7 @@ class Batcher:
         if not batch:
             return
         self._began = began = time.perf_counter()
-        self._busy, self._calls = True, len(batch)
+        self._busy, self._calls, self._batch = True, len(batch), batch
         if not self._waiting and not given_up and self._limits.length == 1:  # all that waited goes: the sums are known
             rows = work = self._ahead
             longest, waited = 1, len(batch) * began - since
@@ -173,6 +185,7 @@ class Batcher:
         self.stats.batch(self._rows, seconds, self._waited, failed)
         began, work = self._began, self._running
         self._running = self._calls = 0
+        self._batch = ()  # each of its calls knows its question: nobody holds them on
         if not was_quick:
             self._learn(work, time.perf_counter() - began)
         if self._waiting and not self._quick:

@@ -23,9 +23,9 @@ from modelyard.db import Database, Session, bump, now
 from modelyard.engines.base import GRAPHS
 from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
-from modelyard.serving import releases
+from modelyard.serving import observations, releases
 from modelyard.serving.logs import Logs
-from modelyard.serving.observations import total
+from modelyard.serving.losses import STEADY, Loss, after
 from modelyard.serving.planning import (
     Action,
     Drain,
@@ -38,15 +38,14 @@ from modelyard.serving.planning import (
     Settle,
     Start,
     Stop,
-    backoff,
     plan,
 )
-from modelyard.serving.scaling import Demand, scale
+from modelyard.serving.scaling import RISING, Demand, scale
 from modelyard.serving.space import Space
 from modelyard.serving.starts import Arrival, Starts
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
-from modelyard.serving.verdict import judge
+from modelyard.serving.verdict import judge, unsteady
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
@@ -54,8 +53,6 @@ from modelyard.telemetry import UNEXPECTED, log
 from modelyard.tenancy.ledger import audit
 
 _log = log(__name__)
-ATTEMPTS = 3
-STEADY = timedelta(seconds=30)
 BUSY_TICK, IDLE_TICK = 0.05, 1.0
 _COURTESY = 5  # niceness of replicas that run users' code, so that the gateway and plain models come first
 _STUMBLED = "The controller stumbled over this deployment and goes on with the others; its log says why."
@@ -179,9 +176,11 @@ class Controller:
         if not serving and stable.replicas:
             return False  # it is on its way, or broken: what is asked of it cannot be seen
         tokens = [row.token for row in serving]
-        rising, falling, us_a_row = self._watch.load((deployment.id, stable.generation), tokens)
-        quiet = (now() - max([deployment.used, *(row.changed for row in serving)])).total_seconds()
-        wanted = scale(Demand(stable.replicas, rising, falling, us_a_row, quiet), options)
+        load = self._watch.load((deployment.id, stable.generation), tokens)
+        changed = max((row.changed for row in serving), default=deployment.used)
+        quiet = (now() - max(deployment.used, changed)).total_seconds()
+        whole = len(serving) >= stable.replicas and (now() - changed).total_seconds() > RISING
+        wanted = scale(Demand(stable.replicas, quiet, load, whole), options)
         if wanted == stable.replicas or (not stable.settled and wanted < stable.replicas):
             return False
         with self._db.begin() as session:
@@ -196,16 +195,19 @@ class Controller:
         return True
 
     def _judge(self, deployment: DeploymentRow, tried: ReleaseRow) -> None:
-        """End a trial whose replicas cannot load, or that is seen to be worse."""
+        """End a trial whose replicas cannot load or are lost again and again, or that is seen to be worse."""
         with self._db.read() as session:
             asked = select(ObservationRow).where(
                 ObservationRow.deployment == tried.deployment, ObservationRow.generation == tried.generation
             )
-            evidence = total(session.scalars(asked).all())
-        verdict = judge(evidence, releases.policy_of(deployment), str(deployment.trial_kind))
-        if tried.state != DeploymentState.failed and not verdict.rolls_back:
+            seen = session.scalars(asked).all()
+        policy, kind = releases.policy_of(deployment), str(deployment.trial_kind)
+        verdict = judge(observations.total(seen), policy, kind)
+        why = verdict.reason if verdict.rolls_back else unsteady(observations.losses(seen), tried.failures, policy, kind)
+        if tried.state == DeploymentState.failed and not verdict.rolls_back:
+            why = f"It could not be served: {tried.error}"
+        if why is None:
             return
-        why = verdict.reason if verdict.rolls_back else f"It could not be served: {tried.error}"
         with self._db.begin() as session:
             row = session.get(DeploymentRow, deployment.id)
             if row is None or row.trial != tried.generation:
@@ -236,9 +238,9 @@ class Controller:
             case Settle(generation):
                 assert deployment is not None
                 self._settle(deployment.id, generation)
-            case MarkLost(token, error):
+            case MarkLost(token, error, served):
                 self._executor.stop_replica(token, 0.0)
-                self._change(token, lambda session, row: _lost(session, row, error))
+                self._change(token, lambda session, row: _lost(session, row, error, served=served))
                 self._tidy(token)
             case Replace(token):
                 self._change(token, _replace)
@@ -270,7 +272,11 @@ class Controller:
 
     def _start(self, deployment: DeploymentRow, release: ReleaseRow) -> None:
         """Row first, process second: a controller killed in between leaves a row whose process is missing, which is a loss."""
-        if not self._space.make(deployment, release):
+        try:
+            if not self._space.make(deployment, release):
+                return
+        except Unavailable as error:  # the store is gone: others' replicas must not wait for it
+            self._postpone(release, error)
             return
         token = f"r-{secrets.token_hex(6)}"
         address = self._settings.run / "replicas" / token / "replica.sock"
@@ -311,7 +317,15 @@ class Controller:
             arrival.go(arrival.folder)
         except Exception as error:  # noqa: BLE001 - the edge of a start: whatever it was, it is this replica's end
             failure = error if isinstance(error, ModelyardError) else Crashed(f"The replica could not be started: {error}.")
-            self._change(arrival.token, lambda session, row: _lost(session, row, failure))
+            outage = not isinstance(failure, CallerError | Damaged)
+            self._change(arrival.token, lambda session, row: _lost(session, row, failure, outage=outage))
+
+    def _postpone(self, release: ReleaseRow, error: ModelyardError) -> None:
+        with self._db.begin() as session:
+            row = session.get(ReleaseRow, (release.deployment, release.generation))
+            if row is not None:
+                row.error, row.retry_at = error.message, now() + after(row.failures, Loss(outage=True)).pause
+                bump(session)
 
 
 def _release(session: Session, row: ReplicaRow) -> ReleaseRow | None:
@@ -341,26 +355,27 @@ def _drain(session: Session, row: ReplicaRow) -> None:
     row.state, row.changed = ReplicaState.draining, now()
 
 
-def _lost(session: Session, row: ReplicaRow, error: ModelyardError) -> None:
-    """A replica is gone: count it against its release, and decide between another try and giving up."""
+def _lost(session: Session, row: ReplicaRow, error: ModelyardError, *, served: bool = False, outage: bool = False) -> None:
+    """A replica is gone, and its release is told what follows."""
     session.delete(row)
     release = _release(session, row)
     if release is None:
         return
-    was_steady = row.state == ReplicaState.ready and now() - row.changed > STEADY
-    release.failures = 1 if was_steady else release.failures + 1
-    hopeless = isinstance(error, CallerError | Damaged)
     others = select(ReplicaRow.token).where(
         ReplicaRow.deployment == row.deployment,
         ReplicaRow.generation == row.generation,
         ReplicaRow.state == ReplicaState.ready,
         ReplicaRow.token != row.token,
     )
-    if row.state != ReplicaState.ready and (hopeless or release.failures >= ATTEMPTS):
-        release.state, release.retry_at = DeploymentState.failed, None
-    else:
-        still = session.scalars(others.limit(1)).first()
-        release.state = DeploymentState.ready if still else DeploymentState.pending
-        release.retry_at = now() + backoff(release.failures)
-    release.error = error.message
+    loss = Loss(
+        useful=row.state == ReplicaState.ready and (served or now() - row.changed > STEADY),
+        outage=outage,
+        hopeless=isinstance(error, CallerError | Damaged),
+        others=session.scalars(others.limit(1)).first() is not None,
+        proven=bool(release.signature),
+    )
+    if not outage:
+        observations.lost(session, row.deployment, row.generation)
+    release.state, release.failures, pause = after(release.failures, loss)
+    release.error, release.retry_at = error.message, now() + pause if pause else None
     _log.warning("replica lost", model=f"{row.model}@{row.version}", token=row.token, code=error.code, error=error.message)

@@ -2,6 +2,7 @@
 
 The gateway (`trials`) sends a call again, with the answer that its caller got behind the body. In the replica `Comparing` is
 there in place of the door's codec: the call is computed like any other, and what leaves is two numbers instead of an answer.
+Both answers are read as a caller would read them: what the wire cannot tell apart (NaN and infinity, in JSON) is the same.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Comparing:
         theirs = question.wire.theirs
         if theirs is None:
             return None, msgspec.json.encode(Compared(0, 0))
-        ours = {name: outputs[name] for name in question.outputs}
+        plain = replace(question, wire=question.wire.codec)
+        head, body = self._codec.encode(plain, deployment, version, outputs)
+        ours = self._read(head or {}, body) or {}
         return None, msgspec.json.encode(Compared(*disagreeing(self._task, ours, theirs)))
 
     def _read(self, head: Mapping[str, str], body: bytes) -> Mapping[str, Array] | None:

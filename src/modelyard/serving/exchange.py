@@ -107,9 +107,7 @@ class Exchange(Underway):
     def _known(self, admission: Admission, cache: Cache) -> bool:
         """Answer from memory where the same was asked before. Such a call is counted; it used nothing."""
         route, envelope = admission.route, admission.envelope
-        self._key = key_of(
-            route.project, route.deployment, admission.version, envelope.door, envelope.verb, self.head, self.body
-        )
+        self._key = key_of(route.project, route.deployment, route.identity, envelope.door, envelope.verb, self.head, self.body)
         kept = cache.get(self._key)
         if kept is None:
             return False
@@ -120,7 +118,7 @@ class Exchange(Underway):
             self.refuse(error)
             return True
         self._answered = True
-        self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds)
+        self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds, compared=False)
         self._connection.answer(self, 200, kept.head, kept.body)
         self.drop()
         return True

@@ -184,10 +184,10 @@ class Front:
 
     async def _model_ready(self, asked: Asked) -> dict[str, Any]:
         route = await self._route(asked)
-        trial = {} if route.trial is None else {"trial": f"{route.trial.model}@{route.trial.version}"}
+        trial = {"trial": tried.reference} if (tried := route.trial) and tried.endpoints else {}
         with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
             check_ready(route)
-        return {"name": route.deployment, "ready": True, "model": f"{route.model}@{route.version}", **trial}
+        return {"name": route.deployment, "ready": True, "model": route.reference, **trial}
 
     async def _infer(self, asked: Asked) -> None:
         """A call never comes here: `http` takes it."""

@@ -104,9 +104,11 @@ class Gateway:
         self.router.keep([*tried, *(endpoint for route in self._routes.values() for endpoint in route.endpoints)])
         for name, route in self._routes.items():
             known_as: dict[str, list[str]] = {}
-            answering: list[Route | Trial] = [route] if route.trial is None else [route, route.trial]
-            for to in answering:
-                known_as.setdefault(to.version, []).extend(endpoint.token for endpoint in to.endpoints)
+            answering = [(route.version, route.endpoints)]
+            if route.trial is not None:
+                answering.append((route.tried or route.trial.version, route.trial.endpoints))
+            for version, endpoints in answering:
+                known_as.setdefault(version, []).extend(endpoint.token for endpoint in endpoints)
             for version, tokens in known_as.items():
                 self.tally.know((*name, version), tokens)
         self._admissions.clear()
@@ -188,7 +190,7 @@ class Gateway:
         route = self._routes.get((project, deployment))
         if route is None:
             raise not_found("deployment", deployment[:100], (name for owner, name in self._routes if owner == project))
-        if version is not None and version not in route.versions:
+        if version is not None and version not in (*route.versions, route.reference) and not route.tries(version):
             raise NotFound(f"Deployment '{deployment}' serves no version '{version[:30]}'; it serves '{route.version}'.")
         return route
 
@@ -214,12 +216,12 @@ class Gateway:
 
     def _admission(self, principal: Principal, envelope: Envelope, route: Route, door: Door, until: float) -> Admission:
         trial, version = route.trial, envelope.version
-        if trial is not None and version == trial.version != route.version:  # asked for by its number, it is no trial
+        if route.tries(version):  # asked for by its number, it is no trial
             return self._to(principal, envelope, route, door, until, trial)
         check_ready(route)
         admission = self._to(principal, envelope, route, door, until, None)
         admission.cache = self.cache if route.cache else None
-        if trial is None or version is not None:
+        if trial is None or not trial.endpoints or version is not None:
             return admission
         comparison = admission.comparison = self._comparisons[trial.key]
         other = self._to(principal, envelope, route, door, until, trial)
@@ -237,7 +239,7 @@ class Gateway:
         name, to = (route.project, route.deployment), trial or route
         slot = self._meters.slot(Identity(principal.project, principal.key, route.deployment, f"{to.model}@{to.version}"))
         group = self._groups[name] if trial is None else self.router.group(trial.endpoints)
-        cell = self.metrics.cell(*name, to.version)
+        cell = self.metrics.cell(*name, to.version if trial is None else route.tried or to.version)
         return Admission(principal, envelope, route, door, group, slot, cell, until, to.version)
 
     def door(self, url: bytes) -> Door:
@@ -274,15 +276,24 @@ class Gateway:
         self.router.send(call)
 
     def settle(
-        self, admission: Admission, usage: Usage, code: int, bytes_in: int, bytes_out: int, seconds: float, calls: int = 1
+        self,
+        admission: Admission,
+        usage: Usage,
+        code: int,
+        bytes_in: int,
+        bytes_out: int,
+        seconds: float,
+        calls: int = 1,
+        *,
+        compared: bool = True,
     ) -> None:
         """Count a call; to be called before its answer is written. With `calls` 0 only what it used is added: it was answered
-        as late before."""
+        as late before. `compared`: it says something of the release, since a replica answered it."""
         failed = calls if code >= 400 else 0
         admission.slot.add(calls, failed, usage.units, usage.cpu_us, bytes_in, bytes_out)
         if calls:
             admission.cell.count(code, seconds)
-            if admission.outcome is not None and code != _OVERLOADED:
+            if compared and admission.outcome is not None and code != _OVERLOADED:
                 admission.outcome(code >= 500, seconds)
 
     def mirror(self, call: Underway, admission: Admission, answer: bytes | bytearray, head: Head) -> None:

@@ -18,6 +18,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[^\x00]*$")]  # 
 _Shape = Annotated[list[Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)]], msgspec.Meta(max_length=64)]
 _MESSAGE = 2000  # characters of an error
 _MEMORY = 1 << 50
+_COUNT = (1 << 63) - 1
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +51,12 @@ def read(frame: HealthFrame, memory: int | None) -> Health:
     if memory is None:
         told = frame.stats.get("memory", 0)
         memory = min(max(told, 0), _MEMORY) if isinstance(told, int) else 0
-    return Health(state, metadata, _error(frame.error), frame.queue_depth, frame.steps, memory)
+    done, refused = (_count(frame.stats.get(name)) for name in ("units", "refused"))
+    return Health(state, metadata, _error(frame.error), frame.queue_depth, frame.steps, memory, done, refused)
+
+
+def _count(told: object) -> int:
+    return min(max(told, 0), _COUNT) if isinstance(told, int) else 0
 
 
 def odd(why: str) -> Health:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ _log = telemetry.log(__name__)
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What to serve and where. `settings`: 'rows' in one batch at most (absent: measured), 'calls' in the replica at once at
-    most, 'target_us' within which a call should be answered (absent: none). `model` is what answers name; `nice` how far it
-    makes way for others."""
+    """What to serve and where. `settings`: 'rows' in one batch at most (absent: measured) and 'ns_a_row', what each of them
+    took when that was measured, 'calls' in the replica at once at most, 'target_us' within which a call should be answered
+    (absent: none). `model` is what answers name; `nice` how far it makes way for others."""
 
     token: str
     engine: str
@@ -60,6 +60,7 @@ class Model:
         cut = (spec.name for spec in self.signature.outputs if spec.shape is not None and spec.shape[1:2] == (-1,))
         self.open_outputs = frozenset(cut) if self.ragged else frozenset()
         self.best: best.Best | None = None
+        self.times: Sequence[tuple[int, float]] = ()  # (rows, seconds) of batches that were measured
         self.known: Mapping[str, Array] | None = None  # a row it answers well
 
     @property
@@ -67,16 +68,20 @@ class Model:
         """Whether calls can share a batch: not where the graph states the size of dim 0."""
         return all(spec.shape is None or spec.shape[:1] == (-1,) for spec in self.engine.signature.inputs)
 
-    def measure(self) -> None:
-        """Find the best size of a batch, where there is one to find."""
-        if not self.merges:
+    def measure(self, settings: Mapping[str, int]) -> None:
+        """Find the best size of a batch, where there is one to find and it was not found before."""
+        if not self.merges or "rows" in settings:
+            if "ns_a_row" in settings:
+                rows, us = settings["rows"], settings["ns_a_row"] / 1000
+                self.metadata["batch"] = {"rows": rows, "us_a_row": us}
+                self.times = ((rows, rows * us / 1e6),)
             return
         try:
             self.best = best.find(self.engine.forward, self.engine.signature, self.ragged)
         except Exception as error:  # noqa: BLE001 - what was made up may be nothing to this model, which may say so as it likes
             _log.info("the best batch was not measured", error=type(error).__name__)
         if self.best is not None:
-            self.metadata["batch"] = self.best.to_json()
+            self.metadata["batch"], self.times = self.best.to_json(), self.best.times
             self.known = self.best.one if works(self.forward, kept(self.best.one)) else None
 
     def prepare(self, inputs: Mapping[str, Array]) -> tuple[Mapping[str, Array], int]:
@@ -128,6 +133,5 @@ def load(spec: Spec) -> Model:
     if not hasattr(engine, "forward"):
         raise Invalid(f"Engine '{spec.engine}' is no batch engine, the only kind this replica runs.")
     model = Model(engine, build(card.transform, folder), card.task, f"modelyard_{spec.engine}")
-    if "rows" not in spec.settings:
-        model.measure()
+    model.measure(spec.settings)
     return model

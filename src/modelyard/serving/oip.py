@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from modelyard.errors import Invalid, ModelyardError
@@ -34,13 +35,14 @@ from modelyard.serving.batching import Rows
 from modelyard.serving.coding import EVENTS
 from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.types import Envelope
-from modelyard.tensors import Array, Signature, TensorSpec
+from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
 T = TypeVar("T")
 HEADER_LENGTH = "inference-header-content-length"
 
 _PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _LISTS = {datatype: msgspec.json.Decoder(elements) for datatype, elements in ELEMENTS.items()}
+_ODD_NUMBERS = msgspec.json.Decoder(list[float | None])
 _JSON = msgspec.json.Encoder()
 # What the elements of a list of numbers are.
 _NUMBERS = {datatype: elements.__args__[0] for datatype, elements in ELEMENTS.items() if datatype != "BYTES"}
@@ -205,14 +207,15 @@ class OipCodec:
         return size
 
     def answered(self, head: Mapping[str, str], body: bytes) -> dict[str, Array]:
-        """The outputs of an answer as `encode` writes it. Raises `Invalid` where it is none of this model's kind."""
+        """The outputs of an answer as `encode` writes it, also where they are NaN, infinite or empty. Raises `Invalid` where
+        it is none of this model's kind."""
         stated = head.get(HEADER_LENGTH)
         at = len(body) if stated is None else _header_length(stated, body)
         outputs: dict[str, Array] = {}
         for said in parse(_ANSWER, body[:at], "an answer").outputs:
-            spec = chosen(self._outputs, outputs, said.name, said.datatype, said.shape)
+            spec = chosen(self._outputs, outputs, said.name, said.datatype, said.shape, least=0)
             size = said.parameters.binary_data_size if said.parameters is not None else None
-            outputs[said.name] = _from_json(said, spec) if size is None else _from_binary(said, spec, body, at, size)
+            outputs[said.name] = _told(said, spec) if size is None else _from_binary(said, spec, body, at, size)
             at += size or 0
         return outputs
 
@@ -322,6 +325,17 @@ def _from_json(given: _Input, spec: TensorSpec) -> Array:
     if datatype == "BYTES":
         return objects([text.encode() for text in flat], given.shape)
     return numbers(flat, spec).reshape(given.shape)
+
+
+def _told(said: _Input, spec: TensorSpec) -> Array:
+    """The array of an output in JSON, which says null for NaN and for what is infinite."""
+    if spec.datatype not in ("FP32", "FP64") or said.data is UNSET:
+        return _from_json(said, spec)
+    flat = parse(_ODD_NUMBERS, said.data, "an answer")
+    if len(flat) != math.prod(said.shape):
+        raise Invalid(f"Output '{spec.name}' has {len(flat)} elements; expected {count(said.shape)}.")
+    with np.errstate(over="ignore"):
+        return np.array(flat, DATATYPES[spec.datatype]).reshape(said.shape)
 
 
 def _flatten(given: _Input, spec: TensorSpec, data: Raw) -> list[Any]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 _WEIGHT = 0.2  # of the newest batch
 # How much the slope is drawn to the half of proportional until batches of different sizes were seen.
 _PRIOR = 0.01
+# A batch is given up that takes so many times what was expected, and at least so many seconds.
+_TIMES, _PATIENCE = 20.0, 20.0
 
 
 class Pace:
@@ -67,6 +69,14 @@ def predicted(pace: Pace, queue: Queue, call: float, most: float) -> float:
     rest = abs(pace.batch(queue.running) - queue.elapsed) if queue.running else 0.0
     whole, part = divmod(queue.waiting + call, max(most, call))
     return rest + whole * pace.batch(max(most, call)) + (pace.batch(part) if part else 0.0)
+
+
+def given_up_after(expected: float | None, left: float) -> float:
+    """Seconds after which a batch is held to hang that was `expected` to take so long (None: nothing is known) and began when
+    its calls had so many `left`. Half of those at most, so that who waits can go elsewhere; but twice what was expected."""
+    if expected is None:
+        return left / 2
+    return max(min(left / 2, max(_PATIENCE, _TIMES * expected)), min(left, 2 * expected))
 
 
 def affordable(pace: Pace, most: float, target: float | None) -> float:

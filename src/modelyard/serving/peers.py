@@ -34,3 +34,9 @@ class Pending:
         self.whole = False
         self.cancelled = False
         self.unpacked = 0
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+        if self.waiting is not None:
+            self.waiting.cancelled = True

@@ -29,7 +29,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a replica may take to load, and how long it may hold calls without computing a batch, or be silent."""
+    """How long a replica may take to load, and how long it may hold calls without computing a batch; half of that is how long
+    it may not answer. It says so itself where a batch hangs, and sooner: this is for one that does not say anything true."""
 
     load: timedelta
     work: timedelta = timedelta.max
@@ -39,7 +40,7 @@ class Patience:
 class Observed:
     """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
     answer, or not asked). `stuck`: since when it holds calls and computes none, or does not answer; `swollen`: it has grown
-    far beyond what it took when it was ready."""
+    far beyond what it took when it was ready; `served`: it has answered a call."""
 
     token: str
     generation: int
@@ -52,6 +53,7 @@ class Observed:
     health: Health | None
     stuck: timedelta = timedelta()
     swollen: bool = False
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,11 @@ class MarkReady:
 
 @dataclass(frozen=True, slots=True)
 class MarkLost:
+    """`served`: it had answered a call."""
+
     token: str
     error: ModelyardError
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,14 @@ def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, p
     Replicas of other releases serve until some of these do."""
     actions = [action for replica in observed if (action := _judge(replica, at, patience))]
     gone = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
+    lost = {action.token for action in actions if isinstance(action, MarkLost)}
     here = [replica for replica in observed if replica.state != ReplicaState.draining and replica.token not in gone]
     known = {release.generation for release in wanted}
+    # Whether and when another is started follows from the loss, which is not written down yet: the next look tells.
+    waits = {replica.generation for replica in observed if replica.token in lost}
     for release in wanted:
-        actions += _fill(release, [replica for replica in here if replica.generation == release.generation], at)
+        present = [replica for replica in here if replica.generation == release.generation]
+        actions += _fill(release, present, at, release.generation not in waits)
     # The stable release, or the one before it while that is not whole, answers: then no other is needed.
     answering = [r for r in here if r.generation in known and r.state == ReplicaState.ready]
     if not wanted or answering or not wanted[0].replicas:
@@ -121,16 +130,17 @@ def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, p
     return actions
 
 
-def _fill(release: Wanted, here: Sequence[Observed], at: datetime) -> list[Action]:
-    """Start what is missing of a release and drain what is too much: first what is swollen, then what is not ready, then the
-    youngest."""
+def _fill(release: Wanted, here: Sequence[Observed], at: datetime, may_start: bool) -> list[Action]:
+    """Start what is missing of a release, where that may be, and drain what is too much: first what is swollen, then what is
+    not ready, then the youngest."""
     fresh = [replica for replica in here if not replica.swollen]
     ready = [replica for replica in fresh if replica.state == ReplicaState.ready]
     actions: list[Action] = []
     if not release.settled and release.replicas and len(ready) >= release.replicas:
         actions.append(Settle(release.generation))
     missing = release.replicas - len(fresh)
-    if missing > 0 and release.state != DeploymentState.failed and (release.retry_at is None or release.retry_at <= at):
+    may_start = may_start and release.state != DeploymentState.failed and (release.retry_at is None or release.retry_at <= at)
+    if missing > 0 and may_start:
         actions.append(Start(release.generation, missing))
     if len(ready) >= release.replicas:  # else what is swollen still serves
         kept = sorted(here, key=lambda r: (r.swollen, r.state != ReplicaState.ready, r.started))
@@ -149,26 +159,23 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
     if replica.state == ReplicaState.distrusted:
         return MarkLost(replica.token, Crashed("The replica told a gateway what no replica tells, and was ended."))
     if replica.health is not None and replica.health.error is not None:
-        return MarkLost(replica.token, replica.health.error)
+        return MarkLost(replica.token, replica.health.error, replica.served)
     if replica.pid is None:
         return Replace(replica.token)
     if not replica.alive:
         how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
-        return MarkLost(replica.token, Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why."))
+        ended = Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why.")
+        return MarkLost(replica.token, ended, replica.served)
     if replica.state == ReplicaState.starting:
         if replica.health is not None and replica.health.state == ReplicaState.ready:
             return MarkReady(replica.token, replica.health, replica.pid)
         if at - replica.started > patience.load:
             return MarkLost(replica.token, TimedOut(f"The replica was not ready within {_seconds(patience.load)}."))
-    elif replica.stuck > patience.work:
-        return MarkLost(replica.token, TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended."))
+    elif replica.stuck > (patience.work if replica.health is not None else patience.work / 2):
+        stuck = TimedOut(f"The replica computed nothing for {_seconds(replica.stuck)} and was ended.")
+        return MarkLost(replica.token, stuck, replica.served)
     return None
 
 
 def _seconds(time: timedelta) -> str:
     return f"{round(time.total_seconds(), 1):g} s"
-
-
-def backoff(failures: int) -> timedelta:
-    """How long to wait before the next start after so many failures in a row: 0.5 s, doubled, at most a minute."""
-    return timedelta(seconds=min(60.0, 0.5 * 2 ** max(0, failures - 1)))

@@ -155,6 +155,10 @@ def served(row: ReleaseRow) -> Served:
     return row.model, row.version, row.artefact, row.engine
 
 
+def reference(row: ReleaseRow) -> str:
+    return f"{row.model}@{row.version}"
+
+
 def _target(options: Options) -> int | None:
     return None if options.latency_target is None else int(options.latency_target * 1e6)
 

@@ -105,7 +105,7 @@ class Replica:
             broken=self.broken,
             known=model.known,
         )
-        for size, seconds in model.best.times if model.best is not None else ():
+        for size, seconds in model.times:
             batcher.pace.learn(size * limits.length, seconds)
         if self.state == "loading":
             self.state = "ready"
@@ -114,8 +114,8 @@ class Replica:
         self.state, self._error = "failed", error
         self._loop.call_later(_UNASKED, self._stop, 1)
 
-    def broken(self, error: ModelyardError) -> None:
-        """A model that was ready works no more: its calls go elsewhere, and whoever asks is told why."""
+    def broken(self, error: ModelyardError, begun: Sequence[Waiting] = ()) -> None:
+        """A model that was ready works no more: but those it had `begun` its calls go elsewhere; whoever asks is told why."""
         if self.state == "failed":
             return
         _log.error("model broken", code=error.code, error=error.message)
@@ -124,10 +124,9 @@ class Replica:
         refusal = self._refusal(0.0)
         assert refusal is not None
         for pending in [pending for peer in self.peers for pending in peer.calls.values()]:
-            pending.cancelled = True
-            if pending.waiting is not None:
-                pending.waiting.cancelled = True
-            self._end(pending, _NOTHING, Fault(refusal.code, refusal.message))
+            pending.cancel()
+            why = error if pending.waiting in begun else refusal
+            self._end(pending, _NOTHING, Fault(why.code, why.message))
         self._loop.call_later(_BROKEN, self._stop, 1)
 
     def drain(self) -> None:
@@ -249,10 +248,8 @@ class Replica:
         """A call that is not being computed yet never will be; one that is ends as usual."""
         if pending is None:
             return
-        pending.cancelled = True
-        if pending.waiting is not None:
-            pending.waiting.cancelled = True
-        elif not pending.whole:
+        pending.cancel()
+        if pending.waiting is None and not pending.whole:
             self._end(pending, _NOTHING, _CANCELLED)
 
     def _given_up(self, waiting: Waiting) -> None:
@@ -326,9 +323,12 @@ class Replica:
             self._stop(0)
 
     def _tell(self, peer: Peer, asked: HealthFrame) -> None:
+        batcher = self._batcher
+        if self.state == "ready" and batcher is not None and (hung := batcher.hung(time.time())):
+            self.broken(*hung)  # while those who wait behind it have time left to go elsewhere
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
-        stats = self._batcher.stats if self._batcher is not None else Stats()
+        stats = batcher.stats if batcher is not None else Stats()
         told = {**stats.to_wire(), "memory": resident()}
         peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":

@@ -14,35 +14,53 @@ from typing import NamedTuple
 from modelyard.serving.types import Options
 
 RISING, FALLING = 2.0, 30.0  # seconds of the past that count for more replicas, and for fewer
+BUSY = 0.8  # of what a replica can compute, that is asked of it where there is a latency target
 CALLS = 8  # calls that a replica may well hold at a time where no latency target says otherwise
 # What a replica is taken for before one was measured: a Python with its libraries, and its weights, which a graph's optimiser
 # may hold twice for a moment.
 _PROCESS, _WEIGHTS = 96 << 20, 2
 
 
+class Load(NamedTuple):
+    """What is asked of a release. `rising` and `falling`: calls at its replicas, on average in the last seconds, and at most in
+    the last half minute; `us_a_row`: what a row takes in its best batch, None where that was not measured; `offered` and
+    `lasting`: rows a second that were answered or refused as too many, in the last seconds, and at most in the last half
+    minute; `refused` and `strained`: whether any were refused in the last seconds, and in the last half minute."""
+
+    rising: float = 0.0
+    falling: float = 0.0
+    us_a_row: float | None = None
+    offered: float = 0.0
+    lasting: float = 0.0
+    refused: bool = False
+    strained: bool = False
+
+
 class Demand(NamedTuple):
-    """What is asked of a release. `replicas`: as many as are wanted now; `rising` and `falling`: calls at its replicas, on
-    average in the last seconds, and at most in the last half minute; `us_a_row`: what a row takes in its best batch, None where
-    that was not measured; `quiet`: seconds since the last call."""
+    """`replicas`: as many as are wanted now; `whole`: all of them have served for some seconds; `quiet`: seconds since the last
+    call."""
 
     replicas: int
-    rising: float
-    falling: float
-    us_a_row: float | None
     quiet: float
+    load: Load
+    whole: bool = True
 
 
 def scale(demand: Demand, options: Options) -> int:
-    """How many replicas to want. By Little's law so many that what is outstanding is done within the latency target; none after
-    `idle` seconds without a call. Only a call wakes what sleeps."""
-    if demand.replicas == 0:
+    """How many replicas to want. By Little's law so many that what is outstanding is done within the latency target. What is
+    refused for it is never outstanding: where there is a target the rate counts too, and where all there are refuse, there is
+    one more, whatever was measured. None after `idle` seconds without a call. Only a call wakes what sleeps."""
+    load, there = demand.load, demand.replicas
+    if there == 0:
         return 0 if options.min_replicas == 0 else options.min_replicas
-    if options.min_replicas == 0 and demand.quiet >= options.idle and demand.falling == 0:
+    if options.min_replicas == 0 and demand.quiet >= options.idle and load.falling == 0:
         return 0
-    each = calls_each(options, demand.us_a_row)
-    up = min(math.ceil(demand.rising / each), 2 * demand.replicas)
-    down = math.ceil(demand.falling / each)
-    wanted = up if up > demand.replicas else min(demand.replicas, down)
+    each = calls_each(options, load.us_a_row)
+    row = 0.0 if options.latency_target is None else (load.us_a_row or 0.0) / 1e6 / BUSY  # of a replica's seconds
+    more = there + 1 if load.refused and demand.whole else 0
+    up = min(2 * there, max(math.ceil(load.rising / each), math.ceil(load.offered * row), more))
+    down = there if load.strained else max(math.ceil(load.falling / each), math.ceil(load.lasting * row))
+    wanted = up if up > there else min(there, down)
     return min(max(1, options.min_replicas, wanted), options.max_replicas)
 
 
@@ -53,24 +71,42 @@ def calls_each(options: Options, us_a_row: float | None) -> float:
     return max(1.0, options.latency_target * 1e6 / us_a_row)
 
 
+class _Seen(NamedTuple):
+    at: float
+    calls: int
+    rows: int
+    refused: int
+    rate: float = 0.0
+
+
 class Loads:
-    """Calls at a release's replicas, as they were counted in the last half minute."""
+    """What was asked of a release in the last half minute: at a moment so many calls were there, and since the moment before so
+    many rows were answered and calls refused."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+        self._seen: deque[_Seen] = deque()
 
-    def add(self, at: float, calls: int) -> None:
-        self._seen.append((at, calls))
-        while self._seen[0][0] < at - FALLING:
+    def add(self, at: float, calls: int, done: int = 0, refused: int = 0) -> None:
+        seen = _Seen(at, calls, done + refused, refused)
+        self._seen.append(seen)
+        self._seen[-1] = seen._replace(rate=sum(one.rows for one in self._recent(at)) / RISING)
+        while self._seen[0].at < at - FALLING:
             self._seen.popleft()
 
-    def rising(self, at: float) -> float:
-        recent = [calls for moment, calls in self._seen if moment >= at - RISING]
-        return sum(recent) / len(recent) if recent else 0.0
+    def at(self, now: float, us_a_row: float | None = None) -> Load:
+        recent = self._recent(now)
+        return Load(
+            sum(one.calls for one in recent) / len(recent) if recent else 0.0,
+            float(max((one.calls for one in self._seen), default=0)),
+            us_a_row,
+            sum(one.rows for one in recent) / RISING,
+            max((one.rate for one in self._seen), default=0.0),
+            any(one.refused for one in recent),
+            any(one.refused for one in self._seen),
+        )
 
-    @property
-    def falling(self) -> float:
-        return float(max((calls for _, calls in self._seen), default=0))
+    def _recent(self, now: float) -> Sequence[_Seen]:
+        return [one for one in self._seen if one.at >= now - RISING]
 
 
 class Room(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Version
@@ -18,7 +18,7 @@ from modelyard.db import Session, bump, now
 from modelyard.engines.base import CARD, ENGINES, ModelCard
 from modelyard.errors import Conflict, Invalid
 from modelyard.serving import releases
-from modelyard.serving.observations import shown, total
+from modelyard.serving.observations import LOSSES, losses, shown, total
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import (
     DeploymentRequest,
@@ -30,7 +30,7 @@ from modelyard.serving.types import (
     Trial,
     TrialKind,
 )
-from modelyard.serving.verdict import judge
+from modelyard.serving.verdict import judge, unsteady
 from modelyard.storage import Artefacts
 from modelyard.tenancy.ledger import audit
 from modelyard.tenancy.types import Principal
@@ -156,7 +156,7 @@ def deployments(session: Session, project: str) -> list[Deployment]:
 
 
 def in_use(session: Session, version: Version) -> str | None:
-    """Why a version cannot be deleted: the deployment that serves it, or None."""
+    """Why a version cannot be deleted: the deployment that serves it or may go back to it, or None."""
     query = (
         select(DeploymentRow.name)
         .join(ReleaseRow, ReleaseRow.deployment == DeploymentRow.id)
@@ -164,7 +164,7 @@ def in_use(session: Session, version: Version) -> str | None:
             DeploymentRow.project == version.project,
             ReleaseRow.model == version.name,
             ReleaseRow.version == version.number,
-            or_(ReleaseRow.generation == DeploymentRow.stable, ReleaseRow.generation == DeploymentRow.trial),
+            ReleaseRow.generation.in_((DeploymentRow.stable, DeploymentRow.trial, DeploymentRow.previous)),
         )
     )
     name = session.scalars(query.limit(1)).first() if version.kind == "model" else None
@@ -202,12 +202,13 @@ def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
         trial=_trial(row, known, ready),
         cache=options.cache,
         wakes=options.min_replicas == 0 and stable.state != DeploymentState.failed,
+        identity=" ".join(map(str, releases.served(serving))),
     )
 
 
 def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
-    """The release on trial, once it has a replica."""
-    if row.trial is None or not (replicas := ready.get((row.id, row.trial))):
+    """The release on trial; without endpoints while it has no replica, so that what was seen of it is kept."""
+    if row.trial is None:
         return None
     release = known[row.id, row.trial]
     return Trial(
@@ -216,7 +217,7 @@ def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
         row.trial,
         release.model,
         str(release.version),
-        _endpoints(replicas),
+        _endpoints(ready.get((row.id, row.trial), ())),
         row.weight,
         releases.policy_of(row),
     )
@@ -258,16 +259,16 @@ def _one(
     trial = None
     if row.trial is not None:
         tried, observed = known[row.id, row.trial], seen.get((row.id, row.trial), ())
-        evidence = total(observed)
+        evidence, lost, policy, kind = total(observed), losses(observed), releases.policy_of(row), str(row.trial_kind)
         trial = TrialShown(
-            str(row.trial_kind),
+            kind,
             f"{tried.model}@{tried.version}",
             row.weight,
             tried.state,
             tried.error,
             sum(observation.calls for observation in observed),
-            dict(shown(evidence)),
-            judge(evidence, releases.policy_of(row), str(row.trial_kind)).reason,
+            {**shown(evidence), LOSSES: [lost.n, lost.k]},
+            unsteady(lost, tried.failures, policy, kind) or judge(evidence, policy, kind).reason,
         )
     return Deployment(
         name=row.name,

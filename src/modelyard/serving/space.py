@@ -61,7 +61,9 @@ class Space:
         found = {} if release.target_us is None else {"target_us": release.target_us}
         with self._db.read() as session:
             measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
-        return {**found, "rows": measured.rows} if measured is not None and measured.rows else found
+        if measured is None or not measured.us_a_row:
+            return found
+        return {**found, "rows": measured.rows, "ns_a_row": round(1000 * measured.us_a_row)}
 
     def bound(self, release: ReleaseRow) -> int:
         """Bytes of data that a replica may take: twice what was measured and room for its calls, and never more than all
@@ -79,10 +81,12 @@ class Space:
             if release is None:
                 return
             key = {"artefact": release.artefact, "engine": release.engine, "node": NODE}
-            row = session.get(MeasureRow, tuple(key.values())) or MeasureRow(**key, memory=0, rows=0)
+            row = session.get(MeasureRow, tuple(key.values())) or MeasureRow(**key, memory=0, rows=0, us_a_row=0.0)
             session.add(row)
             row.memory = max(row.memory, min(health.memory, self._largest()))
-            row.rows = row.rows or int((health.metadata.get("batch") or {}).get("rows", 0))
+            batch = health.metadata.get("batch")
+            if batch and not row.us_a_row:
+                row.rows, row.us_a_row = int(batch["rows"]), float(batch["us_a_row"])
 
     def _held(self, session: Session, but: int) -> list[Holder]:
         """The deployments that have replicas in memory. Those that are leaving are not counted: they are on their way out."""

@@ -77,7 +77,8 @@ class ObservationRow(Base):
 
 
 class MeasureRow(Base):
-    """What was measured of an artefact on an engine on a node: bytes that a replica of it takes, rows of its best batch."""
+    """What was measured of an artefact on an engine on a node: bytes that a replica of it takes, rows of its best batch
+    and µs that each of them takes in it."""
 
     __tablename__ = "measures"
 
@@ -86,6 +87,7 @@ class MeasureRow(Base):
     node: Mapped[str] = mapped_column(primary_key=True)
     memory: Mapped[int] = mapped_column(BigInteger, default=0)
     rows: Mapped[int] = mapped_column(default=0)
+    us_a_row: Mapped[float] = mapped_column(default=0.0)
 
 
 class ReplicaRow(Base):

@@ -119,7 +119,8 @@ class Envelope:
 @dataclass(frozen=True, slots=True)
 class Health:
     """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve; how many calls
-    it holds, how many batches it has computed, and how many bytes of memory it takes."""
+    it holds, how many batches it has computed, how many bytes of memory it takes, and how many rows it has answered and calls
+    it has refused as too many."""
 
     state: ReplicaState
     metadata: Mapping[str, Any]
@@ -127,6 +128,8 @@ class Health:
     depth: int = 0
     steps: int = 0
     memory: int = 0
+    done: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A release on trial as a gateway sees it: `share` % of the calls, or of the calls' copies. `id` and `generation` name what
-    is told of it."""
+    """A release on trial as a gateway sees it: `share` % of the calls, or of the calls' copies, while it has endpoints. `id`
+    and `generation` name what is told of it."""
 
     kind: TrialKind
     id: int
@@ -150,6 +153,10 @@ class Trial:
     endpoints: tuple[Endpoint, ...]
     share: int
     policy: Policy
+
+    @property
+    def reference(self) -> str:
+        return f"{self.model}@{self.version}"
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -170,7 +177,8 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A deployment in a gateway's memory. `metadata` is what `GET /v2/models/{m}` answers about tensors:
+    """A deployment in a gateway's memory. `identity` is what its answers depend on: two that answer alike in all have the same.
+    `metadata` is what `GET /v2/models/{m}` answers about tensors:
     {'platform', 'inputs': [...], 'outputs': [...]}; `project` the one it belongs to; `wakes`: without a
     replica, a call makes one start."""
 
@@ -185,9 +193,26 @@ class Route:
     trial: Trial | None = None
     cache: bool = False
     wakes: bool = False
+    identity: str = ""
+
+    @property
+    def reference(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    @property
+    def tried(self) -> str | None:
+        """What tells the release on trial from the stable one, while it answers: its version's number, or 'model@number' where
+        both have the same. None where nothing does."""
+        trial = self.trial
+        if trial is None or not trial.endpoints or trial.reference == self.reference:
+            return None
+        return trial.reference if trial.version == self.version else trial.version
 
     @property
     def versions(self) -> tuple[str, ...]:
         """Those that answer."""
-        tried = self.trial.version if self.trial is not None else self.version
-        return (self.version,) if tried == self.version else (self.version, tried)
+        return (self.version,) if self.tried is None else (self.version, self.tried)
+
+    def tries(self, version: str | None) -> bool:
+        """Whether a version that is asked for is the one on trial, which is meant by 'model@number' too."""
+        return self.tried is not None and self.trial is not None and version in (self.tried, self.trial.reference)

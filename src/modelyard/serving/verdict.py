@@ -45,6 +45,8 @@ _SLACK_SECONDS = 0.0002
 _FAILED = math.inf
 _WAITING_TRIALS = 16
 _KEPT_STABLES = 64
+# Replicas of a trial lost in a row, none of which had answered a call.
+_USELESS = 5
 
 
 class Signal(StrEnum):
@@ -157,6 +159,17 @@ def judge(evidence: Evidence, policy: Policy, trial: str = "trial") -> Verdict:
     if alarm:
         reason += f" Were it good enough, chance would show as much at most once in {_rounded(value)} times."
     return Verdict("roll back" if alarm else "keep", worst, tally, value, policy.needed, reason)
+
+
+def unsteady(losses: Tally, useless: int, policy: Policy, trial: str = "trial") -> str | None:
+    """Why a trial is taken back for the replicas it loses, judged apart from the signals, with as much risk; None where it is
+    not. `losses`: of both releases, and of the trial, which has no more replicas than the stable one; `useless`: the trial's in
+    a row that had answered nothing."""
+    if useless >= _USELESS:
+        return f"The {trial} lost {useless} replicas in a row that had not answered a call."
+    if e_value(losses, 0.5) * policy.false_alarms < 1:
+        return None
+    return f"Of {losses.n} replicas that were lost meanwhile {losses.k} were the {trial}'s; half would be its part."
 
 
 def e_value(tally: Tally, p0: float) -> float:

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from modelyard.jobs.types import ProcessStatus
 from modelyard.serving.planning import Observed
-from modelyard.serving.scaling import Loads
+from modelyard.serving.scaling import Load, Loads
 from modelyard.serving.tables import ReplicaRow
 from modelyard.serving.types import Health, ReplicaState
 from modelyard.telemetry import UNEXPECTED, log
@@ -29,12 +29,16 @@ _TIMES, _MORE = 2.0, 512 << 20
 
 @dataclass(slots=True)
 class _Known:
-    """`since`: when it last moved: it held no call, had computed more, or was not asked before."""
+    """`since`: when it last moved: it held no call, had computed more, or was not asked before. `served`: it ever answered;
+    `done` and `refused`, counted so far."""
 
     health: Health | None
     steps: int
     since: float
     memory: int = 0
+    served: bool = False
+    done: int | None = None
+    refused: int = 0
 
 
 class Watch:
@@ -89,16 +93,17 @@ class Watch:
             known.health if known else None,
             timedelta(seconds=stuck),
             known is not None and _swollen(known),
+            known is not None and known.served,
         )
 
-    def load(self, release: tuple[int, int], tokens: Sequence[str]) -> tuple[float, float, float | None]:
-        """Calls at a release's replicas, on average in the last seconds and at most in the last half minute, and µs a row."""
+    def load(self, release: tuple[int, int], tokens: Sequence[str]) -> Load:
+        """What is asked of a release; `tokens` are its replicas that are ready."""
         loads = self._loads.get(release)
         if loads is None:
-            return 0.0, 0.0, None
+            return Load()
         measured = [known.health.metadata.get("batch") for t in tokens if (known := self._known.get(t)) and known.health]
         each = next((batch["us_a_row"] for batch in measured if batch), None)
-        return loads.rising(self._clock()), loads.falling, each
+        return loads.at(self._clock(), each)
 
     def _note(self, token: str, health: Health | None, at: float) -> None:
         known = self._known.get(token)
@@ -107,22 +112,34 @@ class Watch:
         known.health = health
         if health is None:
             return
+        known.served = known.served or health.done > 0
         if health.depth == 0 or health.steps != known.steps:
             known.since, known.steps = at, health.steps
         if health.state == ReplicaState.ready:
             known.memory = known.memory or health.memory
 
     def _count(self, rows: Sequence[ReplicaRow], at: float) -> None:
-        depths: dict[tuple[int, int], int] = {}
+        asked: dict[tuple[int, int], list[int]] = {}
         for row in rows:
             known = self._known.get(row.token)
             if row.state == ReplicaState.ready:
-                depth = known.health.depth if known and known.health else 0
-                release = row.deployment, row.generation
-                depths[release] = depths.get(release, 0) + depth
-        self._loads = {release: self._loads.get(release, Loads()) for release in depths}
-        for release, depth in depths.items():
-            self._loads[release].add(at, depth)
+                counts = asked.setdefault((row.deployment, row.generation), [0, 0, 0])
+                for index, count in enumerate(_new(known) if known else ()):
+                    counts[index] += count
+        self._loads = {release: self._loads.get(release, Loads()) for release in asked}
+        for release, counts in asked.items():
+            self._loads[release].add(at, *counts)
+
+
+def _new(known: _Known) -> tuple[int, int, int]:
+    """Calls at a replica, and what it has answered and refused since this was last asked."""
+    health = known.health
+    if health is None:
+        return 0, 0, 0
+    before, known.done = known.done, health.done
+    refused, known.refused = known.refused, health.refused
+    since = (0, 0) if before is None else (max(0, health.done - before), max(0, health.refused - refused))
+    return health.depth, *since
 
 
 def _swollen(known: _Known) -> bool:
