@@ -330,14 +330,29 @@ class Yard(Serving):
     def keys(self) -> list[Json]:
         return list(self._wire.get("/api/keys"))
 
-    def create_key(self, scope: str, *, name: str | None = None, expires: float | None = None) -> Json:
-        """A new API key of this project: {id, key, scope}; `key` is never shown again. `expires`: seconds from now."""
-        body = {"scope": scope, "name": name, "expires": expires}
+    def create_key(
+        self,
+        scope: str,
+        *,
+        name: str | None = None,
+        expires: float | None = None,
+        rate: float | None = None,
+        burst: int | None = None,
+    ) -> Json:
+        """A new API key of this project: {id, key, scope}; `key` is never shown again. `expires`: seconds from now. `rate`:
+        calls a second it may make, `burst` at once."""
+        body = {"scope": scope, "name": name, "expires": expires, "rate": rate, "burst": burst}
         return dict(self._wire.post("/api/keys", {key: value for key, value in body.items() if value is not None}))
 
     def revoke_key(self, key: str) -> None:
         """Revoke a key by its id; it is refused everywhere within a second."""
         self._wire.delete(f"/api/keys/{segment(key)}")
+
+    def set_quota(self, *, rate: float | None, burst: int | None = None, key: str | None = None, project: str = "") -> Json:
+        """Let a key, by its id, or else a project (this one, where not said) make `rate` calls a second and `burst` at once;
+        rate None: any number. It holds within a second."""
+        name = segment(key or project or self.whoami()["project"])
+        return dict(self._wire.put(f"/api/{'keys' if key else 'projects'}/{name}/quota", {"rate": rate, "burst": burst}))
 
     def projects(self) -> list[Json]:
         return list(self._wire.get("/api/projects"))

@@ -25,6 +25,7 @@ from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters
 from modelyard.serving.metrics import CallMetrics, Labels
+from modelyard.serving.quotas import Quotas, take
 from modelyard.serving.router import Group, Router, Underway
 from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
@@ -67,6 +68,7 @@ class Gateway:
         self._comparisons: dict[tuple[int, int, int], Comparison] = {}
         self.cache = Cache(settings.cache_bytes)
         self.sleepers = Sleepers()
+        self._quotas = Quotas()
         self._follower: Follower | None = None
         self._control: Callable[[], float] = lambda: 0.0
         self._bodies = _BODIES * settings.body_limit
@@ -86,6 +88,7 @@ class Gateway:
     def apply(self, state: State) -> None:
         """Know exactly this from now on."""
         self.keyring.replace(state.keys)
+        self._quotas.know(state.keys, state.quotas, time.time())
         self._set_routes(state.routes)
         self.sleepers.look(self._routes.get)
 
@@ -193,24 +196,29 @@ class Gateway:
         return route
 
     def admit(self, url: bytes, credentials: Credentials, now: float) -> Admission | None:
-        """Whether a POST of `url` is a call, and may be made; None where no door answers there. `now` is a time.time()."""
+        """Whether a POST of `url` is a call, and may be made now, which takes it from its quotas; None where no door answers
+        there. `now` is a time.time()."""
         admission = self._admissions.get((url, credentials))
-        if admission is not None and now < admission.until:
-            return admission if admission.canary is None else admission.turn()
-        for door in self._doors:
-            envelope = door.envelope(b"POST", _path(url))
-            if envelope is not None:
-                return self._admit(url, credentials, door, envelope, now)
-        return None
+        if admission is None or now >= admission.until:
+            admission = self._admit(url, credentials, now)
+            if admission is None:
+                return None
+        if admission.buckets is not None:
+            take(admission.buckets, now)
+        return admission if admission.canary is None else admission.turn()
 
-    def _admit(self, url: bytes, credentials: Credentials, door: Door, envelope: Envelope, now: float) -> Admission:
+    def _admit(self, url: bytes, credentials: Credentials, now: float) -> Admission | None:
+        door, envelope = self._asked(url)
+        if envelope is None:
+            return None
         principal = self.principal(credentials)
         route = self.route(principal.project, envelope.deployment, envelope.version)
         admission = self._admission(principal, envelope, route, door, now + _TRUSTED)
+        admission.buckets = self._quotas.of(principal)
         if len(self._admissions) >= _MOST_ADMISSIONS:
             self._admissions.clear()
         self._admissions[url, credentials] = admission
-        return admission.turn()
+        return admission
 
     def _admission(self, principal: Principal, envelope: Envelope, route: Route, door: Door, until: float) -> Admission:
         trial, version = route.trial, envelope.version
@@ -242,8 +250,13 @@ class Gateway:
 
     def door(self, url: bytes) -> Door:
         """The door in whose manner a refused request is answered."""
+        return self._asked(url)[0]
+
+    def _asked(self, url: bytes) -> tuple[Door, Envelope | None]:
+        """The door that answers there, and what is asked of it; the first door and None where none does."""
         path = _path(url)
-        return next((door for door in self._doors if door.envelope(b"POST", path) is not None), self._doors[0])
+        found = ((door, door.envelope(b"POST", path)) for door in self._doors)
+        return next(((door, envelope) for door, envelope in found if envelope is not None), (self._doors[0], None))
 
     # Grant, send, settle
 
