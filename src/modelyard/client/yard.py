@@ -291,14 +291,22 @@ class Yard(Serving):
     # Serving
 
     def predict(
-        self, name: str, inputs: Tensors | None = None, *, image: Any = None, text: Any = None, version: str | None = None
+        self,
+        name: str,
+        inputs: Tensors | None = None,
+        *,
+        image: Any = None,
+        text: Any = None,
+        version: str | None = None,
+        traceparent: str | None = None,
     ) -> Answer:
         """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
         `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these; `text`: one, or a list. `version`: only
-        that one may answer."""
+        that one may answer. `traceparent`: the trace it belongs to, if not that of OpenTelemetry's active span."""
         asked = {"inputs": inputs, "image": image, "text": text}
         # numpy costs more than all the rest of the client, so it comes with the first prediction
         headers, body = load("modelyard.client.oip:request")(asked, lambda: self._signature(name))
+        headers |= {"traceparent": traceparent} if traceparent else {}
         path = f"/v2/models/{segment(name)}" + (f"/versions/{segment(version)}" if version else "") + "/infer"
         response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
         answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)

@@ -62,6 +62,7 @@ class Batcher:
         # Of the present batch: its rows and work, the calls in it, when it began, and how long they waited for it, together.
         self._rows, self._running, self._calls, self._began, self._waited = 0, 0, 0, 0.0, 0.0
         self._sure = self._safe = 0.0
+        self.ran = (0.0, 0.0)  # when the batch that is handed back began, and when it was computed
         self._call_work = float(limits.length)
         self._busy = self._scheduled = self._quick = False
         self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
@@ -172,6 +173,7 @@ class Batcher:
         self._busy = False
         self.stats.batch(self._rows, seconds, self._waited, failed)
         began, work = self._began, self._running
+        self.ran = (began, began + seconds)
         self._running = self._calls = 0
         if not was_quick:
             self._learn(work, time.perf_counter() - began)

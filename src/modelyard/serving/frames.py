@@ -90,7 +90,8 @@ class GrantFrame(msgspec.Struct, array_like=True, tag=5, gc=False):
 
 class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
     """The last frame of a call. `queue_depth`: calls the replica holds now, from all gateways. An answer of one small piece
-    comes with it: `data`, and `head` its headers; then there is no PART."""
+    comes with it: `data`, and `head` its headers; then there is no PART. `times`, of a sampled call: the seconds from its CALL
+    until it was decoded, its batch began, was computed, and its answer was encoded."""
 
     id: int
     usage: Usage
@@ -98,6 +99,7 @@ class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
     error: Fault | None = None
     data: bytes | None = None
     head: Head = None
+    times: tuple[float, float, float, float] | None = None
 
 
 class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):

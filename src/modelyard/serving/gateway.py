@@ -29,6 +29,7 @@ from modelyard.serving.quotas import Quotas, take
 from modelyard.serving.router import Group, Router, Underway
 from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
+from modelyard.serving.traces import Traces
 from modelyard.serving.trials import COPIES, LARGEST, Comparison, Mirror
 from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
 from modelyard.settings import Settings
@@ -69,6 +70,7 @@ class Gateway:
         self.cache = Cache(settings.cache_bytes)
         self.sleepers = Sleepers()
         self._quotas = Quotas()
+        self.traces = Traces(settings.logs / "spans.jsonl", settings.trace_sample)
         self._follower: Follower | None = None
         self._control: Callable[[], float] = lambda: 0.0
         self._bodies = _BODIES * settings.body_limit

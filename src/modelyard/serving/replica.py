@@ -23,7 +23,7 @@ import msgspec
 import uvloop
 
 from modelyard import telemetry
-from modelyard.errors import Internal, ModelyardError, Overloaded, TimedOut, Unavailable
+from modelyard.errors import Internal, ModelyardError, Overloaded, Unavailable
 from modelyard.jobs import confine
 from modelyard.serving import coding
 from modelyard.serving.batcher import Batcher
@@ -32,6 +32,7 @@ from modelyard.serving.best import DEFAULT
 from modelyard.serving.channel import Channel
 from modelyard.serving.copies import COMPARE, Comparing
 from modelyard.serving.doors import DOORS, Codec
+from modelyard.serving.faults import CANCELLED, late, unexpected
 from modelyard.serving.frames import (
     PIECE,
     BodyFrame,
@@ -58,7 +59,6 @@ _BROKEN = 3.0  # gateways ask at once, the controller every second: one that was
 _MOST = 8192  # calls at once
 _NOT_READY = {"loading": "is not ready", "draining": "is ending", "failed": "has failed"}
 _NOTHING = Usage()
-_CANCELLED = Fault("cancelled", "The caller went away.")
 
 
 class Replica:
@@ -185,7 +185,7 @@ class Replica:
         if over is None:
             return None
         if left <= 0:
-            return _late()
+            return late()
         batcher.stats.refused += 1
         seconds, allowed = over
         ms, most = seconds * 1e3, allowed * 1e3
@@ -223,7 +223,7 @@ class Replica:
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
-            return _unexpected(error, frame)
+            return unexpected(error, frame)
 
     def _codec(self, frame: CallFrame, model: Model) -> Codec:
         codec = DOORS.get(frame.door).codec(model.signature, self._reference)
@@ -234,7 +234,7 @@ class Replica:
 
     def _prepared(self, pending: Pending, result: Waiting | ModelyardError) -> None:
         if pending.cancelled:
-            self._end(pending, _NOTHING, _CANCELLED)
+            self._end(pending, _NOTHING, CANCELLED)
         elif isinstance(result, ModelyardError):
             self._end(pending, _NOTHING, Fault(result.code, result.message))
         else:
@@ -250,11 +250,11 @@ class Replica:
         if pending.waiting is not None:
             pending.waiting.cancelled = True
         elif not pending.whole:
-            self._end(pending, _NOTHING, _CANCELLED)
+            self._end(pending, _NOTHING, CANCELLED)
 
     def _given_up(self, waiting: Waiting) -> None:
-        late = _late()
-        self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(late.code, late.message))
+        why = late()
+        self._end(waiting.call, _NOTHING, CANCELLED if waiting.cancelled else Fault(why.code, why.message))
 
     def _done(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
         """Encode and send a batch's answers, each as soon as it is encoded. Processor time of both threads is shared out by
@@ -266,6 +266,8 @@ class Replica:
         units = 0
         for waiting, answer in zip(batch, answers, strict=True):
             pending: Pending = waiting.call
+            if pending.since and self._batcher is not None:
+                pending.queued, pending.ran = waiting.since, self._batcher.ran
             result = self._encode(pending, answer)
             share = cpu_us * waiting.rows // total
             if isinstance(result, ModelyardError):
@@ -309,7 +311,7 @@ class Replica:
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
-            return _unexpected(error, frame)
+            return unexpected(error, frame)
 
     def _end(self, pending: Pending, usage: Usage, error: Fault | None, data: bytes | None = None, head: Head = None) -> None:
         number, peer = pending.frame.id, pending.peer
@@ -319,7 +321,7 @@ class Replica:
         self._depth -= 1
         if pending.unpacked:
             self._room.give(pending.unpacked)
-        peer.channel.send(EndFrame(number, usage, self._depth, error, data, head))
+        peer.channel.send(EndFrame(number, usage, self._depth, error, data, head, pending.times if pending.since else None))
         if self.state == "draining" and not self._depth:
             self._stop(0)
 
@@ -331,16 +333,6 @@ class Replica:
         peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
             self._loop.call_later(self._asked, self._stop, 1)
-
-
-def _late() -> TimedOut:
-    return TimedOut("The call's time was used up before it was computed.")
-
-
-def _unexpected(error: Exception, frame: CallFrame) -> Internal:
-    telemetry.UNEXPECTED.labels("replica").inc()
-    _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
-    return Internal()
 
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:

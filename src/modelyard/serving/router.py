@@ -54,6 +54,7 @@ class Underway:
     group: Group
     link: Link | None
     retried: bool
+    times: tuple[float, ...] | None = None  # of a sampled call: what its replica told of it
 
     def part(self, data: bytes, head: Head) -> None:
         """A piece of the answer; the first with its headers, if there are any."""
@@ -174,6 +175,7 @@ class Link:
             return
         if frame.data is not None and error is None:
             call.part(frame.data, frame.head)
+        call.times = frame.times
         call.ended(frame.usage, error)
 
     def _lost(self, _: Exception | None) -> None:

@@ -45,6 +45,8 @@ class Turns(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         defaults = self.server_state.default_headers
+        if exchange.trace is not None:
+            head = {**(head or {}), "traceparent": exchange.trace.header}
         if head is None and status == 200 and exchange.keep_alive:
             exchange.response = self._defaults.plain(defaults, exchange.id, body)
         else:
@@ -59,6 +61,8 @@ class Turns(HttpToolsProtocol):
             return
         start = b""
         if head is not None:
+            if exchange.trace is not None:
+                head = {**head, "traceparent": exchange.trace.header}
             start = heads.begin(self._defaults.lines(self.server_state.default_headers), exchange.id, exchange.keep_alive, head)
         if exchange.response is None:
             exchange.response = bytearray()
