@@ -114,7 +114,9 @@ class Exchange(Underway):
         )
         kept = cache.get(self._key)
         if kept is None:
+            admission.cell.misses += 1
             return False
+        admission.cell.hits += 1
         seconds = self._connection.now() - self.started
         self._answered = True
         self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import httptools
@@ -26,7 +26,7 @@ from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters
 from modelyard.serving.metrics import CallMetrics, Labels
 from modelyard.serving.quotas import Quotas, take
-from modelyard.serving.router import Group, Router, Underway
+from modelyard.serving.router import Group, Link, Router, Underway
 from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
 from modelyard.serving.traces import Traces
@@ -120,14 +120,22 @@ class Gateway:
         """The deployments a project may call, by name."""
         return sorted((r for r in self._routes.values() if r.project == project), key=lambda r: r.deployment)
 
-    def _depths(self) -> list[tuple[str, str, int]]:
-        return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
+    def _serving(self) -> Iterator[tuple[Labels, Sequence[Link]]]:
+        """The replicas of every release that calls go to: a deployment's stable one, and the one on trial."""
+        for name, route in self._routes.items():
+            yield (*name, route.version), self._groups[name].links
+            if route.trial is not None:
+                yield (*name, route.trial.version), self.router.group(route.trial.endpoints).links
+
+    def _depths(self) -> Mapping[Labels, int]:
+        depths: dict[Labels, int] = {}
+        for labels, links in self._serving():
+            depths[labels] = depths.get(labels, 0) + sum(link.depth for link in links)
+        return depths
 
     def _standing(self) -> list[tuple[Labels, str]]:
         """The state of every replica, by whose it is."""
-        return [
-            ((*name, self._routes[name].version), link.state) for name, group in self._groups.items() for link in group.links
-        ]
+        return [(labels, link.state) for labels, links in self._serving() for link in links]
 
     def refresh(self, done: Done) -> None:
         """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not
