@@ -228,13 +228,15 @@ class Controller:
         """Row first, process second: a controller killed in between leaves a row whose process is missing, which is a loss."""
         if not self._space.make(deployment, release):
             return
-        token = f"r-{secrets.token_hex(6)}"
+        token, threads = f"r-{secrets.token_hex(6)}", self._space.threads(deployment, release)
         address = self._settings.run / "replicas" / token / "replica.sock"
         with self._db.begin() as session:
             current = session.get(ReleaseRow, (release.deployment, release.generation))
             if current is None or session.get(DeploymentRow, deployment.id) is None:
                 return
-            session.add(_replica(token, deployment.project, current, str(address)))
+            row = _replica(token, deployment.project, current, str(address))
+            row.threads = threads
+            session.add(row)
         try:
             folder = self._artefacts.local(deployment.project, release.artefact)
             self._executor.start_replica(
@@ -244,6 +246,7 @@ class Controller:
                     folder,
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
+                    threads=threads,
                     model=f"{release.model}@{release.version}",
                     settings=self._space.settings(release),
                     group=f"{deployment.project}/{deployment.name}",

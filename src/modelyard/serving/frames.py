@@ -108,8 +108,13 @@ class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
     id: int
 
 
+# Whether other replicas share the machine of the one that is asked how it is.
+ALONE, SHARED = "alone", "shared"
+
+
 class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
-    """Asked with `seq` alone; answered with the same `seq`. `state` is loading, ready, failed or draining; `metadata` the
+    """Asked with a `seq` and, by gateways, as `state` whether the replica is 'alone' on its machine or it is 'shared'; answered
+    with the same `seq`. `state` then is loading, ready, failed or draining; `metadata` the
     public tensors, and of the best batch where that was measured; `steps` counts batches computed, so that a busy replica can
     be told from a hung one; `stats` are the counters of `stats.Stats`."""
 

@@ -34,6 +34,7 @@ from modelyard.serving.copies import COMPARE, Comparing
 from modelyard.serving.doors import DOORS, Codec
 from modelyard.serving.faults import CANCELLED, late, unexpected
 from modelyard.serving.frames import (
+    ALONE,
     PIECE,
     BodyFrame,
     CallFrame,
@@ -326,6 +327,8 @@ class Replica:
             self._stop(0)
 
     def _tell(self, peer: Peer, asked: HealthFrame) -> None:
+        if asked.state:
+            self._next.alone = asked.state == ALONE
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
         stats = self._batcher.stats if self._batcher is not None else Stats()
