@@ -50,7 +50,7 @@ def main() -> None:
             names = [f"d{number:03}" for number in range(many)]
             took = [timed(lambda name=name: platform.deploy(name, "tiny", min_replicas=0))[0] for name in names]
             record.figure("a deployment more", median(took), "s", longest=max(took))
-            key = platform.create_key("infer", name="bench")["key"]
+            key = ours.limited(platform)
             traffic(record, platform, key, names, seconds, most)
             cold(record, platform, key, colds)
 

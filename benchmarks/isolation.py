@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import models
+import ours
 import protocols
 from load import Histogram, Load, requests, run
 from record import Record, busy_seconds, median, recording
@@ -57,7 +58,7 @@ def main() -> None:
 
 def measure(record: Record, platform: Yard, rounds: int, seconds: int) -> None:
     """Rounds of all three kinds, another one first each time."""
-    key = platform.create_key("infer", name="bench")["key"]
+    key = ours.limited(platform)
     small = asked(platform, key, "small", (10,), 1000)
     neighbours = {
         KINDS[0]: None,

@@ -49,7 +49,7 @@ def main() -> None:
             ours.deployed(platform, "tiny", "tiny", REPLICAS)
             protocol, samples = protocols.asked("tiny", (10,), BODIES)
             (expected,) = models.session_of(model).run(None, {"x": samples})
-            key = platform.create_key("infer", name="bench")["key"]
+            key = ours.limited(platform)
             calls = requests(platform.profile.url, protocol.path, protocol.headers, key, map(protocol.body, samples))
             closed = run(platform.profile.url, calls, connections=CONNECTIONS, seconds=short)
             record.figure("capacity, closed loop", closed.rate, "1/s")

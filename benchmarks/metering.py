@@ -1,8 +1,9 @@
 """What keys, quotas and metering cost a call: alone, over a million calls of the path that the gateway takes, and end to end.
 
-Alone: `Gateway.admit` with its cache and its expiry, then `Gateway.settle` with the mapped slot and the metrics' cell, while
-the settling thread books what they count into a real database; no sockets, no replica. End to end: two gateways before the
-same replica, one as it is, one whose admission is constant and which counts nothing, under wrk by turns.
+Alone: `Gateway.admit` with its cache, its expiry and a quota on each key and on the project, then `Gateway.settle` with the
+mapped slot and the metrics' cell, while the settling thread books what they count into a real database; no sockets, no replica.
+End to end: two gateways before the same replica, one as it is, one whose admission is constant and which counts nothing, under
+wrk by turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from modelyard.app import migrate
 from modelyard.client import Yard
 from modelyard.db import Database
 from modelyard.serving import settlement
+from modelyard.serving.follower import State
 from modelyard.serving.frames import Usage
 from modelyard.serving.gateway import Admission, Credentials, Gateway
 from modelyard.serving.meter import Meters
@@ -39,6 +41,7 @@ from modelyard.serving.types import DeploymentState, Endpoint, Route
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRecord, KeyRing, digest, mint
 from modelyard.tenancy.ledger import usage
+from modelyard.tenancy.quota import Quota
 from modelyard.tenancy.types import DEFAULT_PROJECT, Scope
 from modelyard.testing import yard
 
@@ -46,6 +49,7 @@ MOST = 10.0  # µs a call
 KEYS, DEPLOYMENTS = 64, 4
 PACE = 30_000  # calls a second by the clock that admissions expire by: a busy gateway's
 CONNECTIONS = 32
+QUOTA = Quota(ours.PLENTY, int(ours.PLENTY))  # of each key and of the project: so much that no call is refused
 
 
 def main() -> None:
@@ -80,12 +84,13 @@ def alone(record: Record, folder: Path, calls: int) -> None:
 
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[tuple[Gateway, list[str], Database]]:
-    """A gateway with many keys and some deployments, over a database of its own; nothing listens and nothing is sent."""
+    """A gateway with many keys and some deployments, over a database of its own; nothing listens and nothing is sent. Every key
+    and the project have a quota."""
     settings = Settings(data=folder)
     migrate.run(settings)
     pepper, database, loop = migrate.pepper(settings), Database(settings.database_url), asyncio.new_event_loop()
     minted = [mint() for _ in range(KEYS)]
-    records = [KeyRecord(name, DEFAULT_PROJECT, Scope.infer, digest(pepper, secret)) for name, secret, _ in minted]
+    records = [KeyRecord(name, DEFAULT_PROJECT, Scope.infer, digest(pepper, secret), quota=QUOTA) for name, secret, _ in minted]
     routes = [
         Route(
             DEFAULT_PROJECT, f"m{n}", f"m{n}", "1", DeploymentState.ready, (Endpoint(f"t{n}", str(folder / f"{n}.sock")),), {}
@@ -96,7 +101,9 @@ def gateway(folder: Path) -> Iterator[tuple[Gateway, list[str], Database]]:
     router, meters = Router(loop), Meters(settings.run / "meters", *bound)
     try:
         meters.start()
-        yield Gateway(KeyRing(pepper, records), routes, router, meters, settings), [text for _, _, text in minted], database
+        asked = Gateway(KeyRing(pepper), (), router, meters, settings)
+        asked.apply(State(1, records, routes, {DEFAULT_PROJECT: QUOTA}))
+        yield asked, [text for _, _, text in minted], database
     finally:
         meters.stop()
         router.close()
@@ -159,7 +166,7 @@ def end_to_end(record: Record, platform: Yard, folder: Path, rounds: int, second
     platform.deploy("tiny", "tiny")
     protocol = protocols.oip("vector", "tiny", name="x")
     bodies = [protocol.body(row) for row in np.random.default_rng(1).normal(size=(1024, 10)).astype(np.float32)]
-    headers = {**protocol.headers, "Authorization": f"Bearer {platform.create_key('infer', name='bench')['key']}"}
+    headers = {**protocol.headers, "Authorization": f"Bearer {ours.limited(platform)}"}
     spent: dict[str, list[float]] = {"metered": [], "bare": []}
     sent = 0
     with beside(platform, "metered") as metered, beside(platform, "bare") as bare:

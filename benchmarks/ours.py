@@ -1,5 +1,6 @@
-"""What the benchmarks want of a platform besides calls: a deployment that is there in full, and how many calls it says it has
-answered, by the gateway's own counters and by the ledger once it is written down."""
+"""What the benchmarks want of a platform besides calls: a key whose calls are counted against quotas, a deployment that is
+there in full, and how many calls it says it has answered, by the gateway's own counters and by the ledger once it is written
+down."""
 
 from __future__ import annotations
 
@@ -11,6 +12,14 @@ import httpx
 from record import command_of, processes
 
 from modelyard.client import Yard
+
+PLENTY = 1e6  # calls a second: a quota that counts every call and refuses none
+
+
+def limited(platform: Yard) -> str:
+    """A key for calls; it and its project have a quota."""
+    platform.set_quota(rate=PLENTY)
+    return str(platform.create_key("infer", name="bench", rate=PLENTY)["key"])
 
 
 def deployed(platform: Yard, name: str, model: str, replicas: int = 1, patience: float = 60.0, **more: Any) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import models
+import ours
 import protocols
 from load import Told, requests, run
 from record import Record, recording
@@ -54,7 +55,7 @@ def main() -> None:
 
 def asked(platform: Yard) -> list[bytes]:
     protocol, samples = protocols.asked("slow", (32, 16, 16), BODIES)
-    key = platform.create_key("infer", name="bench")["key"]
+    key = ours.limited(platform)
     return requests(platform.profile.url, protocol.path, protocol.headers, key, map(protocol.body, samples))
 
 

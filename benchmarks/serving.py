@@ -108,7 +108,7 @@ def main() -> None:
         }  # fmt: skip
         run = Run(record, seconds, rounds, rivals, Path(folder))
         with yard(Path(folder) / "yard") as platform:
-            key = platform.create_key("infer", name="bench")["key"]
+            key = ours.limited(platform)
             for name in wanted:
                 measure(run, platform, key, subject(platform, name, Path(folder)))
             ledger(run, platform, key, wanted)

@@ -12,7 +12,8 @@ stable and travels on every wire, so a caller in another process gets the same c
     │   ├── Forbidden
     │   ├── NotFound
     │   ├── Conflict
-    │   └── TooLarge
+    │   ├── TooLarge
+    │   └── RateLimited
     └── OurError
         ├── Unavailable
         │   └── Asleep
@@ -90,6 +91,16 @@ class TooLarge(CallerError):
     """The request is larger than allowed."""
 
     code = "too_large"
+
+
+class RateLimited(CallerError):
+    """More calls came than the quota allows; try again shortly."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str | None = None, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait  # seconds until the next is allowed
 
 
 class OurError(ModelyardError):

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     )
     serving_replicas: int = Field(default=0, ge=0, description="Replicas that may run at a time; 0: as many as memory allows.")
     replica_timeout: float = Field(default=60.0, gt=0, description="Seconds a replica may take to become ready.")
+    trace_sample: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the calls without a traceparent for which a trace is begun."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity logged.")
 
     @classmethod

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import TextIO, cast
+from typing import NamedTuple, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
@@ -19,9 +19,24 @@ from modelyard import QUIET as QUIET
 
 UNEXPECTED = Counter("modelyard_unexpected_errors_total", "Exceptions nobody expected, by process.", ["process"])
 
-__all__ = ["QUIET", "UNEXPECTED", "Counter", "Gauge", "Histogram", "asked_by", "bind", "configure", "exposition", "log"]
+__all__ = [
+    "QUIET",
+    "UNEXPECTED",
+    "Counter",
+    "Gauge",
+    "Histogram",
+    "Parent",
+    "asked_by",
+    "bind",
+    "configure",
+    "exposition",
+    "log",
+    "parent_of",
+]
 # Version 00 ends with its flags; a later one may say more behind a dash.
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:(?<!^00.{53})-.*)?")
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:(?<!^00.{53})-.*)?"
+)
 
 
 def configure(process: str, level: str = "info") -> None:
@@ -63,12 +78,26 @@ def log(name: str) -> structlog.BoundLogger:
     return cast(structlog.BoundLogger, structlog.get_logger(module=name))
 
 
+class Parent(NamedTuple):
+    """What a traceparent says: the trace, the span in it that the request came from, and whether its spans are wanted."""
+
+    trace: str
+    span: str
+    sampled: bool
+
+
+def parent_of(traceparent: str) -> Parent | None:
+    """None for what is no such header."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return None if found is None else Parent(found[1], found[2], bool(int(found[3], 16) & 1))
+
+
 def asked_by(head: Mapping[str, str]) -> dict[str, str]:
     """What log lines say of the request with these headers, where it has them: `call`, its x-request-id, and `trace`, the trace
     id of its traceparent (W3C Trace Context, level 1). What is no such header is left out, as the standard asks."""
     said = {"call": head["x-request-id"][:128]} if "x-request-id" in head else {}
-    traced = _TRACEPARENT.fullmatch(head["traceparent"]) if "traceparent" in head else None
-    return said | {"trace": traced[1]} if traced else said
+    parent = parent_of(head["traceparent"]) if "traceparent" in head else None
+    return said | {"trace": parent.trace} if parent else said
 
 
 def bind(head: Mapping[str, str]) -> None:

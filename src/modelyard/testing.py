@@ -110,9 +110,15 @@ class FakeEngine:
     `batches` lists the rows of every forward."""
 
     def __init__(
-        self, folder: Path = Path(), card: ModelCard = FAKE_CARD, *, delay: float = 0.0, failure: Exception | None = None
+        self,
+        folder: Path = Path(),
+        card: ModelCard = FAKE_CARD,
+        *,
+        threads: int = 1,
+        delay: float = 0.0,
+        failure: Exception | None = None,
     ) -> None:
-        self._card = card
+        self._card, self.threads = card, threads
         self.delay = delay
         self.failure = failure
         self.batches: list[int] = []
@@ -138,8 +144,8 @@ class FakeStreamEngine:
     """A `StreamEngine` without a model: it reads a call's first input number by number and says the sum so far, a number and a
     unit a step, so that answers tell which call and which part they are. `steps` counts what it was asked."""
 
-    def __init__(self, folder: Path = Path(), card: ModelCard = FAKE_CARD) -> None:
-        self._card = card
+    def __init__(self, folder: Path = Path(), card: ModelCard = FAKE_CARD, *, threads: int = 1) -> None:
+        self._card, self.threads = card, threads
         self._loop: dict[str, Iterator[tuple[str, Reply, bool]]] = {}
         self.steps = 0
         self.closed = False

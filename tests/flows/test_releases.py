@@ -17,7 +17,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import tritonclient.grpc as triton
 from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
 
 from modelyard.client import Yard
 from modelyard.errors import Internal, ModelyardError
@@ -82,7 +84,7 @@ def ask(platform: Yard, name: str, value: float = 1.0) -> tuple[float, str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     folder = tmp_path_factory.mktemp("releases")
-    with yard(folder / "yard", MODELYARD_CALL_TIMEOUT="5") as client:
+    with yard(folder / "yard", "--grpc", MODELYARD_CALL_TIMEOUT="5") as client:
         for version in (1, 2, 3, 4):
             client.import_model("m", scaled(folder / f"{version}.onnx", 1.0 if version < 4 else -1.0))
         yield client
@@ -193,6 +195,23 @@ def test_what_nobody_calls_sleeps_and_a_call_with_a_key_wakes_it(platform: Yard)
         assert list(pool.map(lambda _: ask(platform, "dormouse"), range(8))) == [(1.0, "1")] * 8
     assert time.monotonic() - began < 5
     assert len(platform.deployment("dormouse")["replicas"]) == 1
+
+
+def test_calls_by_grpc_are_held_until_what_sleeps_is_awake(platform: Yard) -> None:
+    platform.deploy("loir", "m@1", min_replicas=0, idle=1.0)
+    until(lambda: platform.deployment("loir")["state"] == "asleep" and not platform.deployment("loir")["replicas"])
+    inputs = triton.InferInput("x", [1, 1], "FP32")
+    inputs.set_data_from_numpy(np.ones((1, 1), np.float32))
+    with triton.InferenceServerClient(f"127.0.0.1:{(httpx.URL(platform.profile.url).port or 0) + 1}") as client:
+        for headers in ({}, {"authorization": "Bearer my_no_key"}):
+            with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+                client.infer("loir", [inputs], headers=headers)
+        assert platform.deployment("loir")["state"] == "asleep"
+        headers = {"authorization": key(platform)["Authorization"]}
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: client.infer("loir", [inputs], headers=headers), range(8)))
+    assert [answer.as_numpy("y").tolist() for answer in answers] == [[[1.0]]] * 8
+    assert len(platform.deployment("loir")["replicas"]) == 1
 
 
 def test_a_replica_that_hangs_is_replaced(platform: Yard, tmp_path: Path) -> None:

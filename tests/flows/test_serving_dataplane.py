@@ -128,10 +128,10 @@ class Yard:
         self.processes.append(process)
         return process
 
-    def replica(self, token: str) -> subprocess.Popen[bytes]:
+    def replica(self, token: str, **settings: int) -> subprocess.Popen[bytes]:
         """Start a replica, wait until it is ready, and route to it."""
         address = self.settings.run / token / "replica.sock"
-        spec = {"token": token, "engine": "onnx", "folder": str(self.model), "socket": str(address)}
+        spec = {"token": token, "engine": "onnx", "folder": str(self.model), "socket": str(address), "settings": settings}
         process = self.start("modelyard.serving.replica", "--spec", json.dumps(spec))
         health = until(lambda: (h := probe(str(address))) and h.state == ReplicaState.ready and h)
         self.replicas[token] = process

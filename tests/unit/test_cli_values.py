@@ -37,6 +37,19 @@ def test_what_is_no_memory_is_refused(text: str) -> None:
         values.amount_of_bytes(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "calls"), [("100/s", 100.0), ("2.5", 2.5), ("30/m", 0.5), ("3600/h", 1.0), ("none", None), (None, None)]
+)
+def test_a_rate_is_said_by_the_second_minute_or_hour(text: str | None, calls: float | None) -> None:
+    assert values.rate(text) == calls
+
+
+@pytest.mark.parametrize("text", ["", "many", "1/d", "0/s", "-1/s", "inf", "nan/s", "1/s/s"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="is no rate of calls; expected something like 100/s"):
+        values.rate(text)
+
+
 def test_tensors_are_json_or_files(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[[1, 2]]")
     np.save(tmp_path / "y.npy", np.ones((1, 2), np.float32))

@@ -56,7 +56,6 @@ def test_the_least_recently_used_goes_first_and_what_is_large_is_not_kept():
     assert cache.get(keys[0]).body == b"a" * 100
     cache.put(keys[17], None, b"a" * 101)
     assert cache.get(keys[17]) is None
-    assert (cache.hits, cache.misses) == (2, 2)
 
 
 @given(st.integers(0, 100_000), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5000)), max_size=80))

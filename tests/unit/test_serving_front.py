@@ -148,7 +148,7 @@ def test_metrics_show_ones_own_project(tmp_path):
     own = ask(bench, "GET", "/metrics")
     assert own.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'modelyard_calls_total{code="200",model="digits",project="team",version="3"} 1.0' in own.text
-    assert 'modelyard_queue_depth{model="digits",project="team"} 0.0' in own.text
+    assert 'modelyard_queue_depth{model="digits",project="team",version="3"} 0.0' in own.text
     assert 'modelyard_refused_total{code="401"} 1.0' in own.text
     assert "rival" not in own.text
     assert "rival" in ask(bench, "GET", "/metrics", key=KEY.replace("k1", "k2")).text

@@ -149,10 +149,49 @@ async def test_a_connection_is_kept(c):
 
 
 @scene()
-async def test_a_trace_goes_with_its_call_and_is_never_made_up(c):
-    traced = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+async def test_a_trace_goes_with_its_call_and_is_not_made_up(c):
+    traced = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
     c.feed(post(), post(more=f"Traceparent: {traced}\r\n"), post())
     assert [call.frame.head.get("traceparent") for call in c.router.sent] == [None, traced, None]
+    for call in c.router.sent:
+        c.router.answer(call)
+    assert not any("traceparent" in headers for _, headers, _ in c.answers())
+    assert c.gateway.traces.taken() == []
+
+
+def spans(c):
+    return [line["resourceSpans"][0]["scopeSpans"][0]["spans"] for line in c.gateway.traces.taken()]
+
+
+@scene()
+async def test_a_sampled_trace_goes_on_in_a_span_of_each_call(c):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    more = f"Traceparent: 00-{trace}-00f067aa0ba902b7-01\r\n"
+    for number in range(3):  # the same head each time: none may be taken for another's
+        c.feed(post(more=more))
+        c.router.sent[number].times = (0.0, 0.0, 0.0, 0.0)
+        c.router.answer(c.router.sent[number])
+    c.feed(post(more=more, path="/v2/models/nosuch/infer"))
+    answered = [(status, headers["traceparent"]) for status, headers, _ in c.answers()]
+    assert [status for status, _ in answered] == [200, 200, 200, 404]
+    assert [call.frame.head["traceparent"] for call in c.router.sent] == [header for _, header in answered[:3]]
+    told = spans(c)
+    assert [f"00-{trace}-{call['spanId']}-01" for call, *_ in told] == [header for _, header in answered]
+    assert len({call["spanId"] for call, *_ in told}) == 4
+    assert {call["parentSpanId"] for call, *_ in told} == {"00f067aa0ba902b7"}
+    assert [len(call) for call in told] == [7, 7, 7, 2]
+
+
+@scene(trace_sample=1.0)
+async def test_a_trace_is_begun_where_that_is_asked_for(c):
+    for number in range(3):
+        c.feed(post())
+        c.router.fail(c.router.sent[number], "overloaded")
+    answered = [(status, headers["traceparent"]) for status, headers, _ in c.answers()]
+    told = [call for call, *_ in spans(c)]
+    assert answered == [(429, f"00-{call['traceId']}-{call['spanId']}-01") for call in told]
+    assert {call["parentSpanId"] for call in told} == {""}
+    assert len({call["traceId"] for call in told}) == 3
 
 
 @scene()
@@ -194,7 +233,15 @@ async def test_an_answer_in_several_parts(c):
 
 
 @pytest.mark.parametrize(
-    ("code", "status"), [("invalid_request", 400), ("unavailable", 503), ("timed_out", 504), ("internal", 500), ("?", 500)]
+    ("code", "status"),
+    [
+        ("invalid_request", 400),
+        ("overloaded", 429),
+        ("unavailable", 503),
+        ("timed_out", 504),
+        ("internal", 500),
+        ("?", 500),
+    ],
 )
 def test_errors_of_a_replica(tmp_path, code, status):
     @scene()
@@ -203,7 +250,7 @@ def test_errors_of_a_replica(tmp_path, code, status):
         c.router.fail(c.router.sent[0], code, "because")
         [(found, headers, body)] = c.answers()
         assert (found, json.loads(body)) == (status, {"error": "because"})
-        assert ("retry-after" in headers) == (status == 503)
+        assert headers.get("retry-after") == ("1" if status in (429, 503) else None)
         assert c.bench.counted()[0].errors == 1
 
     run(tmp_path)

@@ -20,7 +20,7 @@ def test_every_call_falls_in_one_bucket(times):
 
 
 def test_the_text():
-    metrics = CallMetrics(lambda: [("a", "d", 3), ("b", "e", 4)])
+    metrics = CallMetrics(lambda: {("a", "d", "1"): 3, ("b", "e", "1"): 4})
     metrics.cell("a", "d", "1").count(200, 0.02)
     metrics.cell("a", "d", "1").count(503, 0.2)
     metrics.cell("b", "e", "1").count(200, 0.02)
@@ -28,7 +28,7 @@ def test_the_text():
     assert 'modelyard_calls_total{code="503",model="d",project="a",version="1"} 1.0' in text
     assert 'modelyard_call_seconds_bucket{le="0.025",model="d",project="a",version="1"} 1.0' in text
     assert 'modelyard_call_seconds_bucket{le="+Inf",model="d",project="a",version="1"} 2.0' in text
-    assert 'modelyard_queue_depth{model="d",project="a"} 3.0' in text
+    assert 'modelyard_queue_depth{model="d",project="a",version="1"} 3.0' in text
     assert 'project="b"' not in text
     assert 'project="b"' in exposition(metrics.families(None)).decode()
 

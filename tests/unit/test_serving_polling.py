@@ -36,6 +36,12 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     return made
 
 
+def alone(loop: Loop) -> Polling:
+    made = Polling(loop)  # type: ignore[arg-type]
+    made.alone = True
+    return made
+
+
 def wait(loop: Loop, awaited: Polling, seconds: float) -> int:
     """It comes after so many seconds; the turns that were gone round until then."""
     awaited.begin()
@@ -48,12 +54,12 @@ def wait(loop: Loop, awaited: Polling, seconds: float) -> int:
 
 
 def test_nothing_is_waited_for_awake_before_it_was_known_to_come_soon(loop: Loop) -> None:
-    awaited = Polling(loop)  # type: ignore[arg-type]
+    awaited = alone(loop)
     assert wait(loop, awaited, 100e-6) == 0
 
 
 def test_what_comes_soon_again_and_again_is_waited_for_awake(loop: Loop) -> None:
-    awaited = Polling(loop)  # type: ignore[arg-type]
+    awaited = alone(loop)
     turns = [wait(loop, awaited, 100e-6) for _ in range(30)]
     assert turns[0] == 0
     assert turns[-1] == 20
@@ -61,7 +67,7 @@ def test_what_comes_soon_again_and_again_is_waited_for_awake(loop: Loop) -> None
 
 
 def test_what_does_not_come_is_given_up_after_twice_its_time(loop: Loop) -> None:
-    awaited = Polling(loop)  # type: ignore[arg-type]
+    awaited = alone(loop)
     for _ in range(60):
         wait(loop, awaited, 100e-6)
     awaited.begin()
@@ -69,7 +75,7 @@ def test_what_does_not_come_is_given_up_after_twice_its_time(loop: Loop) -> None
 
 
 def test_what_comes_seldom_is_slept_through_and_soon_learned_again(loop: Loop) -> None:
-    awaited = Polling(loop)  # type: ignore[arg-type]
+    awaited = alone(loop)
     for _ in range(60):
         wait(loop, awaited, 100e-6)
     turns = [wait(loop, awaited, 5e-3) for _ in range(20)]
@@ -80,8 +86,17 @@ def test_what_comes_seldom_is_slept_through_and_soon_learned_again(loop: Loop) -
 
 
 def test_what_had_not_begun_is_not_counted(loop: Loop) -> None:
-    awaited = Polling(loop)  # type: ignore[arg-type]
+    awaited = alone(loop)
     for _ in range(60):
         awaited.came()
     awaited.begin()
     assert loop.run() == 0
+
+
+def test_one_of_several_on_a_machine_never_waits_awake_and_goes_on_to_learn(loop: Loop) -> None:
+    awaited = Polling(loop)  # type: ignore[arg-type]
+    assert [wait(loop, awaited, 100e-6) for _ in range(60)] == [0] * 60
+    awaited.alone = True
+    assert wait(loop, awaited, 100e-6) == 20
+    awaited.alone = False
+    assert wait(loop, awaited, 100e-6) == 0

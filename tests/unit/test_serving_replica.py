@@ -331,6 +331,16 @@ async def test_health():
 
 
 @scene
+async def test_it_waits_awake_only_once_it_was_told_that_it_is_alone():
+    bench = Bench()
+    found = []
+    for state in ("", "alone", "", "shared"):  # control asks without a word of that
+        bench.say(HealthFrame(1, state))
+        found.append(bench.replica._next.alone)
+    assert found == [False, True, True, False]
+
+
+@scene
 async def test_a_failed_load_is_told_and_then_ends():
     bench = Bench(ready=False)
     bench.replica.failed(Invalid("no such file"))

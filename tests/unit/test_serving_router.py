@@ -458,3 +458,26 @@ async def test_a_call_whose_replicas_are_all_gone_goes_to_those_that_came_since(
     await first.die()
     await asked.done
     assert asked.events == [("part", b"r2"), ("ended", 1, None)]
+
+
+def asked(replica):
+    return [frame.state for frame in replica.got if isinstance(frame, HealthFrame)]
+
+
+@over(2)
+async def test_a_replica_is_told_whether_others_share_its_machine(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    router.check(0.0)
+    await eventually(lambda: asked(replicas[0]) == asked(replicas[1]) == ["shared"])
+    await replicas[1].die()
+    await eventually(lambda: group.links[1].up is False)
+    router.check(0.0)
+    await eventually(lambda: asked(replicas[0]) == ["shared", "alone"])
+
+
+@over(2)
+async def test_what_is_on_another_machine_shares_nothing(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    group.links[1].machine = "elsewhere"
+    router.check(0.0)
+    await eventually(lambda: asked(replicas[0]) == asked(replicas[1]) == ["alone"])

@@ -11,7 +11,7 @@ from test_serving_service import deploy, replica
 
 from modelyard.db import Base, Database, now
 from modelyard.jobs.types import Amount, Node
-from modelyard.serving.space import Space
+from modelyard.serving.space import Space, granted
 from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.settings import Settings
@@ -110,3 +110,39 @@ def test_what_a_replica_may_take_follows_from_what_was_measured(db: Database, tm
     assert space(db, tmp_path, serving_memory=1 << 30).bound(release) == 1 << 30
     release.artefact = "another"
     assert space(db, tmp_path).bound(release) == 48 << 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken", "cores", "given"),
+    [
+        (1, 0, [4], 1),
+        (4, 0, [4], 4),
+        (8, 0, [4], 4),
+        (4, 1, [4], 3),
+        (4, 3, [4], 1),
+        (4, 4, [4], 1),
+        (4, 9, [4], 1),
+        (4, 0, [8, 8], 1),  # nobody knows which it comes to
+        (4, 0, [], 1),
+    ],
+)
+def test_threads_are_given_while_there_are_cores_and_one_always(asked: int, taken: int, cores: list[int], given: int) -> None:
+    assert granted(asked, taken, cores) == given
+
+
+def test_threads_of_all_replicas_that_stay_count(db: Database, tmp_path: Path) -> None:
+    made = space(db, tmp_path)
+    with db.read() as session:
+        row = session.get_one(DeploymentRow, 1)
+        release = session.get_one(ReleaseRow, (1, 1))
+    release.threads = 8
+    assert made.threads(row, release) == 1  # three replicas of one thread each, of four cores
+    with db.begin() as session:
+        session.query(ReplicaRow).filter_by(deployment=3).update({"threads": 2, "state": ReplicaState.draining})
+    assert made.threads(row, release) == 2
+    row.stable = release.generation = 2  # it takes over from the replica of generation 1
+    assert made.threads(row, release) == 3
+    row.trial = 1
+    assert made.threads(row, release) == 2
+    row.stable, row.trial = 1, 2  # on trial it stands beside that
+    assert made.threads(row, release) == 2

@@ -13,6 +13,7 @@ from modelyard.serving.copies import COMPARE, Compared
 from modelyard.serving.exchange import Exchange
 from modelyard.serving.follower import State
 from modelyard.serving.frames import EndFrame, Fault, Usage
+from modelyard.serving.metrics import exposition
 from modelyard.serving.trials import COPIES
 from modelyard.serving.types import Endpoint, Trial, TrialKind
 from modelyard.serving.verdict import Policy, Tally
@@ -226,3 +227,31 @@ def test_numbers_outlive_a_change_of_routes_but_not_of_the_share(tmp_path):
     assert made.gateway.observed()[0].calls == 2
     made.gateway.apply(State(4, keys, [route(trial=trial(share=60))]))
     assert made.gateway.observed() == []
+
+
+def test_replicas_and_calls_of_a_release_on_trial_are_in_the_metrics(tmp_path):
+    made = bench(tmp_path, trial())
+    made.router.link.depth = 5
+    text = exposition([*made.gateway.metrics.families("team"), *made.gateway.tally.families("team")]).decode()
+    for version in ("3", "4"):
+        assert f'modelyard_queue_depth{{model="digits",project="team",version="{version}"}} 5.0' in text
+        assert f'modelyard_replicas{{model="digits",project="team",state="ready",version="{version}"}} 1.0' in text
+
+
+def test_a_trial_of_another_model_with_the_same_number_is_counted_with_it(tmp_path):
+    made = bench(tmp_path, trial(model="other", version="3"))
+    made.router.link.depth = 5
+    text = exposition(made.gateway.metrics.families("team")).decode()
+    assert 'modelyard_queue_depth{model="digits",project="team",version="3"} 10.0' in text
+
+
+def test_what_a_cache_answered_is_counted_by_version(tmp_path):
+    made, connection = Bench(tmp_path, routes=[route(cache=True), route("other")]), Connection()
+    for number, body in enumerate((b"a", b"b", b"a", b"a")):
+        exchange = call(made, connection, body)
+        if number < 2:
+            made.router.answer(exchange, b"{}")
+    text = exposition(made.gateway.metrics.families("team")).decode()
+    assert 'modelyard_cache_hits_total{model="digits",project="team",version="3"} 2.0' in text
+    assert 'modelyard_cache_misses_total{model="digits",project="team",version="3"} 2.0' in text
+    assert 'cache_hits_total{model="other"' not in text

@@ -82,6 +82,12 @@ def test_a_request_s_trace_is_told_by_the_standard_s_header(head):
     assert telemetry.asked_by({"traceparent": head}) == {"trace": TRACE}
 
 
+def test_a_traceparent_says_its_parent_and_whether_it_is_sampled():
+    assert telemetry.parent_of(f"00-{TRACE}-{PARENT}-01") == (TRACE, PARENT, True)
+    assert telemetry.parent_of(f"00-{TRACE}-{PARENT}-02") == (TRACE, PARENT, False)
+    assert telemetry.parent_of("00-1") is None
+
+
 @pytest.mark.parametrize(
     "head",
     [

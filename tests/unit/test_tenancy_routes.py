@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tenancy_web import Web, error
 
 from modelyard.tenancy import ledger
+from modelyard.tenancy.access import KeyRecord, load_keys, load_quotas
 from modelyard.tenancy.ledger import UsageEntry
+from modelyard.tenancy.quota import Quota
 
 
 @pytest.fixture
@@ -57,6 +60,61 @@ def test_a_key_expires(web: Web):
         ring.verify(made["key"], time.time() + 1)
 
 
+def test_the_quota_of_a_key(web: Web):
+    made = web.ask("POST", "/api/keys", "team:admin", json={"scope": "infer", "rate": 2.5}).json()
+    quotas = {one.id: one.quota for one in keys_of(web)}
+    assert quotas[made["id"]] == Quota(2.5, 3)
+    changed = web.ask("PUT", f"/api/keys/{made['id']}/quota", "team:admin", json={"rate": 100, "burst": 200})
+    assert (changed.status_code, changed.json()["rate"], changed.json()["burst"]) == (200, 100, 200)
+    listed = {row["id"]: row for row in web.ask("GET", "/api/keys", "team:admin").json()}
+    assert (listed[made["id"]]["rate"], listed[made["id"]]["burst"]) == (100, 200)
+    assert web.ask("PUT", f"/api/keys/{made['id']}/quota", "team:admin", json={}).json()["rate"] is None
+    assert {one.id: one.quota for one in keys_of(web)}[made["id"]] is None
+    assert error(web.ask("PUT", f"/api/keys/{made['id']}/quota", "admin", json={"rate": 1})) == (404, "not_found")
+    told = [row["detail"] for row in web.ask("GET", "/api/audit", "team:admin").json() if row["action"] == "key.quota"]
+    assert told == [{"rate": 100, "burst": 200}, {}]
+
+
+def test_the_quota_of_a_project_is_tightened_by_its_own_and_loosened_by_the_platforms(web: Web):
+    def put(by: str, name: str = "team", **quota: float) -> httpx.Response:
+        return web.ask("PUT", f"/api/projects/{name}/quota", by, json=quota)
+
+    assert put("team:admin", rate=50, burst=100).json()["rate"] == 50
+    assert put("team:admin", rate=40).json()["burst"] == 40
+    for looser in ({"rate": 41, "burst": 1}, {"rate": 1, "burst": 41}, {}):
+        assert error(put("team:admin", **looser)) == (403, "insufficient_scope")
+    assert quotas_of(web) == {"team": Quota(40, 40)}
+    assert put("admin", rate=1000).json()["burst"] == 1000
+    there, nowhere = put("team:admin", "default", rate=1), put("team:admin", "nosuch", rate=1)
+    assert error(there) == error(nowhere) == (404, "not_found")
+    assert there.text.replace("default", "nosuch") == nowhere.text
+    assert error(put("admin", "nosuch", rate=1)) == (404, "not_found")
+    assert put("admin").json()["rate"] is None
+    assert quotas_of(web) == {}
+    audit = [(row["action"], row["detail"]) for row in web.ask("GET", "/api/audit", "team:admin").json()]
+    assert audit == [("project.quota", detail) for detail in (
+        {"rate": 50, "burst": 100}, {"rate": 40, "burst": 40}, {"rate": 1000, "burst": 1000}, {}
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("quota", [{"rate": 0}, {"rate": -1}, {"burst": 5}, {"rate": 1, "burst": 0}, {"rate": 1e300}])
+def test_what_is_no_quota(web: Web, quota: dict):
+    key = web.keys["team", "infer"].split("_")[1]
+    for path in (f"/api/keys/{key}/quota", "/api/projects/team/quota"):
+        assert error(web.ask("PUT", path, "team:admin", json=quota)) == (400, "invalid_request")
+    assert error(web.ask("POST", "/api/keys", "team:admin", json={"scope": "infer", **quota})) == (400, "invalid_request")
+
+
+def keys_of(web: Web) -> list[KeyRecord]:
+    with web.db.read() as session:
+        return load_keys(session)
+
+
+def quotas_of(web: Web) -> dict[str, Quota]:
+    with web.db.read() as session:
+        return load_quotas(session)
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"scope": "root"}, {"scope": "infer", "expires": -1}, {"scope": "infer", "project": "default"}]
 )
@@ -71,6 +129,8 @@ def test_wrong_key_requests(web: Web, body: dict):
         ("GET", "/api/keys"),
         ("POST", "/api/keys"),
         ("DELETE", "/api/keys/x"),
+        ("PUT", "/api/keys/x/quota"),
+        ("PUT", "/api/projects/team/quota"),
         ("GET", "/api/audit"),
         ("GET", "/api/projects"),
         ("POST", "/api/projects"),

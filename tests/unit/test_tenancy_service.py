@@ -72,7 +72,8 @@ def test_a_key_works_and_is_listed_without_its_secret(db: Database):
         (listed,) = service.keys(session, "team")
         assert service.keys(session, "default") == []
     assert {**listed, "created": ""} == {
-        "id": made.id, "scope": "write", "name": "laptop", "created": "", "expires": expires.isoformat(), "revoked": None
+        "id": made.id, "scope": "write", "name": "laptop", "created": "", "expires": expires.isoformat(), "revoked": None,
+        "rate": None, "burst": None,
     }  # fmt: skip
     assert ring(db).verify(made.key, now().timestamp()).project == "team"
     with pytest.raises(Unauthorized, match="expired"):

@@ -14,7 +14,7 @@ from modelyard.serving import observations, serve, service, settlement
 from modelyard.serving.distrust import distrust
 from modelyard.serving.follower import State
 from modelyard.settings import Settings
-from modelyard.tenancy.access import load_keys
+from modelyard.tenancy.access import load_keys, load_quotas
 
 
 def run(settings: Settings, listener: int | None = None) -> None:
@@ -41,9 +41,9 @@ def run(settings: Settings, listener: int | None = None) -> None:
 
 
 def load(database: Database) -> State:
-    """Keys and routes as of one revision."""
+    """Keys, routes and quotas as of one revision."""
     with database.read() as session:
-        return State(revision(session), load_keys(session), service.routes(session))
+        return State(revision(session), load_keys(session), service.routes(session), load_quotas(session))
 
 
 def number(database: Database) -> int:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
 from modelyard.cli.screen import AsJson, Data, confirm, note, open_yard, say, size
 from modelyard.cli.table import table
+from modelyard.cli.values import rate as a_second
 from modelyard.cli.values import seconds
 
 Scope = Literal["infer", "write", "admin"]
+Rate = Annotated[str | None, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)]
+Burst = Annotated[
+    int | None, typer.Option(help="Calls at once; what comes in a second where not said.", min=1, show_default=False)
+]
 
-key = typer.Typer(name="key", no_args_is_help=True, help="Create, list and revoke API keys.")
-project = typer.Typer(name="project", no_args_is_help=True, help="Create and list projects.")
+key = typer.Typer(name="key", no_args_is_help=True, help="Create, list, limit and revoke API keys.")
+project = typer.Typer(name="project", no_args_is_help=True, help="Create, list and limit projects.")
 
 
 @key.command("create")
@@ -23,12 +29,14 @@ def create_key(
     expires: Annotated[
         str | None, typer.Option(help="How long it is good for, as 12h or 30d; for ever where not said.", show_default=False)
     ] = None,
+    rate: Rate = None,
+    burst: Burst = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Create an API key of your project. It is shown once."""
     with open_yard(data) as yard:
-        made = yard.create_key(scope, name=name, expires=seconds(expires))
+        made = yard.create_key(scope, name=name, expires=seconds(expires), rate=a_second(rate), burst=burst)
     if not as_json:
         note(f"Key {made['id']} of scope {made['scope']}; it is not shown again:")
     say(as_json, made, made["key"])
@@ -39,8 +47,23 @@ def list_keys(data: Data = None, as_json: AsJson = False) -> None:
     """List your project's keys, without their secrets."""
     with open_yard(data) as yard:
         found = yard.keys()
-    rows = [(k["id"], k["scope"], k["name"], k["created"], k["expires"], k["revoked"]) for k in found]
-    say(as_json, found, table(("key", "scope", "name", "created", "expires", "revoked"), rows))
+    names = ("id", "scope", "name", "rate", "burst", "created", "expires", "revoked")
+    rows = [[one[name] for name in names] for one in found]
+    say(as_json, found, table(("key", *names[1:]), rows))
+
+
+@key.command("quota")
+def set_key_quota(
+    id: Annotated[str, typer.Argument(help="The key's id, as `modelyard key list` shows it.", show_default=False)],  # noqa: A002
+    rate: Annotated[str, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)],
+    burst: Burst = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Limit the calls a key may make, or lift its limit; it holds within a second."""
+    with open_yard(data) as yard:
+        changed = yard.set_quota(rate=a_second(rate), burst=burst, key=id)
+    say(as_json, changed, _limit(f"key {id}", changed))
 
 
 @key.command("revoke")
@@ -76,7 +99,28 @@ def list_projects(data: Data = None, as_json: AsJson = False) -> None:
     """List all projects. For administrators of project default."""
     with open_yard(data) as yard:
         found = yard.projects()
-    say(as_json, found, table(("project", "created"), [(p["name"], p["created"]) for p in found]))
+    names = ("name", "rate", "burst", "created")
+    say(as_json, found, table(("project", *names[1:]), [[one[name] for name in names] for one in found]))
+
+
+@project.command("quota")
+def set_project_quota(
+    name: Annotated[str, typer.Argument(help="The project's name.", show_default=False)],
+    rate: Annotated[str, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)],
+    burst: Burst = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Limit the calls a project may make, or lift its limit. Its own administrators may only tighten it."""
+    with open_yard(data) as yard:
+        changed = yard.set_quota(rate=a_second(rate), burst=burst, project=name)
+    say(as_json, changed, _limit(f"project {name}", changed))
+
+
+def _limit(of: str, changed: Mapping[str, Any]) -> str:
+    if changed["rate"] is None:
+        return f"{of}: any number of calls"
+    return f"{of}: {changed['rate']:g} calls a second, {changed['burst']} at once"
 
 
 def usage(

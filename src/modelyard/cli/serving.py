@@ -45,6 +45,7 @@ def deploy(
         float | None, typer.Option(help="Seconds; a call that would take longer is refused at once.", show_default=False)
     ] = None,
     cache: Annotated[bool, typer.Option("--cache", help="Answer the same input from memory.")] = False,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads a replica computes in.", metavar="N")] = 1,
     canary: Annotated[
         int | None, typer.Option(min=1, max=99, help="Try it on so many % of the calls.", metavar="%", show_default=False)
     ] = None,
@@ -72,6 +73,7 @@ def deploy(
                 engine=engine,
                 latency_target=latency_target,
                 cache=cache,
+                threads=threads,
                 canary=canary,
                 shadow=shadow,
                 min_replicas=min_replicas,

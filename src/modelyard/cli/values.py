@@ -49,6 +49,20 @@ def seconds(text: str | None) -> float | None:
     return count
 
 
+def rate(text: str | None) -> float | None:
+    """'100/s', '30/m' or '1000/h' as calls a second; 'none' and None as none."""
+    if text is None or text == "none":
+        return None
+    number, _, unit = text.partition("/")
+    try:
+        calls = float(number) / {"": 1, "s": 1, "m": 60, "h": 3600}[unit]
+    except (ValueError, KeyError):
+        calls = 0.0
+    if not 0 < calls < float("inf"):
+        raise Invalid(f"'{text}' is no rate of calls; expected something like 100/s or 30/m, or none.")
+    return calls
+
+
 def amount_of_bytes(text: str | None) -> int | None:
     """'8GiB', '512MiB', '500MB' or '2000000' as bytes."""
     if text is None:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Answer(Mapping[str, "Array"]):
     """A mapping of output name → array (object arrays of `bytes` for text). `deployment` answered with `version` of its model,
-    for the request `id`; `model` names both ('digits-cnn@3'): `Yard.receipt` takes it from there, whatever is served since."""
+    for the request `id`; `model` names both ('digits-cnn@3'): `Yard.receipt` takes it from there, whatever is served since.
+    `trace`: the id of the trace that its spans are in, where they are wanted."""
 
     outputs: Mapping[str, Array]
     deployment: str
     version: str
     id: str
     model: str = ""
+    trace: str = ""
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]

@@ -98,7 +98,8 @@ def decode(headers: Mapping[str, str], body: bytes) -> Answer:
                 length += size
         request = header.get("id") or headers.get("x-request-id") or ""
         model = (header.get("parameters") or {}).get("model", "")
-        return Answer(outputs, header["model_name"], str(header.get("model_version", "")), request, str(model))
+        trace = headers.get("traceparent", "")[3:35]
+        return Answer(outputs, header["model_name"], str(header.get("model_version", "")), request, str(model), trace)
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise Internal(f"The answer is not the Open Inference Protocol's: {error!r}.") from error
 

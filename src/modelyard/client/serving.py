@@ -37,9 +37,9 @@ class Serving:
         the version is tried beside the one that serves, and taken back by itself where it is seen to be worse.
 
         Options: `min_replicas` (0: it sleeps after `idle` seconds without a call) and `max_replicas`, both `replicas` where not
-        said; `latency_target` in seconds; `cache`; `policy`, what a version on trial is judged by.
-        Returns when calls are answered by it alone, or by it on trial, unless not `wait`. Raises the replica's own error if it
-        cannot."""
+        said; `latency_target` in seconds; `cache`; `threads` that a replica computes in; `policy`, what a version on trial is
+        judged by. Returns when calls are answered by it alone, or by it on trial, unless not `wait`. Raises the replica's own
+        error if it cannot."""
         given = {"engine": engine, "canary": canary, "shadow": shadow, **options}
         body = {"name": name, "model": self.served(model), "replicas": replicas}
         body |= {key: value for key, value in given.items() if value is not None}

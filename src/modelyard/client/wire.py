@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class Wire:
         """One request, once; its answer's body is read within the context. `silence`: seconds it may pause."""
         patience, url = silence or self._timeout, self._url
         sent = {"Host": url.netloc.rpartition("@")[2].encode("idna").decode(), "User-Agent": "modelyard", "Accept": "*/*"}
-        sent |= {"Authorization": f"Bearer {self.profile.key}", **headers}
+        sent |= {"Authorization": f"Bearer {self.profile.key}", **traced(), **headers}
         if body is None and method in ("POST", "PUT"):
             sent["Content-Length"] = "0"
         return self._pool.stream(
@@ -176,6 +177,15 @@ class Wire:
             content=iter(body()) if body else None,
             extensions={"timeout": {"connect": _CONNECT, "read": patience, "write": patience, "pool": patience}},
         )
+
+
+def traced() -> dict[str, str]:
+    """The header of the trace that this program is in by OpenTelemetry, if it is in one. Who has not loaded that is in none."""
+    tracing = sys.modules.get("opentelemetry.trace")
+    context = None if tracing is None else tracing.get_current_span().get_span_context()
+    if context is None or not context.is_valid:
+        return {}
+    return {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
 
 
 def with_query(path: str, params: Mapping[str, Any]) -> str:

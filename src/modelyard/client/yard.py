@@ -291,14 +291,22 @@ class Yard(Serving):
     # Serving
 
     def predict(
-        self, name: str, inputs: Tensors | None = None, *, image: Any = None, text: Any = None, version: str | None = None
+        self,
+        name: str,
+        inputs: Tensors | None = None,
+        *,
+        image: Any = None,
+        text: Any = None,
+        version: str | None = None,
+        traceparent: str | None = None,
     ) -> Answer:
         """One call. `inputs`: tensor name → numpy array, or nested lists that take the model's own datatype, dim 0 the batch.
         `image`: a path, the bytes of a PNG or JPEG, a Pillow image, or a list of these; `text`: one, or a list. `version`: only
-        that one may answer."""
+        that one may answer. `traceparent`: the trace it belongs to, if not that of OpenTelemetry's active span."""
         asked = {"inputs": inputs, "image": image, "text": text}
         # numpy costs more than all the rest of the client, so it comes with the first prediction
         headers, body = load("modelyard.client.oip:request")(asked, lambda: self._signature(name))
+        headers |= {"traceparent": traceparent} if traceparent else {}
         path = f"/v2/models/{segment(name)}" + (f"/versions/{segment(version)}" if version else "") + "/infer"
         response = self._wire.send("POST", path, body=lambda: (body,), headers=headers)
         answer: Answer = load("modelyard.client.oip:decode")(response.headers, response.content)
@@ -330,14 +338,29 @@ class Yard(Serving):
     def keys(self) -> list[Json]:
         return list(self._wire.get("/api/keys"))
 
-    def create_key(self, scope: str, *, name: str | None = None, expires: float | None = None) -> Json:
-        """A new API key of this project: {id, key, scope}; `key` is never shown again. `expires`: seconds from now."""
-        body = {"scope": scope, "name": name, "expires": expires}
+    def create_key(
+        self,
+        scope: str,
+        *,
+        name: str | None = None,
+        expires: float | None = None,
+        rate: float | None = None,
+        burst: int | None = None,
+    ) -> Json:
+        """A new API key of this project: {id, key, scope}; `key` is never shown again. `expires`: seconds from now. `rate`:
+        calls a second it may make, `burst` at once."""
+        body = {"scope": scope, "name": name, "expires": expires, "rate": rate, "burst": burst}
         return dict(self._wire.post("/api/keys", {key: value for key, value in body.items() if value is not None}))
 
     def revoke_key(self, key: str) -> None:
         """Revoke a key by its id; it is refused everywhere within a second."""
         self._wire.delete(f"/api/keys/{segment(key)}")
+
+    def set_quota(self, *, rate: float | None, burst: int | None = None, key: str | None = None, project: str = "") -> Json:
+        """Let a key, by its id, or else a project (this one, where not said) make `rate` calls a second and `burst` at once;
+        rate None: any number. It holds within a second."""
+        name = segment(key or project or self.whoami()["project"])
+        return dict(self._wire.put(f"/api/{'keys' if key else 'projects'}/{name}/quota", {"rate": rate, "burst": burst}))
 
     def projects(self) -> list[Json]:
         return list(self._wire.get("/api/projects"))

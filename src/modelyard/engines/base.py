@@ -117,7 +117,9 @@ class StreamEngine(Protocol):
 
 
 class EngineFactory(Protocol):
-    def __call__(self, folder: Path, card: ModelCard) -> BatchEngine | StreamEngine: ...
+    """`threads`: how many the engine may compute in, its own included; none of them spins while it waits."""
+
+    def __call__(self, folder: Path, card: ModelCard, *, threads: int = 1) -> BatchEngine | StreamEngine: ...
 
 
 # Engines that compute a graph: no code comes with a version that they run.

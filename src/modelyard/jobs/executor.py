@@ -123,13 +123,14 @@ class LocalExecutor:
         return {token: ProcessStatus(token, p["pid"], p["exit"]) for token, p in listed if p["label"] == "replica"}
 
     def nodes(self) -> Sequence[Node]:
-        """This machine."""
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return (Node("local", Amount(self._settings.job_cpus or os.cpu_count() or 1, len(sandbox.gpus()), memory)),)
+        """This machine, and of its processors those for jobs."""
+        (machine,) = self.machines()
+        return (Node(machine.name, machine.room._replace(cpus=self._settings.job_cpus or machine.room.cpus)),)
 
     def machines(self) -> Sequence[Node]:
         """This machine."""
-        return self.nodes()
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return (Node("local", Amount(os.cpu_count() or 1, len(sandbox.gpus()), memory)),)
 
     def end_gangs(self) -> Mapping[str, ModelyardError]:
         others = {t: p for t, p in self.processes().items() if p["label"] == "gang" and t not in self._gangs}

@@ -12,6 +12,7 @@ from modelyard.serving.cache import Cache
 from modelyard.serving.doors import Door
 from modelyard.serving.meter import Slot
 from modelyard.serving.metrics import Cell
+from modelyard.serving.quotas import Buckets
 from modelyard.serving.router import Group
 from modelyard.serving.trials import Comparison
 from modelyard.serving.types import Envelope, Route
@@ -31,12 +32,14 @@ class Waiter(Protocol):
 
 
 class Admission:
-    """The verdict on a request line and its key, with all that is found on the way; shared by calls that look the same.
+    """The verdict on a request line and its key, with all that is found on the way; shared by calls that look the same. Where
+    there is a quota, each of them is taken from `buckets`.
 
     While a release is on trial, `canary` is the admission of the calls that it is given, `comparison` counts whose turn it is
     and what came of it, `shadow` where copies go to; `cache` holds answers where the deployment wants that."""
 
     __slots__ = (
+        "buckets",
         "cache",
         "canary",
         "cell",
@@ -72,6 +75,7 @@ class Admission:
         self.comparison: Comparison | None = None
         self.outcome: Callable[[bool, float], None] | None = None
         self.cache: Cache | None = None
+        self.buckets: Buckets | None = None
 
     def turn(self) -> Admission:
         """The admission of the next call: this one, or the canary's."""

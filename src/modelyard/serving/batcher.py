@@ -63,6 +63,7 @@ class Batcher:
         self._rows, self._running, self._calls, self._began, self._waited = 0, 0, 0, 0.0, 0.0
         self._sure = self._safe = 0.0
         self._batch: Sequence[Waiting] = ()
+        self.ran = (0.0, 0.0)  # when the batch that is handed back began, and when it was computed
         self._call_work = float(limits.length)
         self._busy = self._scheduled = self._quick = False
         self._work: queue.SimpleQueue[Sequence[Waiting] | None] = queue.SimpleQueue()
@@ -184,6 +185,7 @@ class Batcher:
         self._busy = False
         self.stats.batch(self._rows, seconds, self._waited, failed)
         began, work = self._began, self._running
+        self.ran = (began, began + seconds)
         self._running = self._calls = 0
         self._batch = ()  # each of its calls knows its question: nobody holds them on
         if not was_quick:

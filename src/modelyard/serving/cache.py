@@ -28,14 +28,11 @@ class Cache:
     def __init__(self, room: int) -> None:
         self._room, self._taken = room, 0
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self.hits = self.misses = 0
 
     def get(self, key: Key) -> Kept | None:
         kept = self._kept.get(key)
         if kept is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._kept.move_to_end(key)
         return kept
 

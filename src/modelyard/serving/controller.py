@@ -278,13 +278,15 @@ class Controller:
         except Unavailable as error:  # the store is gone: others' replicas must not wait for it
             self._postpone(release, error)
             return
-        token = f"r-{secrets.token_hex(6)}"
+        token, threads = f"r-{secrets.token_hex(6)}", self._space.threads(deployment, release)
         address = self._settings.run / "replicas" / token / "replica.sock"
         with self._db.begin() as session:
             current = session.get(ReleaseRow, (release.deployment, release.generation))
             if current is None or session.get(DeploymentRow, deployment.id) is None:
                 return
-            session.add(releases.replica(token, deployment.project, current, str(address)))
+            row = releases.replica(token, deployment.project, current, str(address))
+            row.threads = threads
+            session.add(row)
 
         def go(folder: Path) -> None:
             self._executor.start_replica(
@@ -294,6 +296,7 @@ class Controller:
                     folder,
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
+                    threads=threads,
                     model=f"{release.model}@{release.version}",
                     settings=self._space.settings(release),
                     group=f"{deployment.project}/{deployment.name}",

@@ -69,6 +69,14 @@ async def dial(loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, addr
     return ahead
 
 
+def machine_of(address: str) -> str:
+    """The host that an address is on; '' for this machine."""
+    try:
+        return tls.parse(address).host if address.startswith(tls.SCHEME) else ""
+    except Invalid:
+        return address  # nobody is reached there
+
+
 def connect(address: str, identity: Path | None, patience: float) -> socket.socket:
     """As `dial`, for who waits: a socket that speaks to the replica, with this timeout. Raises `OSError`."""
     if not address.startswith(tls.SCHEME):

@@ -6,6 +6,7 @@ answer is written (a stream's before its end is), exactly once, whatever happens
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from modelyard.serving.coding import EVENTS
 from modelyard.serving.frames import Fault, Head, Usage
 from modelyard.serving.gateway import SMALL, Gateway, too_large, too_much
 from modelyard.serving.router import Link, Underway
+from modelyard.serving.traces import Trace
 from modelyard.tenancy import door as tenancy_door
 
 CLIENT_GONE = 499
@@ -43,6 +45,7 @@ class Exchange(Underway):
     """`began` is a time.time(), `started` the connection's clock, both at the request's head."""
 
     admission: Admission | None = None
+    trace: Trace | None = None  # where it is sampled
     refusal: ModelyardError | None = None
     response: bytes | bytearray | None = None
     link: Link | None = None
@@ -100,6 +103,8 @@ class Exchange(Underway):
         """Give the whole request to a replica, where its answer is not known already."""
         admission = self.admission
         assert admission is not None
+        if self.trace is not None:
+            self.trace.sent = self._connection.now()
         if admission.cache is not None and self._known(admission, admission.cache):
             return
         self._gateway.send(self, admission, self.head, self.body, self.began)
@@ -110,7 +115,9 @@ class Exchange(Underway):
         self._key = key_of(route.project, route.deployment, route.identity, envelope.door, envelope.verb, self.head, self.body)
         kept = cache.get(self._key)
         if kept is None:
+            admission.cell.misses += 1
             return False
+        admission.cell.hits += 1
         seconds = self._connection.now() - self.started
         try:
             self._hold(len(kept.body))
@@ -119,6 +126,9 @@ class Exchange(Underway):
             return True
         self._answered = True
         self._gateway.settle(admission, Usage(), 200, len(self.body), len(kept.body), seconds, compared=False)
+        if self.trace is not None:
+            self.trace.sent = 0.0
+            self._traced(self.trace, 200, seconds)
         self._connection.answer(self, 200, kept.head, kept.body)
         self.drop()
         return True
@@ -129,6 +139,8 @@ class Exchange(Underway):
         self.drop()
         status = tenancy_door.status(error)
         self._gateway.metrics.refuse(status)
+        if self.trace is not None:
+            self._traced(self.trace, status, self._connection.now() - self.started)
         door = self._gateway.door(self.url)
         self._connection.answer(self, status, tenancy_door.headers(error), door.error(error))
 
@@ -253,6 +265,17 @@ class Exchange(Underway):
         seconds = self._connection.now() - self.started
         received = len(self.frame.data) if calls else 0
         self._gateway.settle(self.admission, usage, status, received, size, seconds, calls)
+        if self.trace is not None and calls:
+            self._traced(self.trace, status, seconds)
+
+    def _traced(self, trace: Trace, status: int, seconds: float) -> None:
+        """Tell the spans of a sampled call."""
+        about: dict[str, str | int] = {"status": status, "call": self.id}
+        if self.admission is not None:
+            route, door = self.admission.route, self.admission.envelope.door
+            about |= {"project": route.project, "deployment": route.deployment, "version": self.admission.version, "door": door}
+        sent = trace.sent - self.started if trace.sent else 0.0
+        self._gateway.traces.add(trace, time.time() - seconds, seconds, sent, self.times, about)
 
 
 def is_stale(error: ModelyardError, credentials: Credentials) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from modelyard.serving.types import Route
 from modelyard.telemetry import UNEXPECTED, log
 from modelyard.tenancy.access import KeyRecord
+from modelyard.tenancy.quota import Quota
 
 _log = log(__name__)
 EVERY = 0.25  # seconds between looks
@@ -25,11 +26,12 @@ Done = Callable[[bool], None]
 
 
 class State(NamedTuple):
-    """What a gateway knows, as of a revision."""
+    """What a gateway knows, as of a revision. `quotas`: of projects; a key has its own with it."""
 
     revision: int
     keys: Sequence[KeyRecord]
     routes: Sequence[Route]
+    quotas: Mapping[str, Quota] = {}
 
 
 class Follower:

@@ -97,7 +97,8 @@ class GrantFrame(msgspec.Struct, array_like=True, tag=5, gc=False):
 
 class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
     """The last frame of a call. `queue_depth`: calls the replica holds now, from all gateways. An answer of one small piece
-    comes with it: `data`, and `head` its headers; then there is no PART."""
+    comes with it: `data`, and `head` its headers; then there is no PART. `times`, of a sampled call: the seconds from its CALL
+    until it was decoded, its batch began, was computed, and its answer was encoded."""
 
     id: int
     usage: Usage
@@ -105,6 +106,7 @@ class EndFrame(msgspec.Struct, array_like=True, tag=6, gc=False):
     error: Fault | None = None
     data: bytes | None = None
     head: Head = None
+    times: tuple[float, float, float, float] | None = None
 
 
 class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
@@ -113,8 +115,13 @@ class CancelFrame(msgspec.Struct, array_like=True, tag=7, gc=False):
     id: int
 
 
+# Whether other replicas share the machine of the one that is asked how it is.
+ALONE, SHARED = "alone", "shared"
+
+
 class HealthFrame(msgspec.Struct, array_like=True, tag=8, gc=False):
-    """Asked with `seq` alone; answered with the same `seq`. `state` is loading, ready, failed or draining; `metadata` the
+    """Asked with a `seq` and, by gateways, as `state` whether the replica is 'alone' on its machine or it is 'shared'; answered
+    with the same `seq`. `state` then is loading, ready, failed or draining; `metadata` the
     public tensors, and of the best batch where that was measured; `steps` counts batches computed, so that a busy replica can
     be told from a hung one; `stats` are the counters of `stats.Stats`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import httptools
@@ -25,9 +25,11 @@ from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters
 from modelyard.serving.metrics import CallMetrics, Labels
-from modelyard.serving.router import Group, Router, Underway
+from modelyard.serving.quotas import Quotas, take
+from modelyard.serving.router import Group, Link, Router, Underway
 from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
+from modelyard.serving.traces import Traces
 from modelyard.serving.trials import COPIES, LARGEST, Comparison, Mirror
 from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
 from modelyard.settings import Settings
@@ -67,6 +69,8 @@ class Gateway:
         self._comparisons: dict[tuple[int, int, int], Comparison] = {}
         self.cache = Cache(settings.cache_bytes)
         self.sleepers = Sleepers()
+        self._quotas = Quotas()
+        self.traces = Traces(settings.logs / "spans.jsonl", settings.trace_sample)
         self._follower: Follower | None = None
         self._control: Callable[[], float] = lambda: 0.0
         self._bodies = _BODIES * settings.body_limit
@@ -86,6 +90,7 @@ class Gateway:
     def apply(self, state: State) -> None:
         """Know exactly this from now on."""
         self.keyring.replace(state.keys)
+        self._quotas.know(state.keys, state.quotas, time.time())
         self._set_routes(state.routes)
         self.sleepers.look(self._routes.get)
 
@@ -117,14 +122,22 @@ class Gateway:
         """The deployments a project may call, by name."""
         return sorted((r for r in self._routes.values() if r.project == project), key=lambda r: r.deployment)
 
-    def _depths(self) -> list[tuple[str, str, int]]:
-        return [(*name, sum(link.depth for link in group.links)) for name, group in self._groups.items()]
+    def _serving(self) -> Iterator[tuple[Labels, Sequence[Link]]]:
+        """The replicas of every release that calls go to: a deployment's stable one, and the one on trial."""
+        for name, route in self._routes.items():
+            yield (*name, route.version), self._groups[name].links
+            if route.trial is not None:
+                yield (*name, route.trial.version), self.router.group(route.trial.endpoints).links
+
+    def _depths(self) -> Mapping[Labels, int]:
+        depths: dict[Labels, int] = {}
+        for labels, links in self._serving():
+            depths[labels] = depths.get(labels, 0) + sum(link.depth for link in links)
+        return depths
 
     def _standing(self) -> list[tuple[Labels, str]]:
         """The state of every replica, by whose it is."""
-        return [
-            ((*name, self._routes[name].version), link.state) for name, group in self._groups.items() for link in group.links
-        ]
+        return [(labels, link.state) for labels, links in self._serving() for link in links]
 
     def refresh(self, done: Done) -> None:
         """Look at the database now, and call `done` with whether it was seen: somebody named a key or a deployment that is not
@@ -195,24 +208,29 @@ class Gateway:
         return route
 
     def admit(self, url: bytes, credentials: Credentials, now: float) -> Admission | None:
-        """Whether a POST of `url` is a call, and may be made; None where no door answers there. `now` is a time.time()."""
+        """Whether a POST of `url` is a call, and may be made now, which takes it from its quotas; None where no door answers
+        there. `now` is a time.time()."""
         admission = self._admissions.get((url, credentials))
-        if admission is not None and now < admission.until:
-            return admission if admission.canary is None else admission.turn()
-        for door in self._doors:
-            envelope = door.envelope(b"POST", _path(url))
-            if envelope is not None:
-                return self._admit(url, credentials, door, envelope, now)
-        return None
+        if admission is None or now >= admission.until:
+            admission = self._admit(url, credentials, now)
+            if admission is None:
+                return None
+        if admission.buckets is not None:
+            take(admission.buckets, now)
+        return admission if admission.canary is None else admission.turn()
 
-    def _admit(self, url: bytes, credentials: Credentials, door: Door, envelope: Envelope, now: float) -> Admission:
+    def _admit(self, url: bytes, credentials: Credentials, now: float) -> Admission | None:
+        door, envelope = self._asked(url)
+        if envelope is None:
+            return None
         principal = self.principal(credentials)
         route = self.route(principal.project, envelope.deployment, envelope.version)
         admission = self._admission(principal, envelope, route, door, now + _TRUSTED)
+        admission.buckets = self._quotas.of(principal)
         if len(self._admissions) >= _MOST_ADMISSIONS:
             self._admissions.clear()
         self._admissions[url, credentials] = admission
-        return admission.turn()
+        return admission
 
     def _admission(self, principal: Principal, envelope: Envelope, route: Route, door: Door, until: float) -> Admission:
         trial, version = route.trial, envelope.version
@@ -244,8 +262,13 @@ class Gateway:
 
     def door(self, url: bytes) -> Door:
         """The door in whose manner a refused request is answered."""
+        return self._asked(url)[0]
+
+    def _asked(self, url: bytes) -> tuple[Door, Envelope | None]:
+        """The door that answers there, and what is asked of it; the first door and None where none does."""
         path = _path(url)
-        return next((door for door in self._doors if door.envelope(b"POST", path) is not None), self._doors[0])
+        found = ((door, door.envelope(b"POST", path)) for door in self._doors)
+        return next(((door, envelope) for door, envelope in found if envelope is not None), (self._doors[0], None))
 
     # Grant, send, settle
 

@@ -16,7 +16,7 @@ from modelyard.serving import coding
 from modelyard.serving.admission import Credentials
 from modelyard.serving.gateway import CREDENTIALS
 
-_FORWARDED = 256  # bytes of a header's line that goes with a call, and twice that of all its lines: they must fit a frame
+FORWARDED = 256  # bytes of a header's line that goes with a call, and twice that of all its lines: they must fit a frame
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Headers that say something of the body; a request with none but the plain ones may be known again.
 PLAIN = frozenset({b"content-length", b"x-request-id"})
@@ -75,8 +75,8 @@ def read(
         elif name in SPECIAL:
             special[name] = value
         elif name in told:
-            known, text = told[name], value[:_FORWARDED].decode("latin-1")
-            head[known] = f"{head[known]}, {text}"[: 2 * _FORWARDED] if known in head else text
+            known, text = told[name], value[:FORWARDED].decode("latin-1")
+            head[known] = f"{head[known]}, {text}"[: 2 * FORWARDED] if known in head else text
     if head:
         coding.tell(head, limit)
     return credentials, head, special

@@ -201,13 +201,15 @@ class InferenceProtocol(Turns):
         self._last = not exchange.keep_alive
         exchange.id = head["x-request-id"] = gateway.call_id(special.get(b"x-request-id"))
         exchange.head = head
+        if "traceparent" in head or gateway.traces.sample:
+            exchange.trace = gateway.traces.begin(head)
         self.incoming = exchange
         self.turns.append(exchange)
         if refusal is not None and is_stale(refusal, credentials):
             self._wait(exchange, special, refusal)
         elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
-        elif exchange.keep_alive:
+        elif exchange.keep_alive and exchange.trace is None:
             self._plain = exchange
         return True
 
@@ -228,6 +230,8 @@ class InferenceProtocol(Turns):
         exchange.admission = admission
         exchange.id = self.gateway.call_id(known.call_id)
         exchange.head = {**known.forwarded, "x-request-id": exchange.id}
+        if self.gateway.traces.sample:
+            exchange.trace = self.gateway.traces.begin(exchange.head)
         exchange.body, exchange.whole = body, True
         self.turns.append(exchange)
         exchange.send()

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client.core import REGISTRY, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -17,14 +17,16 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 class Cell:
-    """The calls of one deployment's version: how many by status code, and how long they took."""
+    """The calls of one deployment's version: how many by status code, how long they took, and how many were looked up among
+    the answers kept, and found or not."""
 
-    __slots__ = ("buckets", "codes", "seconds")
+    __slots__ = ("buckets", "codes", "hits", "misses", "seconds")
 
     def __init__(self) -> None:
         self.codes: dict[int, int] = {200: 0}
         self.buckets = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
+        self.hits = self.misses = 0
 
     def count(self, code: int, seconds: float) -> None:
         codes = self.codes
@@ -35,12 +37,13 @@ class Cell:
 
 # Project, deployment, version; clients and the label call a deployment by the name they know it by: model.
 Labels = tuple[str, str, str]
+LABELS = ("project", "model", "version")
 
 
 class CallMetrics:
-    """All cells of one gateway. `depths` tells how many calls each (project, deployment) has at its replicas."""
+    """All cells of one gateway. `depths` tells how many calls each version has at its replicas."""
 
-    def __init__(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+    def __init__(self, depths: Callable[[], Mapping[Labels, int]]) -> None:
         self._cells: dict[Labels, Cell] = {}
         self._depths = depths
         self.refused: dict[int, int] = {}
@@ -54,23 +57,26 @@ class CallMetrics:
 
     def families(self, project: str | None) -> Iterator[Metric]:
         """The metrics of one project's calls (None: of all)."""
-        calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=("project", "model", "version", "code"))
-        seconds = HistogramMetricFamily(
-            "modelyard_call_seconds", "From the request's head to the answer.", labels=("project", "model", "version")
-        )
+        calls = CounterMetricFamily("modelyard_calls", "Calls answered.", labels=(*LABELS, "code"))
+        seconds = HistogramMetricFamily("modelyard_call_seconds", "From the request's head to the answer.", labels=LABELS)
+        hits = CounterMetricFamily("modelyard_cache_hits", "Calls answered from memory.", labels=LABELS)
+        misses = CounterMetricFamily("modelyard_cache_misses", "Calls whose answer was not in memory.", labels=LABELS)
         for labels, cell in list(self._cells.items()):
             if project in (None, labels[0]):
                 for code, number in list(cell.codes.items()):
                     calls.add_metric((*labels, str(code)), number)
                 seconds.add_metric(labels, cumulative(BOUNDS, cell.buckets), cell.seconds)
-        depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=("project", "model"))
-        for owner, deployment, number in self._depths():
-            if project in (None, owner):
-                depth.add_metric((owner, deployment), number)
+                if cell.hits or cell.misses:
+                    hits.add_metric(labels, cell.hits)
+                    misses.add_metric(labels, cell.misses)
+        depth = GaugeMetricFamily("modelyard_queue_depth", "Calls at the replicas.", labels=LABELS)
+        for labels, number in self._depths().items():
+            if project in (None, labels[0]):
+                depth.add_metric(labels, number)
         refused = CounterMetricFamily("modelyard_refused", "Requests that never became a call.", labels=("code",))
         for code, number in list(self.refused.items()):
             refused.add_metric((str(code),), number)
-        yield from (calls, seconds, depth, refused)
+        yield from (calls, seconds, hits, misses, depth, refused)
 
 
 def exposition(calls: Iterable[Metric], control: bytes | None = None) -> bytes:

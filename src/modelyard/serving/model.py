@@ -129,7 +129,7 @@ def load(spec: Spec) -> Model:
     or the transform find wrong."""
     folder = Path(spec.folder)
     card = ModelCard.load(folder)
-    engine: Any = ENGINES.get(spec.engine)(folder, card)
+    engine: Any = ENGINES.get(spec.engine)(folder, card, threads=spec.threads)
     if not hasattr(engine, "forward"):
         raise Invalid(f"Engine '{spec.engine}' is no batch engine, the only kind this replica runs.")
     model = Model(engine, build(card.transform, folder), card.task, f"modelyard_{spec.engine}")

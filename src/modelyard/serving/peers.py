@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from modelyard.serving.batching import Waiting
 from modelyard.serving.channel import ANSWERS, Channel
 from modelyard.serving.doors import Question
 from modelyard.serving.frames import CallFrame, Frame
+from modelyard.serving.traces import is_sampled
 
 
 class Peer:
@@ -22,9 +24,10 @@ class Peer:
 
 
 class Pending:
-    """A call in this replica, from its CALL to its END."""
+    """A call in this replica, from its CALL to its END. `since` is when it came, if it is sampled, else 0; `ran` then when its
+    batch began and when that was computed."""
 
-    __slots__ = ("cancelled", "frame", "peer", "pieces", "question", "unpacked", "waiting", "whole")
+    __slots__ = ("cancelled", "frame", "peer", "pieces", "question", "queued", "ran", "since", "unpacked", "waiting", "whole")
 
     def __init__(self, peer: Peer, frame: CallFrame) -> None:
         self.peer, self.frame = peer, frame
@@ -34,9 +37,20 @@ class Pending:
         self.whole = False
         self.cancelled = False
         self.unpacked = 0
+        self.since = time.perf_counter() if is_sampled(frame.head) else 0.0
+        self.queued = 0.0
+        self.ran: tuple[float, float] | None = None
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self.cancelled = True
         if self.waiting is not None:
             self.waiting.cancelled = True
+
+    @property
+    def times(self) -> tuple[float, float, float, float] | None:
+        """What the END of a sampled call tells, now that its answer is encoded."""
+        if self.ran is None:
+            return None
+        began, computed = self.ran
+        return self.queued - self.since, began - self.since, computed - self.since, time.perf_counter() - self.since

@@ -69,6 +69,7 @@ def write(session: Session, row: DeploymentRow, asked: Served, task: str, share:
             task=task,
             replicas=max(1, math.ceil(options_of(row).min_replicas * share / 100)),
             target_us=_target(options_of(row)),
+            threads=options_of(row).threads,
             state=DeploymentState.pending,
             created=now(),
         )
@@ -165,7 +166,7 @@ def _target(options: Options) -> int | None:
 
 def restarts(options: Options, row: ReleaseRow) -> bool:
     """Whether these options must be told to a replica when it starts."""
-    return _target(options) != row.target_us
+    return (_target(options), options.threads) != (row.target_us, row.threads)
 
 
 def wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:

@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from modelyard import telemetry
-from modelyard.errors import Internal, ModelyardError, Overloaded, TimedOut, Unavailable
+from modelyard.errors import Internal, ModelyardError, Overloaded, Unavailable
 from modelyard.jobs import confine
 from modelyard.serving import coding
 from modelyard.serving.batcher import Batcher
@@ -33,7 +33,9 @@ from modelyard.serving.best import DEFAULT
 from modelyard.serving.channel import Channel
 from modelyard.serving.copies import COMPARE, Comparing
 from modelyard.serving.doors import DOORS, Codec
+from modelyard.serving.faults import CANCELLED, late, unexpected
 from modelyard.serving.frames import (
+    ALONE,
     PIECE,
     BodyFrame,
     CallFrame,
@@ -58,9 +60,7 @@ _UNASKED, _ASKED = 10.0, 0.2
 _BROKEN = 3.0  # gateways ask at once, the controller every second: one that was ready stays for both
 _MOST = 8192  # calls at once
 _NOT_READY = {"loading": "is not ready", "draining": "is ending", "failed": "has failed"}
-_LATE = "The call's time was used up before it was computed."
 _NOTHING = Usage()
-_CANCELLED = Fault("cancelled", "The caller went away.")
 
 
 class Replica:
@@ -187,7 +187,7 @@ class Replica:
         if over is None:
             return None
         if left <= 0:
-            return TimedOut(_LATE)
+            return late()
         batcher.stats.refused += 1
         seconds, allowed = over
         ms, most = seconds * 1e3, allowed * 1e3
@@ -225,7 +225,7 @@ class Replica:
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
-            return _unexpected(error, frame)
+            return unexpected(error, frame)
 
     def _codec(self, frame: CallFrame, model: Model) -> Codec:
         codec = DOORS.get(frame.door).codec(model.signature, self._reference)
@@ -236,7 +236,7 @@ class Replica:
 
     def _prepared(self, pending: Pending, result: Waiting | ModelyardError) -> None:
         if pending.cancelled:
-            self._end(pending, _NOTHING, _CANCELLED)
+            self._end(pending, _NOTHING, CANCELLED)
         elif isinstance(result, ModelyardError):
             self._end(pending, _NOTHING, Fault(result.code, result.message))
         else:
@@ -250,10 +250,11 @@ class Replica:
             return
         pending.cancel()
         if pending.waiting is None and not pending.whole:
-            self._end(pending, _NOTHING, _CANCELLED)
+            self._end(pending, _NOTHING, CANCELLED)
 
     def _given_up(self, waiting: Waiting) -> None:
-        self._end(waiting.call, _NOTHING, _CANCELLED if waiting.cancelled else Fault(TimedOut.code, _LATE))
+        why = late()
+        self._end(waiting.call, _NOTHING, CANCELLED if waiting.cancelled else Fault(why.code, why.message))
 
     def _done(self, batch: Sequence[Waiting], answers: Sequence[Answer], cpu_us: int) -> None:
         """Encode and send a batch's answers, each as soon as it is encoded. Processor time of both threads is shared out by
@@ -265,6 +266,8 @@ class Replica:
         units = 0
         for waiting, answer in zip(batch, answers, strict=True):
             pending: Pending = waiting.call
+            if pending.since and self._batcher is not None:
+                pending.queued, pending.ran = waiting.since, self._batcher.ran
             result = self._encode(pending, answer)
             share = cpu_us * waiting.rows // total
             if isinstance(result, ModelyardError):
@@ -308,7 +311,7 @@ class Replica:
         except ModelyardError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the edge of a call: a defect fails this call, not the process
-            return _unexpected(error, frame)
+            return unexpected(error, frame)
 
     def _end(self, pending: Pending, usage: Usage, error: Fault | None, data: bytes | None = None, head: Head = None) -> None:
         number, peer = pending.frame.id, pending.peer
@@ -318,11 +321,13 @@ class Replica:
         self._depth -= 1
         if pending.unpacked:
             self._room.give(pending.unpacked)
-        peer.channel.send(EndFrame(number, usage, self._depth, error, data, head))
+        peer.channel.send(EndFrame(number, usage, self._depth, error, data, head, pending.times if pending.since else None))
         if self.state == "draining" and not self._depth:
             self._stop(0)
 
     def _tell(self, peer: Peer, asked: HealthFrame) -> None:
+        if asked.state:
+            self._next.alone = asked.state == ALONE
         batcher = self._batcher
         if self.state == "ready" and batcher is not None and (hung := batcher.hung(time.time())):
             self.broken(*hung)  # while those who wait behind it have time left to go elsewhere
@@ -333,12 +338,6 @@ class Replica:
         peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
             self._loop.call_later(self._asked, self._stop, 1)
-
-
-def _unexpected(error: Exception, frame: CallFrame) -> Internal:
-    telemetry.UNEXPECTED.labels("replica").inc()
-    _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
-    return Internal()
 
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:

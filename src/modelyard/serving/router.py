@@ -7,6 +7,7 @@ whose replica is lost or ending to another one, once. It knows frames and endpoi
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import msgspec
 
 from modelyard.errors import Invalid, Overloaded, TimedOut, Unavailable
 from modelyard.serving.channel import Channel
-from modelyard.serving.dial import dial
+from modelyard.serving.dial import dial, machine_of
 from modelyard.serving.frames import (
+    ALONE,
+    SHARED,
     CallFrame,
     CancelFrame,
     EndFrame,
@@ -55,6 +58,7 @@ class Underway:
     group: Group
     link: Link | None
     retried: bool
+    times: tuple[float, ...] | None = None  # of a sampled call: what its replica told of it
 
     def part(self, data: bytes, head: Head) -> None:
         """A piece of the answer; the first with its headers, if there are any."""
@@ -77,7 +81,7 @@ class Link:
     """The connection to one replica. `up` is None while the first attempt to connect runs."""
 
     def __init__(self, router: Router, loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+        self.endpoint, self.machine = endpoint, machine_of(endpoint.address)
         self.calls: dict[int, Underway] = {}
         self.depth = 0
         self.up: bool | None = None
@@ -121,11 +125,12 @@ class Link:
             self._channel.drop(call.frame.id)
             self._channel.send(CancelFrame(call.frame.id))
 
-    def check(self, now: float) -> None:
-        """Ask how the replica is, and tell the calls that are late. `now` is a time.time()."""
+    def check(self, now: float, alone: bool) -> None:
+        """Ask how the replica is, telling it whether it is alone on its machine, and tell the calls that are late. `now` is a
+        time.time()."""
         if self.up:
             self._asked += 1
-            self._channel.send(HealthFrame(self._asked))
+            self._channel.send(HealthFrame(self._asked, ALONE if alone else SHARED))
         late = [call for call in self.calls.values() if call.frame.deadline <= now]
         for call in late:
             self.cancel(call)
@@ -180,6 +185,7 @@ class Link:
             return
         if frame.data is not None and error is None:
             call.part(frame.data, frame.head)
+        call.times = frame.times
         call.ended(frame.usage, error)
 
     def _lost(self, why: Exception | None) -> None:
@@ -285,8 +291,10 @@ class Router:
 
     def check(self, now: float) -> None:
         """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""
-        for link in (*self._links.values(), *self._old):
-            link.check(now)
+        links = (*self._links.values(), *self._old)
+        there = Counter(link.machine for link in links if link.up)
+        for link in links:
+            link.check(now, there[link.machine] == 1)
         self._old = {link for link in self._old if link.calls}
 
     def close(self) -> None:

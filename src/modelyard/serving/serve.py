@@ -26,6 +26,7 @@ from modelyard.serving.http import InferenceProtocol
 from modelyard.serving.meter import Counters, Meters, Settlement
 from modelyard.serving.relay import Relay
 from modelyard.serving.router import Router
+from modelyard.serving.traces import Traces
 from modelyard.serving.types import Route, Seen
 from modelyard.settings import Settings
 from modelyard.telemetry import UNEXPECTED, log
@@ -97,6 +98,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
         loop.create_task(relay.watch()),
         loop.create_task(_hurry(gateway)),
         loop.create_task(_tell(gateway, books)),
+        loop.create_task(_keep(gateway.traces)),
     )
     try:
         await server.serve(sockets=[listener])
@@ -109,6 +111,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
         router.close()
         follower.stop()
         meters.stop()
+        gateway.traces.write(gateway.traces.taken())
 
 
 def _config(gateway: Gateway, relay: Relay) -> uvicorn.Config:
@@ -167,3 +170,12 @@ async def _tell(gateway: Gateway, books: Books) -> None:
         except Exception as error:  # noqa: BLE001 - the edge of a task: they are totals, the next ones hold these
             UNEXPECTED.labels("gateway").inc()
             _log.warning("observations not written", error=repr(error)[:300])
+
+
+async def _keep(traces: Traces) -> None:
+    """Write down the spans of sampled calls."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(CHECK)
+        if lines := traces.taken():
+            await loop.run_in_executor(None, traces.write, lines)

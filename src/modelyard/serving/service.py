@@ -38,10 +38,14 @@ from modelyard.tenancy.types import Principal
 
 @dataclass(frozen=True, slots=True)
 class Replica:
+    """A replica as the API shows it. `note`: what it was not given."""
+
     token: str
     state: str
     pid: int | None
     version: str
+    threads: int
+    note: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +286,19 @@ def _one(
         trial=trial,
         previous=f"{before.model}@{before.version}" if before else None,
         note=row.note,
-        replicas=[Replica(r.token, r.state, r.pid, str(r.version)) for r in replicas],
+        replicas=[_replica(r, known.get((row.id, r.generation))) for r in replicas],
         inputs=stable.signature.get("inputs", []) if stable.signature else [],
         outputs=stable.signature.get("outputs", []) if stable.signature else [],
         created=row.created,
         updated=row.updated,
     )
+
+
+def _replica(row: ReplicaRow, release: ReleaseRow | None) -> Replica:
+    asked, note = release.threads if release is not None else row.threads, None
+    if row.threads < asked:
+        note = f"It computes in {row.threads} of the {asked} threads asked for: its machine had no more cores to give."
+    return Replica(row.token, row.state, row.pid, str(row.version), row.threads, note)
 
 
 def resolve(session: Session, project: str, reference: str) -> Version:

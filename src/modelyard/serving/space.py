@@ -1,4 +1,5 @@
-"""Whether there is room for one more replica on the machines there are, and who gives way where there is not.
+"""Whether there is room for one more replica on the machines there are, who gives way where there is not, and how many threads
+it may compute in.
 
 The controller asks before it starts one. What a replica of an artefact takes is measured when it is ready and kept, so that
 the second one is admitted by what the first one took. `scaling.make_room` decides; this reads and writes what it needs.
@@ -73,6 +74,17 @@ class Space:
             measured = session.get(MeasureRow, (release.artefact, release.engine, NODE))
         return most if measured is None or not measured.memory else min(most, 2 * measured.memory + _CALLS)
 
+    def threads(self, deployment: DeploymentRow, release: ReleaseRow) -> int:
+        """How many threads one more replica of a release may compute in, beside all those that stay: not those that are
+        leaving, nor those that the stable release takes over from."""
+        staying = (deployment.stable, deployment.trial)
+        with self._db.read() as session:
+            there = session.scalars(select(ReplicaRow).where(ReplicaRow.state != ReplicaState.draining)).all()
+        before = release.generation == deployment.stable
+        left = [row for row in there if before and row.deployment == deployment.id and row.generation not in staying]
+        taken = sum(row.threads for row in there) - sum(row.threads for row in left)
+        return granted(release.threads, taken, [node.room.cpus for node in self._machines() if not node.away])
+
     def measured(self, token: str, health: Health) -> None:
         """Keep what a replica that is ready takes, and its best batch."""
         with self._db.begin() as session:
@@ -143,6 +155,12 @@ class Space:
         there = [node.room.memory for node in self._machines() if not node.away]
         limit = self._settings.serving_memory
         return Room(sum(limit or memory * 3 // 4 for memory in there), self._settings.serving_replicas)
+
+
+def granted(asked: int, taken: int, cores: Sequence[int]) -> int:
+    """How many threads a replica is given that asked for so many where others have `taken` some: no more than are left of the
+    machine's `cores`, but one. Which of several machines it comes to is not known before: there it is one."""
+    return max(1, min(asked, cores[0] - taken)) if len(cores) == 1 else 1
 
 
 def _why(need: int, held: Sequence[Holder], room: Room) -> str:

@@ -40,7 +40,8 @@ class DeploymentRow(Base):
 
 class ReleaseRow(Base):
     """One generation of a deployment: a version on an engine. `replicas` is how many are wanted of it now; `settled`: all of
-    them were ready once, so that nothing older is needed; `signature` what a ready one reported."""
+    them were ready once, so that nothing older is needed; `signature` what a ready one reported; `threads` how many each may
+    compute in."""
 
     __tablename__ = "releases"
 
@@ -53,6 +54,7 @@ class ReleaseRow(Base):
     task: Mapped[str]
     replicas: Mapped[int]
     target_us: Mapped[int | None]
+    threads: Mapped[int] = mapped_column(default=1)
     settled: Mapped[bool] = mapped_column(default=False)
     state: Mapped[str]
     error: Mapped[str | None]
@@ -91,7 +93,8 @@ class MeasureRow(Base):
 
 
 class ReplicaRow(Base):
-    """One process that serves one generation of a deployment. `address`: where it is reached (`dial`)."""
+    """One process that serves one generation of a deployment. `address`: where it is reached (`dial`); `threads`: how many it
+    was given to compute in."""
 
     __tablename__ = "replicas"
     __table_args__ = (Index("ix_replicas_deployment", "project", "deployment"),)
@@ -104,6 +107,7 @@ class ReplicaRow(Base):
     version: Mapped[int]
     state: Mapped[str]
     address: Mapped[str]
+    threads: Mapped[int] = mapped_column(default=1)
     pid: Mapped[int | None]
     started: Mapped[datetime]
     changed: Mapped[datetime]

@@ -12,10 +12,9 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from modelyard.serving.metrics import Labels, cumulative
+from modelyard.serving.metrics import LABELS, Labels, cumulative
 from modelyard.serving.stats import SIZES, Stats
 
-_LABELS = ("project", "model", "version")
 _MOST = 10_000  # replicas remembered; the oldest are long gone
 _STATES = ("ready", "draining", "silent", "lost", "connecting")
 
@@ -64,20 +63,20 @@ class Tally:
     def families(self, project: str | None) -> Iterator[Metric]:
         """The metrics of one project's replicas (None: of all)."""
         counters = {
-            "batches": CounterMetricFamily("modelyard_batches", "Batches computed.", labels=_LABELS),
-            "compute": CounterMetricFamily("modelyard_compute_seconds", "Seconds models computed.", labels=_LABELS),
-            "queue": CounterMetricFamily("modelyard_queue_seconds", "Seconds calls waited for a batch.", labels=_LABELS),
-            "units": CounterMetricFamily("modelyard_units", "Units billed.", labels=_LABELS),
-            "refused": CounterMetricFamily("modelyard_overloaded", "Calls replicas refused as too many.", labels=_LABELS),
-            "failures": CounterMetricFamily("modelyard_model_failures", "Calls that models failed.", labels=_LABELS),
+            "batches": CounterMetricFamily("modelyard_batches", "Batches computed.", labels=LABELS),
+            "compute": CounterMetricFamily("modelyard_compute_seconds", "Seconds models computed.", labels=LABELS),
+            "queue": CounterMetricFamily("modelyard_queue_seconds", "Seconds calls waited for a batch.", labels=LABELS),
+            "units": CounterMetricFamily("modelyard_units", "Units billed.", labels=LABELS),
+            "refused": CounterMetricFamily("modelyard_overloaded", "Calls replicas refused as too many.", labels=LABELS),
+            "failures": CounterMetricFamily("modelyard_model_failures", "Calls that models failed.", labels=LABELS),
         }
-        rows = HistogramMetricFamily("modelyard_batch_rows", "Rows of a batch.", labels=_LABELS)
+        rows = HistogramMetricFamily("modelyard_batch_rows", "Rows of a batch.", labels=LABELS)
         for labels, total in self._sums.items():
             if project in (None, labels[0]):
                 for name, family in counters.items():
                     family.add_metric(labels, getattr(total, name))
                 rows.add_metric(labels, cumulative(SIZES, total.sizes), total.rows)
-        replicas = GaugeMetricFamily("modelyard_replicas", "Replicas, by how they are.", labels=(*_LABELS, "state"))
+        replicas = GaugeMetricFamily("modelyard_replicas", "Replicas, by how they are.", labels=(*LABELS, "state"))
         states = Counter(self._standing())
         for labels in sorted({labels for labels, _ in states}):
             if project in (None, labels[0]):

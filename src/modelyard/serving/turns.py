@@ -47,6 +47,8 @@ class Turns(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         defaults = self.server_state.default_headers
+        if exchange.trace is not None:
+            head = {**(head or {}), "traceparent": exchange.trace.header}
         if head is None and status == 200 and exchange.keep_alive:
             exchange.response = self._defaults.plain(defaults, exchange.id, body)
         else:
@@ -61,6 +63,8 @@ class Turns(HttpToolsProtocol):
             return
         start = b""
         if head is not None:
+            if exchange.trace is not None:
+                head = {**head, "traceparent": exchange.trace.header}
             start = heads.begin(self._defaults.lines(self.server_state.default_headers), exchange.id, exchange.keep_alive, head)
         if exchange.response is None:
             exchange.response = bytearray()

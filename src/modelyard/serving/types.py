@@ -44,13 +44,14 @@ class Options(Config):
     """How a deployment is served. Between `min_replicas` and `max_replicas` it grows and shrinks with the calls; with 0 it ends
     its processes after `idle` seconds without one, and the next call waits for it. `latency_target`: seconds a call should take
     at most; one that would wait longer is refused at once. `cache`: the same input to the same version is answered from memory.
-    `policy` decides on releases on trial."""
+    `threads`: how many a replica computes in, where the machine has so many to spare. `policy` decides on releases on trial."""
 
     min_replicas: int = Field(default=1, ge=0, le=64)
     max_replicas: int = Field(default=1, ge=1, le=64)
     latency_target: float | None = Field(default=None, gt=0, le=3600)
     idle: float = Field(default=300.0, gt=0)
     cache: bool = False
+    threads: int = Field(default=1, ge=1, le=256)
     policy: Policy = Policy()
 
     @model_validator(mode="after")
@@ -74,6 +75,7 @@ class DeploymentRequest(Config):
     latency_target: float | None = Field(default=None, gt=0, le=3600)
     idle: float | None = Field(default=None, gt=0)
     cache: bool = False
+    threads: int = Field(default=1, ge=1, le=256)
     policy: Policy = Policy()
     canary: int | None = Field(default=None, ge=1, le=99)
     shadow: int | None = Field(default=None, ge=1, le=100)
@@ -89,6 +91,7 @@ class DeploymentRequest(Config):
             max_replicas=most,
             latency_target=self.latency_target,
             cache=self.cache,
+            threads=self.threads,
             policy=self.policy,
             **given,
         )

@@ -19,7 +19,8 @@ from sqlalchemy import select
 
 from modelyard.db import Database, Session, revision
 from modelyard.errors import Forbidden, Unauthorized
-from modelyard.tenancy.tables import Key
+from modelyard.tenancy.quota import Quota
+from modelyard.tenancy.tables import Key, Project
 from modelyard.tenancy.types import Principal, Scope
 
 CACHED = 1.0  # seconds a verified token is trusted without computing its digest again
@@ -44,6 +45,7 @@ class KeyRecord:
     digest: str
     expires: float | None = None
     revoked: bool = False
+    quota: Quota | None = None
 
 
 def mint() -> tuple[str, str, str]:
@@ -182,6 +184,13 @@ def load_keys(session: Session) -> list[KeyRecord]:
             digest=key.digest,
             expires=key.expires.timestamp() if key.expires else None,
             revoked=key.revoked is not None,
+            quota=Quota.of(key.rate, key.burst),
         )
         for key in session.scalars(select(Key))
     ]
+
+
+def load_quotas(session: Session) -> dict[str, Quota]:
+    """The quotas of the projects that have one."""
+    found = session.execute(select(Project.name, Project.rate, Project.burst).where(Project.rate.is_not(None)))
+    return {name: quota for name, rate, burst in found if (quota := Quota.of(rate, burst)) is not None}

@@ -5,6 +5,7 @@ the routes of control (FastAPI) and the gateway (its own HTTP). It knows no web 
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from modelyard.errors import (
     ModelyardError,
     NotFound,
     Overloaded,
+    RateLimited,
     TimedOut,
     TooLarge,
     Unauthorized,
@@ -31,6 +33,7 @@ STATUS: Mapping[type[ModelyardError], int] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    RateLimited: 429,
     Unavailable: 503,
     Overloaded: 429,
     TimedOut: 504,
@@ -52,6 +55,8 @@ def headers(error: ModelyardError) -> dict[str, str]:
     """Headers that belong to an error's status."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, RateLimited):
+        return {"Retry-After": str(max(1, math.ceil(error.wait)))}
     return {"Retry-After": "1"} if isinstance(error, Unavailable | Overloaded) else {}
 
 

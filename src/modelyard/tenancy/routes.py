@@ -14,7 +14,7 @@ from modelyard.errors import Forbidden, Invalid
 from modelyard.tenancy import ledger, service
 from modelyard.tenancy.failures import install
 from modelyard.tenancy.router import LARGEST_NUMBER, Caller, Routes, answered, check_routes
-from modelyard.tenancy.types import DEFAULT_PROJECT, KeyRequest, Principal, ProjectRequest, Scope
+from modelyard.tenancy.types import DEFAULT_PROJECT, KeyRequest, Principal, ProjectRequest, QuotaRequest, Scope
 
 __all__ = ["Caller", "Routes", "answered", "check_routes", "install", "routes"]
 
@@ -33,8 +33,9 @@ def create_key(request: Request, caller: Caller, body: KeyRequest) -> dict[str, 
     state = request.app.state
     expires = None if body.expires is None else now() + timedelta(seconds=body.expires)
     with state.db.begin() as session:
-        made = service.create_key(session, caller.project, Scope[body.scope], state.pepper, body.name, expires)
-        ledger.audit(session, caller.project, caller.key, "key.create", made.id, {"scope": body.scope, "name": body.name})
+        made = service.create_key(session, caller.project, Scope[body.scope], state.pepper, body.name, expires, body.quota)
+        detail = {"scope": body.scope, "name": body.name, **_said(body)}
+        ledger.audit(session, caller.project, caller.key, "key.create", made.id, detail)
     state.keyring.refresh()
     return made.to_json()
 
@@ -54,6 +55,26 @@ def revoke_key(request: Request, caller: Caller, key: str) -> dict[str, Any]:
         ledger.audit(session, caller.project, caller.key, "key.revoke", key)
     request.app.state.keyring.refresh()
     return revoked
+
+
+@routes.put("/keys/{key}/quota", scope=Scope.admin)
+def set_key_quota(request: Request, caller: Caller, key: str, body: QuotaRequest) -> dict[str, Any]:
+    """Give a key of this project another quota, or none; it holds within a second."""
+    with request.app.state.db.begin() as session:
+        changed = service.set_key_quota(session, caller.project, key, body.quota)
+        ledger.audit(session, caller.project, caller.key, "key.quota", key, _said(body))
+    return changed
+
+
+@routes.put("/projects/{name}/quota", scope=Scope.admin)
+def set_project_quota(request: Request, caller: Caller, name: str, body: QuotaRequest) -> dict[str, Any]:
+    """Give a project another quota, or none. Its own administrators may tighten it, those of 'default' do as they like."""
+    with request.app.state.db.begin() as session:
+        changed = service.set_project_quota(session, caller.project, name, body.quota)
+        ledger.audit(session, name, caller.key if caller.project == name else None, "project.quota", name, _said(body))
+        if caller.project != name:
+            ledger.audit(session, caller.project, caller.key, "project.quota", name, _said(body))
+    return changed
 
 
 @routes.post("/projects", scope=Scope.admin, secret=True, status_code=201)
@@ -103,6 +124,10 @@ def audit(
     """Who did what in this project: the newest `limit` entries, oldest first; `before` an entry's id pages back."""
     with request.app.state.db.read() as session:
         return ledger.audit_log(session, caller.project, limit, before)
+
+
+def _said(body: QuotaRequest) -> dict[str, Any]:
+    return {} if body.quota is None else body.quota._asdict()
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import select
 
 from modelyard.db import Session, bump, now
-from modelyard.errors import Conflict, Invalid, not_found
+from modelyard.errors import Conflict, Forbidden, Invalid, not_found
 from modelyard.tenancy import access
+from modelyard.tenancy.quota import Quota
 from modelyard.tenancy.tables import Key, Project
 from modelyard.tenancy.types import DEFAULT_PROJECT, PROJECT_NAME, CreatedKey, Scope
 
@@ -45,7 +46,13 @@ def projects(session: Session) -> list[dict[str, Any]]:
 
 
 def create_key(
-    session: Session, project: str, scope: Scope, pepper: bytes, name: str | None = None, expires: datetime | None = None
+    session: Session,
+    project: str,
+    scope: Scope,
+    pepper: bytes,
+    name: str | None = None,
+    expires: datetime | None = None,
+    quota: Quota | None = None,
 ) -> CreatedKey:
     """Make a key of a project; its text is in the answer and nowhere else. Raises `NotFound` for an unknown project."""
     if session.get(Project, project) is None:
@@ -54,7 +61,9 @@ def create_key(
         raise Invalid("The key would have expired already: 'expires' lies in the past.")
     key_id, secret, text = access.mint()
     digest = access.digest(pepper, secret)
-    session.add(Key(id=key_id, project=project, scope=int(scope), name=name, digest=digest, created=now(), expires=expires))
+    key = Key(id=key_id, project=project, scope=int(scope), name=name, digest=digest, created=now(), expires=expires)
+    key.rate, key.burst = quota or (None, None)
+    session.add(key)
     bump(session)
     session.flush()
     return CreatedKey(key_id, text, scope)
@@ -69,9 +78,7 @@ def keys(session: Session, project: str) -> list[dict[str, Any]]:
 def revoke_key(session: Session, project: str, key: str) -> dict[str, Any]:
     """Revoke a key for good; revoking twice is once. Raises `NotFound` for a key that is not of this project, and `Conflict`
     for the project's last admin key, without which nobody could make another."""
-    found = session.scalars(select(Key).where(Key.project == project, Key.id == key).with_for_update()).one_or_none()
-    if found is None:
-        raise not_found("key", key, session.scalars(select(Key.id).where(Key.project == project, Key.revoked.is_(None))))
+    found = _found(session, project, key)
     if found.revoked is None:
         if found.scope == Scope.admin and not _other_admins(session, found):
             raise Conflict("This is the project's last admin key: make another before you revoke it.")
@@ -79,6 +86,44 @@ def revoke_key(session: Session, project: str, key: str) -> dict[str, Any]:
         bump(session)
         session.flush()
     return _key(found)
+
+
+def set_key_quota(session: Session, project: str, key: str, quota: Quota | None) -> dict[str, Any]:
+    """Give a key another quota; None takes it away. Raises `NotFound` for a key that is not of this project."""
+    found = _found(session, project, key)
+    found.rate, found.burst = quota or (None, None)
+    bump(session)
+    session.flush()
+    return _key(found)
+
+
+def set_project_quota(session: Session, by: str, name: str, quota: Quota | None) -> dict[str, Any]:
+    """Give a project another quota, or none, on behalf of an administrator of the project `by`. Those of 'default' may do
+    anything; its own may only tighten it (`Forbidden`), and know of no other (`NotFound`)."""
+    found = session.get(Project, name, with_for_update=True) if by in (DEFAULT_PROJECT, name) else None
+    if found is None:
+        raise not_found("project", name, session.scalars(select(Project.name)) if by == DEFAULT_PROJECT else [by])
+    present = Quota.of(found.rate, found.burst)
+    if by != DEFAULT_PROJECT and present is not None and (quota is None or _is_looser(quota, present)):
+        raise Forbidden(
+            f"The quota of project '{name}' is {present.rate:g} calls a second, {present.burst} at once: its own "
+            f"administrators may tighten it, those of the project '{DEFAULT_PROJECT}' may loosen it, too."
+        )
+    found.rate, found.burst = quota or (None, None)
+    bump(session)
+    session.flush()
+    return _project(found)
+
+
+def _is_looser(quota: Quota, present: Quota) -> bool:
+    return quota.rate > present.rate or quota.burst > present.burst
+
+
+def _found(session: Session, project: str, key: str) -> Key:
+    found = session.scalars(select(Key).where(Key.project == project, Key.id == key).with_for_update()).one_or_none()
+    if found is None:
+        raise not_found("key", key, session.scalars(select(Key.id).where(Key.project == project, Key.revoked.is_(None))))
+    return found
 
 
 def _other_admins(session: Session, key: Key) -> bool:
@@ -90,9 +135,9 @@ def _other_admins(session: Session, key: Key) -> bool:
 
 
 def _project(project: Project) -> dict[str, Any]:
-    return {"name": project.name, "created": project.created.isoformat()}
+    return {"name": project.name, "created": project.created.isoformat(), "rate": project.rate, "burst": project.burst}
 
 
 def _key(key: Key) -> dict[str, Any]:
     moments = {name: value.isoformat() if (value := getattr(key, name)) else None for name in ("created", "expires", "revoked")}
-    return {"id": key.id, "scope": Scope(key.scope).name, "name": key.name, **moments}
+    return {"id": key.id, "scope": Scope(key.scope).name, "name": key.name, **moments, "rate": key.rate, "burst": key.burst}

@@ -20,10 +20,12 @@ class Project(Base):
     __tablename__ = "projects"
     name: Mapped[str] = mapped_column(primary_key=True)
     created: Mapped[datetime] = mapped_column(default=now)
+    rate: Mapped[float | None]
+    burst: Mapped[int | None]
 
 
 class Key(Base):
-    """An API key, without its secret."""
+    """An API key, without its secret. `rate` and `burst` are its quota, as a project's are: None where it has none."""
 
     __tablename__ = "keys"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -34,6 +36,8 @@ class Key(Base):
     created: Mapped[datetime] = mapped_column(default=now)
     expires: Mapped[datetime | None]
     revoked: Mapped[datetime | None]
+    rate: Mapped[float | None]
+    burst: Mapped[int | None]
 
 
 class Usage(Base):

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from modelyard.errors import Invalid
 from modelyard.kinds import Config
+from modelyard.tenancy.quota import Quota
 
 DEFAULT_PROJECT = "default"
 # No dot: 'project.deployment' names another project's deployment.
@@ -45,8 +47,25 @@ class CreatedKey:
         return {"id": self.id, "key": self.key, "scope": self.scope.name}
 
 
-class KeyRequest(Config):
-    """POST /api/keys. `expires` is in seconds from now; None: never."""
+class QuotaRequest(Config):
+    """PUT …/quota: `rate` calls a second, `burst` at once (None: what comes in a second). Without a rate there is no quota."""
+
+    rate: float | None = Field(default=None, ge=1e-6, le=1e9)
+    burst: int | None = Field(default=None, ge=1, le=10**9)
+
+    @model_validator(mode="after")
+    def _whole(self) -> QuotaRequest:
+        if self.burst is not None and self.rate is None:
+            raise Invalid("A quota of 'burst' calls at once needs its 'rate', calls a second.")
+        return self
+
+    @property
+    def quota(self) -> Quota | None:
+        return Quota.of(self.rate, self.burst)
+
+
+class KeyRequest(QuotaRequest):
+    """POST /api/keys. `expires` is in seconds from now; None: never. With a `rate` the key has a quota."""
 
     scope: Literal["infer", "write", "admin"]
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None

@@ -23,8 +23,9 @@ from modelyard.serving.front import described, fresh
 from modelyard.serving.gateway import CREDENTIALS, Gateway, check_ready
 from modelyard.serving.grpc import wire
 from modelyard.serving.grpc.door import target
+from modelyard.serving.heads import FORWARDED
 from modelyard.serving.types import Route
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.telemetry import UNEXPECTED, asked_by, log
 from modelyard.tenancy import door as tenancy_door
 
 SERVICE = "inference.GRPCInferenceService"
@@ -109,7 +110,8 @@ class Server:
                 refused = Refused(status, error.message, tenancy_door.headers(error))
             except Exception as error:  # noqa: BLE001 - the edge of a call: gRPC would tell the client what was raised
                 UNEXPECTED.labels("gateway").inc()
-                _log.exception("call by gRPC failed", error=repr(error)[:500])
+                said = {name.decode(): value.decode() for name, value in _metadata(context)}
+                _log.exception("call by gRPC failed", **asked_by(said), error=repr(error)[:500])
                 refused = Refused(500, Internal().message, {})
             code = _CODES.get(refused.status, grpc.StatusCode.INTERNAL)
             trailing = tuple((name.lower(), value) for name, value in refused.headers.items())
@@ -150,10 +152,21 @@ class Server:
 
     async def _infer(self, context: Context) -> bytes:
         gateway, began, started = self._gateway, time.time(), time.monotonic()
-        credentials = await self._admitted(context)
-        message = await self._message(context)
-        url = target(*wire.names(message))
-        admission = await fresh(gateway, credentials, gateway.admit, url, credentials, time.time())
+        sent = dict(_metadata(context))
+        head = {"traceparent": sent[b"traceparent"][:FORWARDED].decode()} if b"traceparent" in sent else {}
+        trace = gateway.traces.begin(head) if head or gateway.traces.sample else None
+        if trace is not None:
+            await context.send_initial_metadata((("traceparent", trace.header),))
+        try:
+            credentials = await self._admitted(context)
+            message = await self._message(context)
+            url = target(*wire.names(message))
+            admission = await fresh(gateway, credentials, gateway.admit, url, credentials, time.time())
+        except ModelyardError as error:
+            if trace is not None:
+                about = {"status": tenancy_door.status(error), "door": "grpc"}
+                gateway.traces.add(trace, began, time.monotonic() - started, 0.0, None, about)
+            raise
         left = context.time_remaining()
         if left is not None:  # a caller with less patience than we have is one that asked longer ago
             began = min(began, time.time() + left - gateway.settings.call_timeout)
@@ -161,8 +174,9 @@ class Server:
         exchange = Exchange(gateway, connection, url, credentials, began, started)
         exchange.streams = False
         exchange.admission = admission
-        exchange.id = gateway.call_id(dict(_metadata(context)).get(b"x-request-id"))
-        exchange.head = {"x-request-id": exchange.id}
+        exchange.id = gateway.call_id(sent.get(b"x-request-id"))
+        exchange.head = {**head, "x-request-id": exchange.id}
+        exchange.trace = trace
         exchange.take(message)
         exchange.send()
         try:
