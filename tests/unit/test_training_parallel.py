@@ -61,6 +61,21 @@ def test_a_gang_of_one_needs_no_process_group(tmp_path):
             assert model is network
 
 
+def test_a_rank_with_a_gpu_of_its_own_makes_it_the_current_one(tmp_path, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with join(FolderContext(tmp_path)) as gang:
+        assert current == [gang.device] == [torch.device("cuda", 1)]
+        assert gang.here == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with join(FolderContext(tmp_path)) as gang:
+        assert gang.device == CPU, "there are fewer GPUs than ranks"
+    assert len(current) == 1
+
+
 def test_one_process_in_pieces_steps_as_in_one_go():
     torch.manual_seed(0)
     network, inputs, target = nn.Linear(3, 2).double(), torch.randn(7, 3).double(), torch.randn(7, 2).double()

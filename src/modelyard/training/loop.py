@@ -115,7 +115,7 @@ class Trainer:
             within = f", step {progress.step} of the next" if progress.step else ""
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
         stage, keeper = Stage(network, optimiser, learned=plan.fixed), Keeper(context, config.checkpoint_keep)
-        clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None)
+        clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None, gang.device)
         clock.work, clock.ranks, clock.peak = work, gang.world, flops.peak_of(gang.device, config.precision)
         return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper, clock=clock)
 
