@@ -193,11 +193,11 @@ def make_optimiser(network: Spread, config: TrainConfig) -> optim.Optimizer:
 
 
 def _memory(gang: Gang) -> int:
-    """What each rank has: of its GPU, or an even part of the machine; the same answer on every rank, so that of the poorest."""
+    """What each rank has: of its GPU, or an even part of its machine; the same answer on every rank, so that of the poorest."""
     if gang.device.type == "cuda":
         own = torch.cuda.get_device_properties(gang.device).total_memory
     else:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // gang.world
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // gang.here
         own = min(machine, memory.bound() or machine)
     if gang.world > 1:
         least = torch.tensor(own, device=gang.device)
