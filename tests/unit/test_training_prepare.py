@@ -10,11 +10,12 @@ import torch
 from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from modelyard.errors import Invalid
 from modelyard.training import estimate
 from modelyard.training.config import TrainConfig
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
-from modelyard.training.prepare import choose_mesh
+from modelyard.training.prepare import choose_mesh, spread_network
 from modelyard.training.split import Split
 
 CPU = torch.device("cpu")
@@ -76,3 +77,11 @@ def test_a_machine_is_parted_among_the_ranks_on_it(monkeypatch: pytest.MonkeyPat
     mesh, why = chosen(4, 64, here=2)
     assert mesh == Mesh(shard=4)
     assert "(60% of 512 KiB)" in why
+
+
+def test_fewer_packed_blocks_than_replicas_are_refused_with_a_pipe_too() -> None:
+    """What a split makes is known once it is packed: its stored rows were enough."""
+    plan: Any = SimpleNamespace(network=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), split=Split(sequence=["*"]))
+    feed: Any = SimpleNamespace(rows=1)
+    with pytest.raises(Invalid, match="the train split makes 1 rows, of which each of 1 steps needs 2"):
+        spread_network(TrainConfig(batch_size=8), plan, Mesh(data=2, pipe=2), Gang(0, 4, CPU), feed)

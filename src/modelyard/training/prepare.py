@@ -19,7 +19,7 @@ from modelyard.tensors import Array
 from modelyard.training import estimate as memory
 from modelyard.training import flops
 from modelyard.training import mesh as meshes
-from modelyard.training.checks import check_answer, check_learns, check_norms
+from modelyard.training.checks import check_answer, check_learns, check_norms, check_rows
 from modelyard.training.config import TrainConfig
 from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang
@@ -154,11 +154,7 @@ def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, trai
     least, most = rows // steps, -(-rows // steps)
     pieces = asked.count(mesh)
     check_learns(plan.network)
-    if mesh.pipe == 1 and least < mesh.replicas * pieces:
-        raise Invalid(
-            f"Batches of {least} rows leave some of {mesh.replicas} × {pieces} micro-batches without a row: use a larger "
-            "batch_size or fewer micro_batches."
-        )
+    check_rows(rows, config.batch_size, mesh, pieces)
     some = train.take(np.arange(min(least, mesh.replicas * pieces + 1)))
     inputs, target = tensors(*some, gang, config.dtype)
     plan.network.to(gang.device, DTYPES[config.dtype])
