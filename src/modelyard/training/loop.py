@@ -73,13 +73,16 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
-    """The learning rate of step `step` of `total`: a linear rise, then constant or half a cosine down to 0."""
+    """The learning rate of step `step` of `total`: a linear rise, then constant, a line or half a cosine down to 0."""
     warm = int(total * config.warmup)
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    done, left = step - warm, max(1, total - warm)
+    if config.schedule == "linear":
+        return config.lr * (1 - done / left)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done / left))
 
 
 @dataclass(slots=True)
