@@ -69,7 +69,7 @@ def together(job, folder, gang):
     split = getattr(network, "split", None) or Split.read(declared)
     it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2], most=most)
     if before:
-        verify(it, before, *check, bf16=options.precision == "bf16")
+        verify(it, before, *check)
     optimiser = optim.AdamW(it.parameters().values(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     if job.get("resume"):
         checkpoint.load(Path(job["resume"]), it, optimiser)

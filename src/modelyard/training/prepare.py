@@ -166,7 +166,7 @@ def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, trai
         before, each = _measured_whole(plan, gang, inputs, target)
     network = spread(plan.network, plan.split, mesh, gang, asked, plan.measure, example=inputs[:2], most=most)
     if before:
-        verify(network, before, inputs, target, bf16=config.precision == "bf16")
+        verify(network, before, inputs, target)
     return network, each * rows / steps
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -32,6 +33,33 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, 
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean
+
+
+@contextmanager
+def exactly(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """While this lasts, what `shard` had compute in bf16 computes in its parameters' own dtype."""
+    units = [module for part in parts for module in part.modules() if isinstance(module, FSDPModule)]
+    policies = [unit._get_fsdp_state()._mp_policy for unit in units]
+    try:
+        for unit in units:
+            _compute_by(unit, MixedPrecisionPolicy())
+        yield
+    finally:
+        for unit, policy in zip(units, policies, strict=True):
+            _compute_by(unit, policy)
+
+
+def _compute_by(unit: FSDPModule, policy: MixedPrecisionPolicy) -> None:
+    """torch lets nobody change it: what a unit keeps of its first forward is of the dtype that it had."""
+    unit.reshard()
+    state = unit._get_fsdp_state()
+    state._mp_policy = policy
+    for group in state._fsdp_param_groups:
+        group.mp_policy = policy
+        for parameter in group.fsdp_params:
+            parameter.all_gather_outputs = []
+            vars(parameter).pop("_unsharded_param", None)
+        group._init_mp_dtypes()
 
 
 def check_parts(network: nn.Module, blocks: Sequence[nn.Module]) -> None:
