@@ -8,7 +8,7 @@ from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.mesh import Mesh
-from modelyard.training.parallel import Options, spread
+from modelyard.training.parallel import Options, Whole, spread, verify
 from modelyard.training.parallel.cut import borders, cut, release
 from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
 from modelyard.training.parallel.shard import check_parts
@@ -275,3 +275,15 @@ def test_repeatable_is_one_thread_and_deterministic_while_it_lasts():
     with repeatable():
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+
+
+def test_memory_that_runs_out_while_it_is_compared_is_told_as_that():
+    def out(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    before = Whole(0.0, {}, {}, torch.float32, ())
+    network, rows = nn.Linear(3, 2), torch.ones(4, 3)
+    it = spread(network, Split(), Mesh(), Gang(0, 1, CPU), Options(), measure, example=rows[:2], most=4)
+    it.runner.step = out
+    with pytest.raises(torch.OutOfMemoryError):
+        verify(it, before, rows, rows)

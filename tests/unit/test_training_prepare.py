@@ -15,7 +15,7 @@ from modelyard.training import estimate
 from modelyard.training.config import TrainConfig
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
-from modelyard.training.prepare import choose_mesh, spread_network
+from modelyard.training.prepare import choose_mesh, measure_whole, spread_network
 from modelyard.training.split import Split
 
 CPU = torch.device("cpu")
@@ -84,4 +84,23 @@ def test_fewer_packed_blocks_than_replicas_are_refused_with_a_pipe_too() -> None
     plan: Any = SimpleNamespace(network=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), split=Split(sequence=["*"]))
     feed: Any = SimpleNamespace(rows=1)
     with pytest.raises(Invalid, match="the train split makes 1 rows, of which each of 1 steps needs 2"):
-        spread_network(TrainConfig(batch_size=8), plan, Mesh(data=2, pipe=2), Gang(0, 4, CPU), feed)
+        spread_network(TrainConfig(batch_size=8), plan, Mesh(data=2, pipe=2), Gang(0, 4, CPU), feed, print)
+
+
+@pytest.mark.parametrize(("left", "said"), [(1 << 30, 0), (300, 1)])
+def test_rank_0_computes_what_is_compared_with_where_it_has_room_for_the_gradients(
+    monkeypatch: pytest.MonkeyPatch, left: int, said: int
+) -> None:
+    """A matrix of 16 × 4 takes 256 bytes, its bias 64; of a row its input alone is kept: 16, and 64 of the answer's loss."""
+    monkeypatch.setattr(estimate, "spare", lambda: left)
+    network, lines = nn.Linear(4, 16), list[str]()
+    plan: Any = SimpleNamespace(
+        network=network, measure=lambda answer, target: ((answer - target).square().mean(), torch.zeros(()))
+    )
+    before, flops = measure_whole(plan, Gang(0, 1, CPU), torch.ones(3, 4), torch.zeros(3, 16), lines.append)
+    assert (before is None, flops == 0, len(lines)) == (bool(said), bool(said), said)
+    if before is None:
+        assert "is not compared with the whole one: rank 0 would need" in lines[0]
+        assert lines[0].endswith("where 300 B are left; a wrong plan is not seen")
+    else:
+        assert list(before.gradients) == ["weight", "bias"]

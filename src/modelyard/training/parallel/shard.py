@@ -14,23 +14,25 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from modelyard.errors import Invalid
+from modelyard.training.parallel.home import bring
 
 _NORM = (torch.float32, torch.float32, torch.bfloat16)  # of parameters, of sums of gradients, of the answer
 # Nobody writes into an answer here: the loss reads it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
-def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
-    """In place: each block is a unit, the rest another. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means
-    over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
-    inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
-    for norm in _batch_norms(network) if bf16 else ():
-        fully_shard(norm, mesh=mesh, reshard_after_forward=not keep, mp_policy=MixedPrecisionPolicy(*_NORM))
-    for block in (block for block in blocks if not isinstance(block, FSDPModule)):
-        fully_shard(block, mesh=mesh, reshard_after_forward=not keep, mp_policy=inner)
-    fully_shard(network, mesh=mesh, reshard_after_forward=not keep, mp_policy=policy)
-    for module in network.modules():
+def shard(unit: nn.Module, mesh: DeviceMesh, device: torch.device, *, bf16: bool, keep: bool, last: bool) -> None:
+    """In place, after it has come to `device`: what of the unit is not held in parts yet is held so together. The `last` is
+    all that the rank has. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means over it. `keep`: a unit stays
+    together from forward to backward (a pipe comes by more than once)."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32 if last else None)
+    policies = {norm: MixedPrecisionPolicy(*_NORM) for norm in _batch_norms(unit)} if bf16 else {}
+    for module in [*policies, unit]:
+        if not isinstance(module, FSDPModule):
+            bring(module, device)
+            default = policy if bf16 else MixedPrecisionPolicy()
+            fully_shard(module, mesh=mesh, reshard_after_forward=not keep, mp_policy=policies.get(module, default))
+    for module in unit.modules() if last else ():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean
 

@@ -2,8 +2,8 @@
 parameter: a layer split the wrong way round, an adapter that a split does not see or a sequence that leaves something out is an
 error here and never a wrong number.
 
-`whole` is called before `spread`, `verify` after; both by every rank. Rank 0 alone computes the whole network's gradients and
-hands them round one by one, so it holds them once beside the network; the others hold the largest.
+`whole` is called before `spread`, `verify` after; both by every rank. Rank 0 alone computes the whole network's gradients, in
+main memory, where that lies, and hands them round one by one: no device holds more of them than the largest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from modelyard.data import shards
 from modelyard.errors import Invalid
+from modelyard.training.estimate import no_memory
 from modelyard.training.gang import Gang
 from modelyard.training.parallel.clip import local
 from modelyard.training.parallel.shard import exactly
@@ -34,11 +35,11 @@ _SMALL = 0.01  # of the whole gradient's length: shorter ones (some are 0 but fo
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's; `shapes` of all that learns;
-    `stirred`: parameters that are 0 and were given numbers for as long as this is compared."""
+    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's, let go of as they are compared;
+    `shapes` of all that learns; `stirred`: parameters that are 0 and were given numbers for as long as this is compared."""
 
     loss: float
-    gradients: Mapping[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
     shapes: Mapping[str, torch.Size]
     dtype: torch.dtype
     stirred: tuple[str, ...]
@@ -87,6 +88,8 @@ def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Te
         with exactly(spread.parts):
             sums = spread.step(inputs[own.start : own.stop], target[own.start : own.stop], len(target))
     except (RuntimeError, ValueError, IndexError) as error:
+        if no_memory(error):  # told as that, with the estimate
+            raise
         why = str(error).partition("\n")[0]
         raise Invalid(f"On the mesh {spread.mesh} the model cannot be computed as PARALLEL splits it: {why}") from error
     parameters, device = spread.parameters(), spread.gang.device
@@ -95,9 +98,8 @@ def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Te
     )  # squared: of differences, of gradients
     lengths[-1, 0] = sums.loss / len(target)
     for at, (name, shape) in enumerate(before.shapes.items()):
-        expected = (
-            before.gradients[name].contiguous() if before.gradients else torch.empty(shape, dtype=before.dtype, device=device)
-        )
+        known = before.gradients.pop(name, None)
+        expected = torch.empty(shape, dtype=before.dtype, device=device) if known is None else known.to(device).contiguous()
         distributed.broadcast(expected, src=0)
         if name in parameters:
             lengths[at] = _compare(parameters[name], expected)
