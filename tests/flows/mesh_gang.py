@@ -22,7 +22,7 @@ from modelyard.kinds import FolderContext
 from modelyard.training import checkpoint, staging
 from modelyard.training.gang import join, repeatable
 from modelyard.training.mesh import Mesh, parse
-from modelyard.training.parallel import Options, spread, verify, whole
+from modelyard.training.parallel import Options, home, spread, verify, whole
 from modelyard.training.split import Split
 
 STEPS, ROWS = 10, 11  # no axis divides 11: parts differ, pieces must be filled up
@@ -61,15 +61,16 @@ def alone(job, folder):
 def together(job, folder, gang):
     """The same by `Spread`."""
     network, declared, rows, measure = made(job)
-    network, rows = network.to(gang.device), [tuple(t.to(gang.device) for t in pair) for pair in rows]
     mesh, options = Mesh(**parse(job["mesh"])), Options(**job.get("options", {}))
-    most = ROWS + 1
-    check = [part[: mesh.replicas * options.count(mesh) + 1] for part in rows[0]]
+    where, most = home(mesh, gang.device), ROWS + 1
+    network.to(where)
+    check = [part[: mesh.replicas * options.count(mesh) + 1].to(where) for part in rows[0]]
     before = None if mesh.whole else whole(network, measure, gang, *check)
     split = getattr(network, "split", None) or Split.read(declared)
-    it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2], most=most)
+    it = spread(network, split, mesh, gang, options, measure, example=rows[0][0][:2].to(where), most=most)
     if before:
-        verify(it, before, *check, bf16=options.precision == "bf16")
+        verify(it, before, *(part.to(gang.device) for part in check))
+    rows = [tuple(t.to(gang.device) for t in pair) for pair in rows]
     optimiser = optim.AdamW(it.parameters().values(), lr=job.get("lr", mesh_models.MODELS[job["model"]][4]), weight_decay=0.1)
     if job.get("resume"):
         checkpoint.load(Path(job["resume"]), it, optimiser)

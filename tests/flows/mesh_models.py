@@ -5,6 +5,12 @@ from torch import nn
 from torch.nn import functional
 
 MLP_PARALLEL = {"tensor": {"0": "columns", "2": "rows"}, "blocks": "*", "sequence": ["*"]}
+HEADS_PARALLEL = {
+    "tensor": {"2": "columns", "3": "shared", "4": "rows"},
+    "heads": {"3": ["heads"]},
+    "blocks": "*",
+    "sequence": ["*"],
+}
 CNN_PARALLEL = {"tensor": {"head.2": "scattered"}, "sequence": ["stem", "blocks.*", "head"], "blocks": "blocks.*"}
 LLAMA_PARALLEL = {
     "tensor": {
@@ -30,6 +36,25 @@ class MLP(nn.Sequential):
             nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
             nn.Linear(width, outputs),
         )  # fmt: skip
+
+
+class Scale(nn.Module):
+    """Each head is multiplied by the same numbers, which count little: their gradient is the shortest by far."""
+
+    heads = 4
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return (x.unflatten(-1, (-1, len(self.weight))) * (1 + 1e-3 * self.weight)).flatten(-2)
+
+
+class Heads(nn.Sequential):
+    def __init__(self, inputs=12, width=32, outputs=4):
+        up, down = nn.Linear(width, width), nn.Linear(width, outputs)
+        super().__init__(nn.Linear(inputs, width), nn.GELU(), up, Scale(width // Scale.heads), down)
 
 
 class Block(nn.Module):
@@ -139,8 +164,8 @@ def llama(draw, rows):
 
 
 def classes(answer, target):
-    """Every row, and in it every token, weighs the same."""
-    answer = answer.movedim(-1, 1)
+    """Every row, and in it every token, weighs the same. Flat: with more dims (nll_loss2d) a GPU would not repeat it."""
+    answer, target = answer.flatten(0, -2), target.flatten()
     return functional.cross_entropy(answer, target), (answer.argmax(1) == target).sum()
 
 
@@ -151,6 +176,7 @@ def numbers(answer, target):
 # class, what it declares, rows of a step, measure, learning rate
 MODELS = {
     "mlp": (MLP, MLP_PARALLEL, mlp, numbers, 0.01),
+    "heads": (Heads, HEADS_PARALLEL, mlp, numbers, 0.01),
     "cnn": (CNN, CNN_PARALLEL, cnn, classes, 0.01),
     "llama": (Llama, LLAMA_PARALLEL, llama, classes, 3e-4),
 }

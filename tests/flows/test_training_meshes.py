@@ -182,6 +182,18 @@ def test_a_wrong_plan_is_an_error_and_never_a_wrong_number(gang, declared, told)
     assert re.search(told, said[0]["message"])
 
 
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}])
+def test_a_wrong_plan_of_what_counts_little_is_an_error_in_bf16_too(gang, options):
+    """What is whole and applied to parts has a part of its gradient alone, which is a thousandth of the whole gradient."""
+    wrong = {"tensor": {"2": "columns", "4": "rows"}}
+    job = {"dtype": "float32", "options": options}
+    said, _ = gang("heads", "tensor=2", declared=wrong, **job)
+    assert [one.get("error") for one in said] == ["invalid_request"] * 2, said
+    assert "the gradient of '3.weight' is off" in said[0]["message"]
+    said, _ = gang("heads", "tensor=2", **job)
+    assert "message" not in said[0], said[0]
+
+
 def test_a_checkpoint_goes_on_on_another_mesh(gang, tmp_path):
     """Saved at 4 ranks, for the second time, and resumed at 2 and at 1, in parts of other axes."""
     _, expected = gang.alone("llama", arguments=SMALL)

@@ -14,6 +14,11 @@ from modelyard.jobs.rank import RankContext, load, perform
 from modelyard.jobs.types import Gang, GangInput
 from modelyard.kinds import Cancelled, Config
 
+OF_A_GPU = (
+    "CUDA out of memory. Tried to allocate 256.00 GiB. GPU 1 has a total capacity of 139.81 GiB of which 138.90 GiB is free. "
+    "Including non-PyTorch memory, this process has 924.00 MiB memory in use."
+)
+
 
 class Port:
     """Keeps what is said; `replies` are the messages of the launcher, a list a read."""
@@ -163,7 +168,9 @@ def test_an_end_without_trouble(tmp_path: Path) -> None:
         (ValueError("boom"), "internal", "rank 1: ValueError: boom"),
         (KeyboardInterrupt(), "internal", "KeyboardInterrupt"),
         (MemoryError(), "invalid_request", "a rank may take 17179869184 bytes"),
-        (RuntimeError("can't allocate memory"), "invalid_request", "ran out of memory"),
+        (RuntimeError("can't allocate memory"), "invalid_request", "ran out of memory: a rank may take"),
+        (RuntimeError(OF_A_GPU), "invalid_request", "ran out of memory: GPU 1 has 139.81 GiB.\n"),
+        (RuntimeError("CUDA error: out of memory"), "invalid_request", "ran out of memory: the rank's GPU has no more.\n"),
     ],
 )
 def test_whose_fault_an_end_is(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from modelyard.errors import Invalid
-from modelyard.training.estimate import Activations, bound, check, estimate, fit, held, measure
+from modelyard.training import estimate as module
+from modelyard.training.estimate import Activations, bound, check, estimate, fit, held, lack, measure, spare
 
 MB = 1_000_000
 FOUND = estimate(
@@ -68,3 +69,19 @@ def test_a_process_knows_what_it_holds_and_may_take(tmp_path: Path) -> None:
     assert held() > 1 << 20
     assert held(tmp_path / "none") == 0
     assert bound() is None or bound() > held()  # type: ignore[operator]
+
+
+def test_what_a_process_may_still_take_is_of_the_machine_and_of_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = tmp_path / "meminfo"
+    machine.write_text("MemTotal:  900 kB\nMemAvailable:   500 kB\n")
+    monkeypatch.setattr(module, "bound", lambda: None)
+    assert spare(machine) == 500 << 10
+    assert spare(tmp_path / "none") is None
+    monkeypatch.setattr(module, "bound", lambda: held() + (100 << 10))
+    assert abs((spare(machine) or 0) - (100 << 10)) < 1 << 20
+    monkeypatch.setattr(module, "bound", lambda: 1)
+    assert spare(machine) == 0
+    assert (lack(3 * MB, None), lack(3 * MB, 3 * MB)) == (None, None)
+    assert lack(3 * MB, 2 * MB) == "3.0 MB, where 2.0 MB are left"

@@ -133,3 +133,9 @@ def test_the_grounds_of_a_run(tmp_path: Path) -> None:
     told = grounds(3, {"dataset": Input("digits@1", {}, FolderView(tmp_path, "abc"))})
     assert (told["seed"], told["hashes"]) == (3, {"dataset": "abc"})
     assert told["environment"]["torch"] == torch.__version__
+
+
+def test_the_peak_is_of_the_device_that_the_rank_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    assert Clock(device=torch.device("cuda", 3)).facts(0)["memory_peak"] == 1003
+    assert Clock().facts(0)["memory_peak"] > 1 << 20, "of main memory"

@@ -279,6 +279,9 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[-1] < 0.01
     assert {rate(step, 100, config.model_copy(update={"schedule": "constant"})) for step in range(10, 100)} == {1.0}
     assert all(math.isfinite(value) for value in rates)
+    line = [rate(step, 100, config.model_copy(update={"schedule": "linear"})) for step in range(100)]
+    assert line[:10] == rates[:10]
+    assert line[10:] == pytest.approx([1 - n / 90 for n in range(90)])
 
 
 def test_the_settings_of_torch_are_put_back(digits, tmp_path):

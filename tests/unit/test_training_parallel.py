@@ -8,7 +8,7 @@ from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.mesh import Mesh
-from modelyard.training.parallel import Options, spread
+from modelyard.training.parallel import Options, Whole, spread, verify
 from modelyard.training.parallel.cut import borders, cut, release
 from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
 from modelyard.training.parallel.shard import check_parts
@@ -59,6 +59,21 @@ def test_a_gang_of_one_needs_no_process_group(tmp_path):
         assert not torch.distributed.is_initialized()
         with replicated(network, gang) as model:
             assert model is network
+
+
+def test_a_rank_with_a_gpu_of_its_own_makes_it_the_current_one(tmp_path, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with join(FolderContext(tmp_path)) as gang:
+        assert current == [gang.device] == [torch.device("cuda", 1)]
+        assert gang.here == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with join(FolderContext(tmp_path)) as gang:
+        assert gang.device == CPU, "there are fewer GPUs than ranks"
+    assert len(current) == 1
 
 
 def test_one_process_in_pieces_steps_as_in_one_go():
@@ -260,3 +275,15 @@ def test_repeatable_is_one_thread_and_deterministic_while_it_lasts():
     with repeatable():
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+
+
+def test_memory_that_runs_out_while_it_is_compared_is_told_as_that():
+    def out(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    before = Whole(0.0, {}, {}, torch.float32, ())
+    network, rows = nn.Linear(3, 2), torch.ones(4, 3)
+    it = spread(network, Split(), Mesh(), Gang(0, 1, CPU), Options(), measure, example=rows[:2], most=4)
+    it.runner.step = out
+    with pytest.raises(torch.OutOfMemoryError):
+        verify(it, before, rows, rows)

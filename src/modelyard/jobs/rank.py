@@ -11,6 +11,7 @@ import errno
 import faulthandler
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -250,7 +251,8 @@ def _blame(error: BaseException, gang: Gang, rank: int) -> ModelyardError:
     if _disk_full(error, gang.work):
         return Unavailable(f"The disk of the job is full: free some space, and run it again.\n{message}")
     if _no_memory(error, gang.memory):
-        return Invalid(f"The job ran out of memory: a rank may take {gang.memory} bytes.\n{message}")
+        whose = _device(str(error)) or f"a rank may take {gang.memory} bytes"
+        return Invalid(f"The job ran out of memory: {whose}.\n{message}")
     if _passed(error, [gang.work, *(i.folder for i in gang.inputs.values())]):
         return Invalid(message)
     return Internal(message)
@@ -262,6 +264,14 @@ def _no_memory(error: BaseException, bound: int) -> bool:
     if "can't start new thread" in said:
         return _held() + _STACK > bound
     return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
+
+
+def _device(said: str) -> str | None:
+    """Which device had no more memory, and how much it has as far as that was said; None: it was the machine."""
+    if not re.search(r"\b(CUDA|HIP|cuBLAS|NCCL)", said, re.IGNORECASE):
+        return None
+    found = re.search(r"(GPU \d+) has a total capacity of ([\d.]+ \w+)", said)
+    return f"{found[1]} has {found[2]}" if found else "the rank's GPU has no more"
 
 
 def _held() -> int:

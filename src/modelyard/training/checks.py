@@ -10,6 +10,7 @@ from modelyard.data import shards
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
 from modelyard.tensors import Array
+from modelyard.training.mesh import Mesh
 from modelyard.training.parallel.recompute import unseen
 from modelyard.training.recipes import Plan
 
@@ -39,6 +40,19 @@ def _check_classes(plan: Plan, dataset: Dataset, split: str) -> None:
         raise Invalid(
             f"The {split} split has no sample of class {', '.join(map(repr, absent[:10]))} (of {len(counts or ())} classes); "
             "import more samples of it, or leave the class out."
+        )
+
+
+def check_rows(rows: int, batch: int, mesh: Mesh, pieces: int) -> None:
+    """Raises `Invalid` where some step of the `rows` that the train split makes would leave a replica without one, or one of
+    its `pieces`. Those of a pipe are filled up."""
+    least = rows // shards.steps(rows, batch)
+    needed = mesh.replicas * (1 if mesh.pipe > 1 else pieces)
+    if least < needed:
+        parts = f"{mesh.replicas} replicas" if mesh.pipe > 1 else f"{mesh.replicas} × {pieces} micro-batches"
+        raise Invalid(
+            f"Batches of {least} rows leave some of {parts} without a row: the train split makes {rows} rows, of which each of "
+            f"{shards.steps(rows, batch)} steps needs {needed}. Use a larger batch_size, fewer micro_batches or more data."
         )
 
 

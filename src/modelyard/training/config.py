@@ -121,7 +121,7 @@ class TrainConfig(Config):
     optimiser: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint_every: int = Field(default=1, ge=1)

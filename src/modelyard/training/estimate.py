@@ -132,6 +132,29 @@ def bound() -> int | None:
     return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
 
 
+def of(device: torch.device) -> int | None:
+    """Bytes that a rank on `device` may take: the GPU's, or of main memory by its limits; None: no limit."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else bound()
+
+
+def spare(machine: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of main memory that this process may still take: of its bound, of what the machine has left; None: not known."""
+    lines = machine.read_text().splitlines() if machine.is_file() else []
+    left = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    most = bound()
+    return min([*left, *([] if most is None else [max(0, most - held())])], default=None)
+
+
+def lack(needed: int, left: int | None) -> str | None:
+    """What is needed and what there is, in words, where that is less; None where there is room."""
+    return None if left is None or needed <= left else f"{_size(needed)}, where {_size(left)} are left"
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, the machine's or a device's."""
+    return "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

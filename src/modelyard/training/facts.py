@@ -24,6 +24,7 @@ from modelyard.training import flops
 
 # The phases of a step, and what comes between steps.
 STEP, BETWEEN = ("data", "forward", "backward", "optimiser"), ("evaluation", "checkpoint")
+_CPU = torch.device("cpu")
 _LIBRARIES = ("torch", "numpy", "safetensors")
 
 
@@ -50,11 +51,13 @@ class Still:
 
 class Clock:
     """Seconds by phase since it was made. A lap ends where the next begins, so that every moment is in one phase. `still` tells
-    for how long this thread has waited for other ranks, where there are any and that can be told (`Still`)."""
+    for how long this thread has waited for other ranks, where there are any and that can be told (`Still`); `device` is what
+    this rank computes on."""
 
-    def __init__(self, still: Callable[[], float] | None = None) -> None:
+    def __init__(self, still: Callable[[], float] | None = None, device: torch.device = _CPU) -> None:
         self.seconds = dict.fromkeys((*STEP, *BETWEEN, "other"), 0.0)
         self.steps = 0
+        self._device = device
         self.work, self.ranks = 0.0, 1  # FLOPs of a step, over so many ranks
         self.peak: float | None = None  # FLOPs a second that the device can do
         self.communication: float | None = None
@@ -110,7 +113,7 @@ class Clock:
             "samples_per_second": round(samples / training, 1) if training else 0.0,
             **flops.figures(self.work, self.ranks, training / self.steps if self.steps else None, self.peak),
             **{f"{phase}_seconds": round(self.seconds[phase], 3) for phase in BETWEEN},
-            "memory_peak": peak_memory(),
+            "memory_peak": peak_memory(self._device),
         }
 
     def _enter(self, part: nn.Module, given: Any) -> None:
@@ -122,10 +125,10 @@ class Clock:
             self._forward_still += self._still() - self._entered_still
 
 
-def peak_memory() -> int:
-    """The most bytes this rank has held: of its GPU where it has one, else of main memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this rank has held: of its GPU where it computes on one, else of main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

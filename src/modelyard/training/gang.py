@@ -25,11 +25,12 @@ _TIMEOUT = timedelta(minutes=10)  # the launcher ends a gang whose rank died lon
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """This process's place. Every method is collective: all ranks call it, in the same order."""
+    """This process's place; `here`: ranks on this node. Every method is collective: all ranks call it, in the same order."""
 
     rank: int
     world: int
     device: torch.device
+    here: int = 1
 
     def sum(self, *values: float) -> list[float]:
         """Each value added up over the ranks, in float64."""
@@ -56,7 +57,9 @@ def join(context: JobContext) -> Iterator[Gang]:
     ranks, rank = int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size)), int(os.environ.get("LOCAL_RANK", context.rank))
     own_gpu = torch.cuda.device_count() >= ranks
     device = torch.device("cuda", rank) if own_gpu else torch.device("cpu")
-    gang = Gang(context.rank, context.world_size, device)
+    if own_gpu:
+        torch.cuda.set_device(device)  # FSDP2, meshes and NCCL take the current one, whatever the network lies on
+    gang = Gang(context.rank, context.world_size, device, ranks)
     if context.world_size == 1:
         yield gang
         return

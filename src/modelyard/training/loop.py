@@ -31,7 +31,7 @@ from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang, join, repeatable
 from modelyard.training.keeping import Keeper
 from modelyard.training.mesh import Mesh
-from modelyard.training.parallel import Spread, Sums
+from modelyard.training.parallel import Spread, Sums, home
 from modelyard.training.prepare import DTYPES, choose_mesh, find_shapes, foresee, make_optimiser, spread_network, tensors
 from modelyard.training.publish import Trained, load_weights, publish
 from modelyard.training.recipes import RECIPES, Plan
@@ -54,11 +54,11 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
         check_data(plan, dataset, mesh.replicas, config.batch_size)
         if model is not None:
             (plan.load or partial(load_weights, plan.network))(model)
-        plan.network.to(gang.device, DTYPES[config.dtype])
+        plan.network.to(where := home(mesh, gang.device), DTYPES[config.dtype])
         if plan.read is not None:
             plan = replace(plan, read=together.once(plan.read, gang, context))
         train, select = (Feed.read(dataset, split, plan, context.check) for split in ("train", "select"))
-        shapes = find_shapes(config, plan, gang, train)
+        shapes = find_shapes(config, plan, where, train)
         parameters = sum(parameter.numel() for parameter in plan.network.parameters())
         context.report(mesh=str(mesh), mesh_because=why, **grounds(config.seed, inputs))
         foresee(config, plan, mesh, gang, train, context)
@@ -73,13 +73,16 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
 
 
 def rate(step: int, total: int, config: TrainConfig) -> float:
-    """The learning rate of step `step` of `total`: a linear rise, then constant or half a cosine down to 0."""
+    """The learning rate of step `step` of `total`: a linear rise, then constant, a line or half a cosine down to 0."""
     warm = int(total * config.warmup)
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    done, left = step - warm, max(1, total - warm)
+    if config.schedule == "linear":
+        return config.lr * (1 - done / left)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done / left))
 
 
 @dataclass(slots=True)
@@ -107,7 +110,7 @@ class Trainer:
         cls, config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, select: Feed, context: JobContext
     ) -> Trainer:
         """Everything in place, at the start or where the newest checkpoint left off."""
-        network, work = spread_network(config, plan, mesh, gang, train)
+        network, work = spread_network(config, plan, mesh, gang, train, context.log)
         optimiser = make_optimiser(network, config)
         latest = context.latest()
         progress = checkpoint.load(latest, network, optimiser, learned=plan.fixed) if latest else checkpoint.Progress()
@@ -115,7 +118,7 @@ class Trainer:
             within = f", step {progress.step} of the next" if progress.step else ""
             context.log(f"resumed after epoch {progress.epochs} of {config.epochs}{within}")
         stage, keeper = Stage(network, optimiser, learned=plan.fixed), Keeper(context, config.checkpoint_keep)
-        clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None)
+        clock = Clock(Still() if gang.world > 1 and gang.device.type == "cpu" else None, gang.device)
         clock.work, clock.ranks, clock.peak = work, gang.world, flops.peak_of(gang.device, config.precision)
         return cls(config, plan, gang, context, train, select, network, optimiser, progress, stage, keeper, clock=clock)
 
@@ -192,7 +195,7 @@ class Trainer:
         """One optimiser step. Returns what is counted of this rank's rows: the sum of their losses, correct answers, rows."""
         self.optimiser.zero_grad()
         whole = self.mean_over(target, rows)
-        sums = self.network.step(*tensors(inputs, target, self.gang, self.config.dtype), whole)
+        sums = self.network.step(*tensors(inputs, target, self.gang.device, self.config.dtype), whole)
         self.clock.computed()
         if not math.isfinite(sums.loss):
             raise self.diverged(f"loss became {sums.loss / sums.rows}", where)
@@ -238,7 +241,7 @@ class Trainer:
             start = own.start + turn * capacity
             wanted = np.arange(start, min(start + capacity, own.stop))
             inputs, target = split.take(wanted if len(wanted) else np.arange(1))
-            sums = network.score(*tensors(inputs, target, self.gang, self.config.dtype), len(wanted))
+            sums = network.score(*tensors(inputs, target, self.gang.device, self.config.dtype), len(wanted))
             totals += self.tally(sums, target[: len(wanted)])
         return self.summary(*self.gang.sum(*totals))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from modelyard.tensors import Array
 from modelyard.training import estimate as memory
 from modelyard.training import flops
 from modelyard.training import mesh as meshes
-from modelyard.training.checks import check_answer, check_learns, check_norms
+from modelyard.training.checks import check_answer, check_learns, check_norms, check_rows
 from modelyard.training.config import TrainConfig
 from modelyard.training.feed import Feed
 from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
-from modelyard.training.parallel import Options, Spread, Whole, spread, verify, whole
+from modelyard.training.parallel import Options, Spread, Whole, home, spread, verify, whole
 from modelyard.training.recipes import Plan
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -57,20 +58,20 @@ def options(config: TrainConfig) -> Options:
     )
 
 
-def tensors(inputs: Array, target: Array, gang: Gang, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as the network takes them: numbers in its dtype; positions in a vocabulary and targets as they are."""
+def tensors(inputs: Array, target: Array, device: torch.device, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as the network on `device` takes them: numbers in its dtype; positions in a vocabulary and targets as they are."""
     given = torch.from_numpy(inputs)
     dtypes = DTYPES[dtype] if given.is_floating_point() else given.dtype
-    return given.to(gang.device, dtypes), torch.from_numpy(target).to(gang.device)
+    return given.to(device, dtypes), torch.from_numpy(target).to(device)
 
 
-def find_shapes(config: TrainConfig, plan: Plan, gang: Gang, train: Feed) -> tuple[Shape, Shape]:
-    """The shapes of input and output, found by asking for two rows. Raises `Invalid` where the answer does not fit."""
+def find_shapes(config: TrainConfig, plan: Plan, where: torch.device, train: Feed) -> tuple[Shape, Shape]:
+    """The shapes of input and output, by two rows `where` the network lies. Raises `Invalid` where the answer does not fit."""
     inputs, target = train.take(np.arange(min(2, train.rows)))
     plan.network.eval()
     try:
         with torch.no_grad():
-            answer = plan.network(tensors(inputs, target, gang, config.dtype)[0])
+            answer = plan.network(tensors(inputs, target, where, config.dtype)[0])
     except (RuntimeError, TypeError, ValueError) as error:
         name = type(plan.network).__name__
         raise Invalid(f"forward of {name} failed on an input of shape {list(inputs.shape)}: {error}") from error
@@ -79,12 +80,13 @@ def find_shapes(config: TrainConfig, plan: Plan, gang: Gang, train: Feed) -> tup
 
 
 def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, context: JobContext) -> None:
-    """Report what a rank will need at the least, found by a forward of one and of two rows. Raises `Invalid` where it may not
-    take so much."""
+    """Report what a rank will need at the least, found by a forward of one and of two rows where the network lies. Raises
+    `Invalid` where it may not take so much."""
+    where = home(mesh, gang.device)
 
     def kept(rows: int) -> int:
-        inputs, target = tensors(*train.take(np.arange(rows)), gang, config.dtype)
-        with torch.autocast(gang.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        inputs, target = tensors(*train.take(np.arange(rows)), where, config.dtype)
+        with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
             return memory.measure(plan.network, inputs, lambda answer: plan.measure(answer, target)[0])
 
     more = min(2, train.rows)
@@ -106,7 +108,7 @@ def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed
         slices=mesh.tensor,
         process=0 if on_gpu else max(0, memory.held() - whole),
     )
-    bound = torch.cuda.get_device_properties(gang.device).total_memory if on_gpu else memory.bound()
+    bound = memory.of(gang.device)
     context.report(memory_estimate=found.facts(bound))
     memory.check(found, bound)
 
@@ -115,11 +117,11 @@ def rehearse(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Fee
     """One micro-batch of real rows, as large as the largest, goes through the whole network, forward and backward, before the
     first step: what the model's code cannot do, or what does not fit, is said here. Returns the FLOPs of a row (0: unknown).
 
-    Of a network that is split no rank has the memory for that: `verify` has it compute instead."""
+    Of a network that is split no device has the memory for that: `verify` has it compute instead."""
     rows = -(-config.batch_size // (mesh.replicas * options(config).count(mesh)))
     if config.recompute:
         rows = 1  # blocks do not forget yet
-    inputs, target = tensors(*train.take(np.arange(min(rows, train.rows))), gang, config.dtype)
+    inputs, target = tensors(*train.take(np.arange(min(rows, train.rows))), gang.device, config.dtype)
     was = plan.network.training
     plan.network.eval()
     for part in plan.network.modules():
@@ -135,7 +137,7 @@ def rehearse(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Fee
     try:
         return flops.counted(compute) / len(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if "allocate memory" in str(error) or "out of memory" in str(error):  # told as that, with the estimate
+        if memory.no_memory(error):  # told as that, with the estimate
             raise
         name, where = type(plan.network).__name__, "".join(traceback.format_exception(error))[-_TAIL:].strip()
         raise Invalid(
@@ -146,36 +148,45 @@ def rehearse(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Fee
         plan.network.train(was)
 
 
-def spread_network(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed) -> tuple[Spread, float]:
+def spread_network(
+    config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed, say: Callable[[str], None]
+) -> tuple[Spread, float]:
     """The plan's network, which lives on in what this returns alone; and the FLOPs of a step over all ranks (0: unknown).
-    Raises `Invalid` where it cannot be split so, or computes something else when it is."""
+    Raises `Invalid` where it cannot be split so, or computes something else when it is. `say` takes a line for the log."""
     rows = train.rows
     steps, asked = shards.steps(rows, config.batch_size), options(config)
     least, most = rows // steps, -(-rows // steps)
     pieces = asked.count(mesh)
     check_learns(plan.network)
-    if mesh.pipe == 1 and least < mesh.replicas * pieces:
-        raise Invalid(
-            f"Batches of {least} rows leave some of {mesh.replicas} × {pieces} micro-batches without a row: use a larger "
-            "batch_size or fewer micro_batches."
-        )
+    check_rows(rows, config.batch_size, mesh, pieces)
     some = train.take(np.arange(min(least, mesh.replicas * pieces + 1)))
-    inputs, target = tensors(*some, gang, config.dtype)
-    plan.network.to(gang.device, DTYPES[config.dtype])
+    inputs, target = tensors(*some, home(mesh, gang.device), config.dtype)
     check_norms(plan.network, inputs[:1], least // mesh.replicas // pieces)
-    check, each, before = config.verify and not mesh.whole, 0.0, None
+    each, before = 0.0, None
     if mesh.whole:
         each = rehearse(config, plan, mesh, gang, train)
-    elif check:
-        before, each = _measured_whole(plan, gang, inputs, target)
+    elif config.verify:
+        before, each = measure_whole(plan, gang, inputs, target, say)
     network = spread(plan.network, plan.split, mesh, gang, asked, plan.measure, example=inputs[:2], most=most)
     if before:
-        verify(network, before, inputs, target, bf16=config.precision == "bf16")
+        verify(network, before, inputs.to(gang.device), target.to(gang.device))
     return network, each * rows / steps
 
 
-def _measured_whole(plan: Plan, gang: Gang, inputs: torch.Tensor, target: torch.Tensor) -> tuple[Whole, float]:
-    """What the whole network says of some rows, and the FLOPs of a row, which rank 0 tells the others."""
+def measure_whole(
+    plan: Plan, gang: Gang, inputs: torch.Tensor, target: torch.Tensor, say: Callable[[str], None]
+) -> tuple[Whole | None, float]:
+    """What the whole network says of some rows, and the FLOPs of a row, which rank 0 tells the others. None where rank 0 has no
+    room for its gradients."""
+    lack = None
+    if gang.rank == 0:
+        kept = memory.measure(plan.network, inputs[:1], lambda answer: plan.measure(answer, target[:1])[0]) * len(inputs)
+        gradients = sum(parameter.nbytes for parameter in plan.network.parameters() if parameter.requires_grad)
+        lack = memory.lack(kept + gradients, memory.spare())
+    if lack:
+        say(f"the split network is not compared with the whole one: rank 0 would need {lack}; a wrong plan is not seen")
+    if any(gang.sum(bool(lack))):
+        return None, 0.0
     found: list[Whole] = []
     total = flops.counted(lambda: found.append(whole(plan.network, plan.measure, gang, inputs, target)))
     (total_of_first,) = gang.sum(total if gang.rank == 0 else 0)
@@ -193,11 +204,11 @@ def make_optimiser(network: Spread, config: TrainConfig) -> optim.Optimizer:
 
 
 def _memory(gang: Gang) -> int:
-    """What each rank has: of its GPU, or an even part of the machine; the same answer on every rank, so that of the poorest."""
+    """What each rank has: of its GPU, or an even part of its machine; the same answer on every rank, so that of the poorest."""
     if gang.device.type == "cuda":
-        own = torch.cuda.get_device_properties(gang.device).total_memory
+        own = memory.of(gang.device) or 0
     else:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // gang.world
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // gang.here
         own = min(machine, memory.bound() or machine)
     if gang.world > 1:
         least = torch.tensor(own, device=gang.device)

@@ -10,11 +10,13 @@
 6. `data`: where every rank holds everything, gradients are averaged (DDP);
 7. `pipe`: the pieces of a step pass through the stages.
 
+Before that the whole lies in main memory where it is going to be split, afterwards each rank's part on its device (`home`).
 `verify` then has the network answer and differentiate a few rows and compares with the whole one.
 """
 
+from modelyard.training.parallel.home import home
 from modelyard.training.parallel.spread import Options, Spread, spread
 from modelyard.training.parallel.steps import Measure, Sums
 from modelyard.training.parallel.verify import Whole, verify, whole
 
-__all__ = ["Measure", "Options", "Spread", "Sums", "Whole", "spread", "verify", "whole"]
+__all__ = ["Measure", "Options", "Spread", "Sums", "Whole", "home", "spread", "verify", "whole"]

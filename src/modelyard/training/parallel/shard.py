@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -13,25 +14,54 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from modelyard.errors import Invalid
+from modelyard.training.parallel.home import bring
 
 _NORM = (torch.float32, torch.float32, torch.bfloat16)  # of parameters, of sums of gradients, of the answer
 # Nobody writes into an answer here: the loss reads it.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
-def shard(network: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, *, bf16: bool, keep: bool) -> None:
-    """In place: each block is a unit, the rest another. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means
-    over it. `keep`: a block stays together from forward to backward (a pipe comes by more than once)."""
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
-    inner = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else policy
-    for norm in _batch_norms(network) if bf16 else ():
-        fully_shard(norm, mesh=mesh, reshard_after_forward=not keep, mp_policy=MixedPrecisionPolicy(*_NORM))
-    for block in (block for block in blocks if not isinstance(block, FSDPModule)):
-        fully_shard(block, mesh=mesh, reshard_after_forward=not keep, mp_policy=inner)
-    fully_shard(network, mesh=mesh, reshard_after_forward=not keep, mp_policy=policy)
-    for module in network.modules():
+def shard(unit: nn.Module, mesh: DeviceMesh, device: torch.device, *, bf16: bool, keep: bool, last: bool) -> None:
+    """In place, after it has come to `device`: what of the unit is not held in parts yet is held so together. The `last` is
+    all that the rank has. `mesh` is of `shard`, or of `data` and `shard`. Gradients become means over it. `keep`: a unit stays
+    together from forward to backward (a pipe comes by more than once)."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32 if last else None)
+    policies = {norm: MixedPrecisionPolicy(*_NORM) for norm in _batch_norms(unit)} if bf16 else {}
+    for module in [*policies, unit]:
+        if not isinstance(module, FSDPModule):
+            bring(module, device)
+            default = policy if bf16 else MixedPrecisionPolicy()
+            fully_shard(module, mesh=mesh, reshard_after_forward=not keep, mp_policy=policies.get(module, default))
+    for module in unit.modules() if last else ():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo sums; it knows no mean
+
+
+@contextmanager
+def exactly(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """While this lasts, what `shard` had compute in bf16 computes in its parameters' own dtype."""
+    units = [module for part in parts for module in part.modules() if isinstance(module, FSDPModule)]
+    policies = [unit._get_fsdp_state()._mp_policy for unit in units]
+    try:
+        for unit in units:
+            _compute_by(unit, MixedPrecisionPolicy())
+        yield
+    finally:
+        for unit, policy in zip(units, policies, strict=True):
+            _compute_by(unit, policy)
+
+
+def _compute_by(unit: FSDPModule, policy: MixedPrecisionPolicy) -> None:
+    """torch lets nobody change it: what a unit keeps of its first forward is of the dtype that it had."""
+    unit.reshard()
+    state = unit._get_fsdp_state()
+    state._mp_policy = policy
+    for group in state._fsdp_param_groups:
+        group.mp_policy = policy
+        for parameter in group.fsdp_params:
+            parameter.all_gather_outputs = []
+            vars(parameter).pop("_unsharded_param", None)
+        group._init_mp_dtypes()
 
 
 def check_parts(network: nn.Module, blocks: Sequence[nn.Module]) -> None:

@@ -21,6 +21,7 @@ from modelyard.training.parallel import clip
 from modelyard.training.parallel.compile import compile_blocks
 from modelyard.training.parallel.cut import borders, cut, held, release
 from modelyard.training.parallel.data import reads_buffers, replicated, uses_all
+from modelyard.training.parallel.home import bring, equalise
 from modelyard.training.parallel.pipe import VIRTUAL, Pipe
 from modelyard.training.parallel.recompute import recompute
 from modelyard.training.parallel.shard import check_parts, shard
@@ -170,9 +171,11 @@ def spread(
     example: torch.Tensor,
     most: int,
 ) -> Spread:
-    """Apply what `mesh` and `options` ask for. `network` is not to be used afterwards, save through what is returned.
+    """Apply what `mesh` and `options` ask for. `network` lies at its `home` and is not to be used afterwards, save through what
+    is returned, which lies on the rank's device.
 
-    `example`: two rows of input; `most`: rows of the largest step. Raises `Invalid` where the model cannot be split so."""
+    `example`: two rows of input, where the network is; `most`: rows of the largest step. Raises `Invalid` where the model
+    cannot be split so."""
     stages = mesh.pipe * (VIRTUAL[options.schedule] if mesh.pipe > 1 else 1)
     count = options.count(mesh)
     if mesh.pipe > 1 and options.schedule == "interleaved" and count % mesh.pipe:
@@ -188,24 +191,24 @@ def spread(
     autocast = gang.device.type if options.precision == "bf16" and mesh.whole else None
     if mesh.whole:
         partly = mesh.ranks > 1 and not uses_all(network, example)
-        _apply(network, plan, options)
+        _apply(network, plan, options, gang.device)
         steps = Steps(network, measure, replicas=mesh.replicas, count=count, autocast=autocast)
         return Spread(gang, mesh, place, (network,), steps, owners, None, partly=partly)
-    for tensor in network.state_dict().values():  # what a class draws at random without torch differs between ranks
-        distributed.broadcast(tensor, src=0)
+    equalise(network, gang.device)
     if mesh.replicas > 1 or options.precision == "bf16":
         check_parts(network, [network.get_submodule(name) for name in plan.blocks])
     devices = init_device_mesh(gang.device.type, mesh.shape, mesh_dim_names=AXES)
     between = borders(network, plan.stages, example, passes=plan.passes) if mesh.pipe > 1 else []
     here = range(place.pipe, stages, mesh.pipe) if between else []
     held_here = {at: cut(network, plan.stages, at, passes=plan.passes) for at in here} or {0: network}
-    for part in held_here.values():
-        _apply(part, plan, options, devices, mesh)
     release(network, held_here.values())
+    for part in held_here.values():
+        _apply(part, plan, options, gang.device, devices, mesh)
+        bring(part, gang.device)
     runner: Runner
     if between:
         runner = Pipe(
-            held_here, between, devices.get_group("pipe"), measure,
+            held_here, [rows.to(gang.device) for rows in between], devices.get_group("pipe"), measure,
             schedule=options.schedule, replicas=mesh.replicas, pieces=count, most=-(-most // mesh.replicas), passes=plan.passes,
         )  # fmt: skip
     else:
@@ -219,21 +222,29 @@ def spread(
 
 
 def _apply(
-    part: nn.Module, plan: Layout, options: Options, devices: DeviceMesh | None = None, mesh: Mesh | None = None
+    part: nn.Module,
+    plan: Layout,
+    options: Options,
+    device: torch.device,
+    devices: DeviceMesh | None = None,
+    mesh: Mesh | None = None,
 ) -> None:
-    """Tensor, recompute, compile, shard: in this order each finds what it needs."""
-    here = held(part)
-    blocks = [here[name] for name in plan.blocks if name in here]
-    if devices and plan.tensor:
-        split_layers(part, devices["tensor"], plan.tensor)
-    if options.recompute:
-        recompute(blocks)
-    if options.compile:
-        compile_blocks(blocks or [part])
-    bf16 = options.precision == "bf16"
-    if devices and mesh and (mesh.replicas > 1 or bf16):
-        over = devices["data", "shard"] if mesh.data > 1 else devices["shard"]
-        shard(part, blocks, over, bf16=bf16, keep=mesh.pipe > 1)
+    """Tensor, recompute, compile, shard: in this order each finds what it needs. Block by block, so that `device` never has
+    more of them than one whole; what is in none comes last."""
+    here, bf16 = held(part), options.precision == "bf16"
+    blocks = [name for name in plan.blocks if name in here]
+    for name in [*blocks, ""]:
+        unit = [here[name]] if name else []
+        if devices and plan.tensor:
+            inside = {layer: style for layer, style in plan.tensor.items() if (owner(layer, blocks) or "") == name}
+            split_layers(part, devices["tensor"], inside)
+        if options.recompute:
+            recompute(unit)
+        if options.compile:
+            compile_blocks(unit if blocks else [part])
+        if devices and mesh and (mesh.replicas > 1 or bf16):
+            over = devices["data", "shard"] if mesh.data > 1 else devices["shard"]
+            shard(here[name] if name else part, over, device, bf16=bf16, keep=mesh.pipe > 1, last=not name)
 
 
 def _holder(name: str, plan: Layout, mesh: Mesh) -> int:

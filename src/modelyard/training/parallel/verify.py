@@ -2,8 +2,8 @@
 parameter: a layer split the wrong way round, an adapter that a split does not see or a sequence that leaves something out is an
 error here and never a wrong number.
 
-`whole` is called before `spread`, `verify` after; both by every rank. Rank 0 alone computes the whole network's gradients and
-hands them round one by one, so it holds them once beside the network; the others hold the largest.
+`whole` is called before `spread`, `verify` after; both by every rank. Rank 0 alone computes the whole network's gradients, in
+main memory, where that lies, and hands them round one by one: no device holds more of them than the largest.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from modelyard.data import shards
 from modelyard.errors import Invalid
+from modelyard.training.estimate import no_memory
 from modelyard.training.gang import Gang
 from modelyard.training.parallel.clip import local
+from modelyard.training.parallel.shard import exactly
 from modelyard.training.parallel.spread import Spread
 from modelyard.training.parallel.steps import Measure
 
 # Of a gradient's length: what the order of sums may change, with a margin (some norms compute in float32 whatever they are
 # given). A wrong split changes tenths and more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
-_BF16 = 0.15
 _STIRRED = 0.02
 _SMALL = 0.01  # of the whole gradient's length: shorter ones (some are 0 but for rounding) are compared with that
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's; `shapes` of all that learns;
-    `stirred`: parameters that are 0 and were given numbers for as long as this is compared."""
+    """What the whole network said. `loss` is the mean over rows; `gradients` are rank 0's, let go of as they are compared;
+    `shapes` of all that learns; `stirred`: parameters that are 0 and were given numbers for as long as this is compared."""
 
     loss: float
-    gradients: Mapping[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
     shapes: Mapping[str, torch.Size]
     dtype: torch.dtype
     stirred: tuple[str, ...]
@@ -77,14 +78,18 @@ def stir(parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Tensor, *, bf16: bool) -> None:
+def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Tensor) -> None:
     """Raises `Invalid` on every rank, naming the first parameter whose gradient is another one. The same rows as `whole` had,
-    all of them; each rank takes its part."""
+    all of them; each rank takes its part. What trains in bf16 is compared in float32: in bf16 no short gradient could be told
+    from rounding."""
     own = shards.share(len(target), spread.mesh.replicas, spread.place.replica)
     spread.train(False)
     try:
-        sums = spread.step(inputs[own.start : own.stop], target[own.start : own.stop], len(target))
+        with exactly(spread.parts):
+            sums = spread.step(inputs[own.start : own.stop], target[own.start : own.stop], len(target))
     except (RuntimeError, ValueError, IndexError) as error:
+        if no_memory(error):  # told as that, with the estimate
+            raise
         why = str(error).partition("\n")[0]
         raise Invalid(f"On the mesh {spread.mesh} the model cannot be computed as PARALLEL splits it: {why}") from error
     parameters, device = spread.parameters(), spread.gang.device
@@ -93,9 +98,8 @@ def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Te
     )  # squared: of differences, of gradients
     lengths[-1, 0] = sums.loss / len(target)
     for at, (name, shape) in enumerate(before.shapes.items()):
-        expected = (
-            before.gradients[name].contiguous() if before.gradients else torch.empty(shape, dtype=before.dtype, device=device)
-        )
+        known = before.gradients.pop(name, None)
+        expected = torch.empty(shape, dtype=before.dtype, device=device) if known is None else known.to(device).contiguous()
         distributed.broadcast(expected, src=0)
         if name in parameters:
             lengths[at] = _compare(parameters[name], expected)
@@ -105,8 +109,7 @@ def verify(spread: Spread, before: Whole, inputs: torch.Tensor, target: torch.Te
         parameter.grad = None
         if name in before.stirred:
             local(parameter.data).zero_()
-    tolerance = _BF16 if bf16 else _TOLERANCE.get(before.dtype, _BF16)
-    _judge(list(before.shapes), lengths.tolist(), tolerance, spread)
+    _judge(list(before.shapes), lengths.tolist(), _TOLERANCE[before.dtype], spread)
 
 
 def _judge(names: list[str], lengths: list[list[float]], tolerance: float, spread: Spread) -> None:
