@@ -132,6 +132,9 @@ class RankContext:
         if self._cancelled:
             raise Cancelled
 
+    def allow(self, times: float = 1.0) -> None:
+        self._port.send({"type": "beat", "times": float(times)})
+
     def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
         if self._rank == 0:
             policy = {"score": None if score is None or not math.isfinite(score) else float(score), "last": int(last)}
