@@ -54,13 +54,15 @@ class Question:
     ask: int
     type: str
     body: Mapping[str, Any]
+    asked: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False)
 class Active:
     """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
-    stored, with the question that it answers; `waits` the children that are waited for, by question; `kept`: whether it has
-    stored a checkpoint; `nodes`: how many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
+    stored, with the question that it answers, `stuck` what was given up of it; `waits` the children that are waited for, by
+    question; `kept`: whether it has stored a checkpoint, `further`: one of a step that the job had never come to; `nodes`: how
+    many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
 
     job: Job
     folder: Path
@@ -70,11 +72,13 @@ class Active:
     changes: dict[str, Any] = field(default_factory=dict)
     questions: list[Question] = field(default_factory=list)
     storing: list[tuple[Question, Future[Any]]] = field(default_factory=list)
+    stuck: list[Future[Any]] = field(default_factory=list)
     waits: dict[int, str] = field(default_factory=dict)
     watches: dict[int, Mapping[str, int]] = field(default_factory=dict)
     watching: bool = False
     resumes: bool = False
     kept: bool = False
+    further: bool = False
     outputs: dict[str, Output] = field(default_factory=dict)
     ended: Mapping[str, Any] | None = None
     verdict: ModelyardError | None = None
