@@ -162,6 +162,10 @@ class Office:
         with self.db.read() as session:
             return service.get(session, "team", job)
 
+    def jobs(self) -> list[Job]:
+        with self.db.read() as session:
+            return service.jobs(session, "team")
+
     def waits_as(self, job: str, project: str = "team") -> int | None:
         """As how many-th a job waits."""
         with self.db.read() as session:

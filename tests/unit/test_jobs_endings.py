@@ -21,14 +21,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.mark.parametrize(
     ("setbacks", "further", "restarts", "again"),
-    [
-        (0, False, 2, True),
-        (1, False, 2, True),
-        (2, False, 2, False),
-        (2, True, 2, True),
-        (0, True, 1, True),
-        (0, True, 0, False),
-    ],
+    [(0, False, 2, True), (1, False, 2, True), (2, False, 2, False), (2, True, 2, True), (0, True, 0, False)],
 )
 def test_a_gang_that_died_is_started_again_a_few_times_in_a_row(
     job: Job, setbacks: int, further: bool, restarts: int, again: bool

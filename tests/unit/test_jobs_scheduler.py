@@ -219,6 +219,12 @@ def test_a_parent_makes_room_for_its_child(tmp_path: Path) -> None:
     office.close()
 
 
+def test_a_child_has_its_parents_limits(office: Office) -> None:
+    (ended,) = office.finish(office.submit("parent", timeout=300.0, max_restarts=7, priority=-3).id)
+    (child,) = [job for job in office.jobs() if job.parent == ended.id]
+    assert (child.timeout, child.max_restarts, child.priority) == (300.0, 7, -3)
+
+
 def test_a_job_that_is_no_child_cannot_be_waited_for(office: Office) -> None:
     other = office.submit("makes").id
     (job,) = office.finish(office.submit("stranger", config={"text": other}).id)

@@ -121,7 +121,8 @@ def _end(session: Session, active: Active, state: State, **values: Any) -> None:
     job = active.job
     records.cancel_children(session, job.id)
     records.append(session, job.id, job.token, active.said)
-    changes = {name: value for name, value in active.changes.items() if name in ("progress", "facts")}
+    changes = {name: value for name, value in active.changes.items() if name == "progress"}
+    changes |= {"facts": dict(active.facts)} if active.facts else {}
     records.evolve(session, job.id, job.token, state, cpu_us=job.cpu_us + active.cpu_us, cancelling=False, **changes, **values)
     ledger.audit(session, job.project, job.key, f"job.{state.value}", job.id, {"kind": job.kind})
 
