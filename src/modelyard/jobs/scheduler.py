@@ -268,7 +268,7 @@ class Scheduler:
         with self._db.read() as session:
             asked = select(JobRow).where(JobRow.cancelling, JobRow.state.in_(records.UNENDED))
             cancelling = [records.load(row) for row in session.scalars(asked)]
-            waiting = queue.waiting(session)
+            waiting = queue.waiting(session, self._kinds)
             children = [child for active in self._active.values() for child in active.waits.values()]
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(children))) if children else ()
             ended = {row.id: records.load(row) for row in rows if State(row.state).ended}
@@ -278,7 +278,7 @@ class Scheduler:
             self._desk.tell(active)
         for active in self._active.values():
             active.resumes = any(child in ended for child in active.waits.values())
-        running = [queue.gang(active) for active in self._active.values()]
+        running = [queue.gang(active, self._kinds) for active in self._active.values()]
         self._shares.add((gang.project, gang.ranks, gang.each) for gang in running if not gang.waits)
         plan = assign(self._executor.nodes(), [one.job for one in waiting.values()], running, self._shares.past)
         for name in plan.resume:
