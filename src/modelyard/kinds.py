@@ -105,7 +105,13 @@ class JobContext(Protocol):
         ...
 
     def check(self) -> None:
-        """A sign of life; raises `Cancelled` if the job was asked to stop. Call it at least every few seconds."""
+        """A sign of life of this rank; raises `Cancelled` if the job was asked to stop. Each rank must call it at least every
+        few seconds: one that is silent for too long hangs, and its gang is started anew."""
+        ...
+
+    def allow(self, times: float = 1.0) -> None:
+        """From now on this rank may be silent for so many times as long as usual: before what gives no sign of life, such as
+        loading, compiling, or waiting for another rank that does. Without a number: as long as usual again."""
         ...
 
     def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
@@ -249,6 +255,8 @@ class FolderContext:
         self.facts.update(facts)
 
     def check(self) -> None: ...
+
+    def allow(self, times: float = 1.0) -> None: ...
 
     def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
         target = self.work / "latest"

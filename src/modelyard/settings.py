@@ -49,12 +49,12 @@ class Settings(BaseSettings):
         default="auto", description="bubblewrap around users' code: 'auto' uses it where it works and warns where not."
     )
     job_cpus: int = Field(default=0, ge=0, description="Processors for jobs, a rank one or more; 0: all there are.")
-    job_timeout: float = Field(default=24 * 3600.0, gt=0, description="Seconds a job may run in all.")
-    job_heartbeat: float = Field(default=120.0, gt=0, description="Seconds without a sign of life before a gang is ended.")
+    job_timeout: float = Field(default=24 * 3600.0, gt=0, description="Seconds a job may run that names no timeout.")
+    job_heartbeat: float = Field(default=120.0, gt=0, description="Seconds without a sign of life of a rank that end a gang.")
     job_memory: int = Field(default=16 << 30, gt=0, description="Bytes of address space data a rank may take.")
     job_disk: int = Field(default=64 << 30, gt=0, description="Bytes on disk that a job's work folder may take.")
     job_files: int = Field(default=200_000, gt=0, description="Files and folders that a job's work folder may hold.")
-    job_restarts: int = Field(default=2, ge=0, description="Times a gang that died is started again from its checkpoint.")
+    job_restarts: int = Field(default=2, ge=0, description="Times a gang that died or hung is started again before it gets on.")
     checkpoint_days: float = Field(
         default=14.0, ge=0, description="Days that the last checkpoints of a failed or cancelled job are kept."
     )

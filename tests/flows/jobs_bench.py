@@ -79,6 +79,7 @@ class Bench:
     def lose_control(self) -> None:
         """Control is gone at once: what it held in memory with it; the sockets of its gangs are closed."""
         self.scheduler._pool.shutdown(cancel_futures=True)
+        self.scheduler._stores.shutdown(cancel_futures=True)
         self.executor.close()
 
     def close(self) -> None:

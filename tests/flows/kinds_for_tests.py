@@ -112,6 +112,25 @@ def spins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
         pass
 
 
+def stalls(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """In the first life rank `rank` stops after its checkpoint, while the others go on saying that they live."""
+    folder = context.work / "checkpoint"
+    folder.mkdir(exist_ok=True)
+    (folder / "step.txt").write_text("1")
+    context.checkpoint(1, folder)
+    if context.latest() is None:
+        spins(config, inputs, outputs, context) if context.rank == config.rank else wait_for_ever(context)
+    context.report(rows=1)
+
+
+def loads(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Say nothing for `number` seconds, which rank 0 announced and the others as well if `text` says so."""
+    if context.rank == 0 or config.text:
+        context.allow(10)
+    time.sleep(config.number)
+    context.allow()
+
+
 def hogs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     blocks = []
     while True:
@@ -349,6 +368,8 @@ NAMES = [
     "waits",
     "works",
     "spins",
+    "stalls",
+    "loads",
     "hogs",
     "dies",
     "prints",
@@ -369,4 +390,6 @@ NAMES = [
 ]
 KINDS = {name: JobKind(name, Plan, f"kinds_for_tests:{name}", optional=("files",), gang=True) for name in NAMES}
 KINDS["crosses"] = JobKind("crosses", Plan, "kinds_with_torch:crosses", gang=True)
+for name in ("feeds", "shares"):
+    KINDS[name] = JobKind(name, Plan, f"kinds_with_torch:{name}", gang=True)
 KINDS["strands"] = JobKind("strands", Plan, "kinds_with_torch:strands", gang=True)

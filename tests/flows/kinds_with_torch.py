@@ -4,8 +4,13 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+
+from modelyard.training import together
+from modelyard.training.feed import Feed
+from modelyard.training.gang import join
 
 
 def strands(config: Any, inputs: Any, outputs: Any, context: Any) -> None:
@@ -42,6 +47,48 @@ def crosses(config: Any, inputs: Any, outputs: Any, context: Any) -> None:
         (context.work / "out").mkdir()
         (context.work / "out" / "steps.txt").write_text(str(config.number))
         outputs.publish("out", context.work / "out")
+
+
+class Rows:
+    """Row groups of numbers, for a feed."""
+
+    rows, bytes = np.array([1000]), 8000
+
+    def take(self, positions: Any) -> dict[str, Any]:
+        return {"x": positions, "y": positions}
+
+
+class Doubles:
+    """A plan whose rows are hard to make: from step `stuck` on nothing comes of them."""
+
+    features, target = ("x",), "y"
+
+    def __init__(self, stuck: int) -> None:
+        self.left = stuck
+
+    def before(self, columns: Any) -> Any:
+        self.left -= 1
+        return decode(columns["x"], hangs=self.left == 0)
+
+
+def decode(values: Any, *, hangs: bool) -> Any:
+    while hangs:
+        time.sleep(0.1)
+    return 2 * values
+
+
+def feeds(config: Any, inputs: Any, outputs: Any, context: Any) -> None:
+    """Take the batches of a feed, which hangs in its thread at step `number`."""
+    feed = Feed(Doubles(config.number), 1000, context.check, Rows())  # type: ignore[arg-type]
+    for batch in feed.batches(0, 0, context.world_size, context.rank, 20 * context.world_size):
+        context.report(step=batch.step)
+        context.check()
+
+
+def shares(config: Any, inputs: Any, outputs: Any, context: Any) -> None:
+    """Have rank 0 make the rows of all, which never ends."""
+    with join(context) as gang:
+        together.once(lambda *_: decode(0, hangs=True), gang, context)(None, "train", context.check)  # type: ignore[arg-type]
 
 
 def forward(what: str) -> None:

@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modelyard.client import Yard
-from modelyard.errors import Damaged, Invalid, ModelyardError, NotFound, TimedOut
+from modelyard.errors import Crashed, Damaged, Invalid, ModelyardError, NotFound
 from modelyard.storage import Artefacts, open_store
 from modelyard.testing import yard
 
@@ -283,7 +283,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     (folder / "few").mkdir()
     for name, rows in (("train", 1), ("validation", 5)):
         (folder / "few" / f"{name}.jsonl").write_text("".join(f'{{"x": {n}.5, "y": {n}.25}}\n' for n in range(rows)))
-    limits = {"HEARTBEAT": "6", "MEMORY": str(MEMORY), "CPUS": "2"}
+    limits = {"HEARTBEAT": "3", "MEMORY": str(MEMORY), "CPUS": "2"}
     with yard(folder / "yard", **{f"MODELYARD_JOB_{name}": value for name, value in limits.items()}) as platform:
         platform.import_dataset("numbers", folder / "numbers.csv", target="y")
         platform.import_dataset("few", folder / "few", target="y")
@@ -292,8 +292,9 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
 
 def test_a_module_that_never_returns_is_ended(strict: Yard, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(CODE.format(does="while True: time.sleep(1)"))
-    job = strict.train("endless", "numbers", "module", code=tmp_path / "model.py", module=LINE, wait=False)["id"]
-    with pytest.raises(TimedOut, match="no sign of life from any rank for 6 s"):
+    code, once = tmp_path / "model.py", {"max_restarts": 0, "wait": False}
+    job = strict.train("endless", "numbers", "module", code=code, module=LINE, **once)["id"]
+    with pytest.raises(Crashed, match="no sign of life from any rank for 30 s"):  # ten times 3: it is tried before the steps
         strict.result(job)
     assert any("model.py" in line and "in forward" in line for line in strict.logs(job))
 

@@ -73,7 +73,7 @@ def test_a_rank_that_closes_everything_fails(yard: Bench, number: int, error: st
 
 def test_a_rank_that_stops_itself_is_ended(yard: Bench) -> None:
     code, message = failed(yard.run("stops"))
-    assert (code, "no sign of life" in message) == ("timed_out", True)
+    assert (code, "no sign of life" in message) == ("crashed", True)
 
 
 def test_output_without_an_end_is_cut(yard: Bench) -> None:

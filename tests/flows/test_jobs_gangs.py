@@ -50,7 +50,7 @@ def test_a_rank_that_raises_while_the_others_are_in_a_collective_ends_them_soon(
 
 def test_the_rank_that_hangs_is_named_and_those_that_wait_for_it(tmp_path: Path) -> None:
     with bench(tmp_path, job_heartbeat=2.0) as yard:
-        job = yard.run("strands", ranks=3, rank=1, text="spin")
+        job = yard.run("strands", ranks=3, rank=1, text="spin", max_restarts=0)
         log = yard.log(job.id)
     assert job.error is not None
     assert "Hung: rank 1 in forward (flows/kinds_with_torch.py:" in job.error["message"]
@@ -70,14 +70,48 @@ def test_user_code_that_exits_fails_the_job(yard: Bench, text: str, message: str
 
 def test_a_gang_without_a_sign_of_life_is_ended_and_shows_where_it_was(tmp_path: Path) -> None:
     with bench(tmp_path, job_heartbeat=2.0) as yard:
-        job = yard.run("spins", ranks=2)
+        job = yard.run("spins", ranks=2, max_restarts=0)
         where = [e["rank"] for e in yard.events(job.id) if e["type"] == "log" and "in spins" in e["text"]]
     assert job.state is State.failed
     assert job.error is not None
-    assert job.error["code"] == "timed_out"
+    assert job.error["code"] == "crashed"
     assert "no sign of life from any rank for 2 s" in job.error["message"]
     assert "Hung: rank 0 in spins (flows/kinds_for_tests.py:" in job.error["message"]
     assert sorted(where) == [0, 1]
+
+
+def test_a_gang_of_which_one_rank_hangs_is_found_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    with bench(tmp_path, job_heartbeat=2.0) as yard:
+        job = yard.run("stalls", ranks=2, rank=1)
+        log = yard.log(job.id)
+    assert (job.state, job.attempt) == (State.succeeded, 2)
+    assert "attempt 1 was lost and is started again: " in log
+    assert "The gang was ended: no sign of life from rank 1 for 2 s. Hung: rank 1 in spins" in log
+    assert "rank 0 in" not in log.partition("attempt 1 was lost")[2]
+
+
+def test_a_gang_that_hangs_at_every_start_is_not_started_for_ever(tmp_path: Path) -> None:
+    with bench(tmp_path, job_heartbeat=1.0) as yard:
+        job = yard.run("spins", ranks=1, max_restarts=1)
+    assert (job.state, job.attempt) == (State.failed, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "where"), [("feeds", 2, "in decode"), ("shares", 2, "Hung: rank 0 in decode (flows/kinds_with_torch.py:")]
+)
+def test_a_rank_that_hangs_where_others_wait_and_speak_is_found(tmp_path: Path, kind: str, ranks: int, where: str) -> None:
+    with bench(tmp_path, job_heartbeat=2.0) as yard:
+        job = yard.run(kind, ranks=ranks, number=5, max_restarts=0)
+        log = yard.log(job.id)
+    assert (job.state, job.error and job.error["code"]) == (State.failed, "crashed"), log
+    assert where in log + str(job.error)
+
+
+def test_what_takes_longer_is_announced_by_each_rank(tmp_path: Path) -> None:
+    with bench(tmp_path, job_heartbeat=1.0) as yard:
+        assert yard.run("loads", ranks=2, number=3, text="all").state is State.succeeded
+        job = yard.run("loads", ranks=2, number=3, max_restarts=0)
+    assert "no sign of life from rank 1 for 1 s" in str(job.error)
 
 
 def test_a_gang_that_checks_but_never_ends_is_ended_by_its_time(yard: Bench) -> None:

@@ -66,6 +66,21 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     holds(config, inputs, outputs, context)
 
 
+CLIMBS = True
+
+
+def climbs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """As 'counts', each life a step further than the one before, while that may be."""
+    before = context.latest()
+    step = (int((before / "step").read_text()) if before else 0) + CLIMBS
+    folder = context.work / "kept"
+    folder.mkdir()
+    (folder / "step").write_text(str(step))
+    context.checkpoint(step, folder)
+    context.log("kept")
+    holds(config, inputs, outputs, context)
+
+
 def begins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     context.log("begins")
     holds(config, inputs, outputs, context)
@@ -82,7 +97,7 @@ def stranger(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 
 def kinds() -> Registry[JobKind]:
     found: Registry[JobKind] = Registry("job kind", {})
-    for name in ("makes", "holds", "refuses", "begins", "counts", "parent", "stranger"):
+    for name in ("makes", "holds", "refuses", "begins", "counts", "climbs", "parent", "stranger"):
         free = ("number",) if name == "counts" else None
         found.add(name, JobKind(name, Plan, f"jobs_office:{name}", optional=("base",), gang=True, resumable=free))
     found.add("trains", JobKind("trains", Plan, "jobs_office:makes", inputs=("dataset",), optional=("model",), target="model"))
@@ -146,6 +161,10 @@ class Office:
     def job(self, job: str) -> Job:
         with self.db.read() as session:
             return service.get(session, "team", job)
+
+    def jobs(self) -> list[Job]:
+        with self.db.read() as session:
+            return service.jobs(session, "team")
 
     def waits_as(self, job: str, project: str = "team") -> int | None:
         """As how many-th a job waits."""

@@ -106,6 +106,68 @@ def test_lines_are_bounded_in_length_and_number(active: Active, monkeypatch: pyt
     assert texts == ["0" * 8192, "1" * 8192, "(more than 3 lines or 67,108,864 bytes; what follows is not kept)"]
 
 
+def test_metrics_are_not_cut_by_what_is_printed(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LINES", 3)
+    for step in range(10):
+        take(active, "log", rank=0, text="a step")
+        take(active, "metric", step=step, values={"loss": 1.0})
+    assert [body["step"] for kind, body in active.said if kind == "metric"] == list(range(10))
+
+
+def test_too_many_metrics_are_thinned_out_and_leave_other_curves_alone(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_METRICS", 10)
+    for step in range(1, 101):
+        take(active, "metric", step=step, values={"loss": 1.0})
+        if step % 10 == 0:
+            take(active, "metric", step=step, values={"select_loss": 1.0})
+    losses = [body["step"] for kind, body in active.said if kind == "metric" and "loss" in body["values"]]
+    assert losses == [*range(1, 11), *range(12, 31, 2), *range(32, 71, 4), *range(72, 101, 8)]
+    assert sum("select_loss" in body["values"] for kind, body in active.said if kind == "metric") == 10
+
+
+def test_metrics_are_thinned_by_their_bytes_too_and_names_are_bounded(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_METRIC_BYTES", 500)
+    monkeypatch.setattr(module, "_MOST_NAMES", 2)
+    for step in range(1000):
+        take(active, "metric", step=step, values={f"loss{step}": 1.0})
+    assert 20 < len(active.said) < 100
+    assert len(active._curves) == 3
+
+
+def facts_of(ranks: int) -> list[Event]:
+    """What so many ranks report at the start and at an epoch's end, about as much as those that train."""
+    each = {"environment": "x" * 1200, "samples": 7}
+    return [Event("report", {"rank": rank, "facts": each}) for _ in range(2) for rank in range(ranks)]
+
+
+def test_the_facts_of_a_thousand_ranks_are_kept_and_written_now_and_then(
+    active: Active, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, dumped, clock = 0, [0], [1000.0]
+    dumps = module.json.dumps
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def counted(value: Any) -> str:
+        text = dumps(value)
+        dumped[0] += len(text)
+        return text
+
+    monkeypatch.setattr(module.json, "dumps", counted)
+    events = facts_of(1024)
+    for event in events:
+        clock[0] += 0.001  # each comes by itself
+        active.take([event])
+        written += "facts" in active.changes
+        active.changes.clear()
+    assert len(active.facts) == 1024
+    assert active.units == 7 * 1024
+    assert written < 100
+    assert dumped[0] < 3 * 1300 * len(events)  # in proportion to what was said
+    clock[0] += 2.0
+    active.take([])
+    assert active.changes["facts"] == active.facts
+
+
 def test_bytes_are_bounded_type_by_type_and_warnings_are_kept(active: Active, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_BYTES", 100)
     for n in range(10):
@@ -125,7 +187,7 @@ def test_bytes_are_bounded_type_by_type_and_warnings_are_kept(active: Active, mo
         ("metric", {"step": 1, "values": {"a": "x"}}),
         ("metric", {"step": float("inf"), "values": {}}),
         ("report", {"rank": 0, "facts": 1}),
-        ("report", {"rank": 0, "facts": {"x": "y" * (1 << 19)}}),
+        ("report", {"rank": 0, "facts": {"x": "y" * (256 << 10)}}),
         ("log", {"rank": None, "text": "x"}),
         ("output", {"ask": None}),
         ("started", {}),
@@ -136,6 +198,11 @@ def test_what_no_gang_may_say_is_refused_and_its_end_still_heard(active: Active,
     with pytest.raises(Invalid):
         active.take([Event(kind, body), Event("ended", {"ok": True, "cpu_seconds": 1.5})])
     assert active.ended == {"ok": True, "cpu_seconds": 1.5}
+
+
+def test_the_facts_of_all_ranks_are_bounded_too(active: Active) -> None:
+    with pytest.raises(Invalid, match=r"Rank 3\d reported more than is kept"):
+        active.take([Event("report", {"rank": rank, "facts": {"x": "y" * (250 << 10)}}) for rank in range(40)])
 
 
 def test_after_a_verdict_only_the_end_counts(active: Active) -> None:

@@ -12,7 +12,7 @@ from jobs_office import Office, Plan
 from modelyard.catalogue import service as catalogue
 from modelyard.errors import Crashed, NotFound
 from modelyard.jobs import service
-from modelyard.jobs.types import Target
+from modelyard.jobs.types import Amount, Node, Target
 from modelyard.kinds import JobKind
 
 # What 'measures' waits for between its two metrics.
@@ -165,3 +165,21 @@ def test_a_cluster_is_asked_for_its_nodes_before_the_database_is_held(office: Of
     assert ended.state.value == "succeeded", ended.error
     assert len(seen) > 1
     assert not any(seen)
+
+
+def test_who_only_watches_takes_no_gpu_and_its_children_do(office: Office) -> None:
+    office.executor._nodes = (Node("local", Amount(4, 1, 64 << 30)),)
+    asked = {"resources": {"gpus": 1}, "target": Target(kind="model", name="cnn")}
+    other = office.submit("holds", resources={"gpus": 1})
+    office.until(lambda: office.job(other.id).state.value == "running")
+    job = office.submit("rejoins", **asked)
+    office.until(lambda: heard(office, job.id))  # though the only GPU is another's
+    assert heard(office, job.id) == ["queued"]
+    assert (children(office, job.id)[0].resources.gpus, office.job(job.id).resources.gpus) == (1, 1)
+    SECOND.set()
+    jobs_office.GATE.set()
+    office.until(lambda: children(office, job.id)[0].id in office.scheduler._active)
+    preparing = {one.job.id: one.preparing for one in office.scheduler._active.values()}
+    mine, child = (preparing[name].result(10).each.gpus for name in (job.id, children(office, job.id)[0].id))  # type: ignore[union-attr]
+    assert (mine, child) == (0, 1)
+    office.finish(job.id, other.id)

@@ -165,7 +165,7 @@ def test_a_silent_launcher_is_ended(scene: Scene, monkeypatch: pytest.MonkeyPatc
     scene.far.close()
     scene.processes.exit = -9
     events = [*scene.poll(), *scene.poll()]
-    assert events[-1][1]["error"]["code"] == "timed_out"
+    assert events[-1][1]["error"]["code"] == "crashed"
 
 
 def test_a_flood_is_taken_in_parts(scene: Scene) -> None:

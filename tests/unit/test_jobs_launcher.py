@@ -91,3 +91,10 @@ def test_a_rank_may_not_ask_without_end(scene: Scene) -> None:
 def test_an_error_is_cut(scene: Scene) -> None:
     scene.say(type="failed", at=1.0, error={"code": "invalid_request", "message": "x" * 20_000})
     assert len(scene.wrong) == launchers._LONGEST_ERROR
+
+
+def test_a_rank_announces_what_takes_longer(scene: Scene) -> None:
+    assert scene.say(type="beat", times=4.0) == []
+    assert [scene.launcher._pulse.limit(rank) for rank in range(2)] == [120, 480]
+    assert scene.say(type="beat", times="long") == []
+    assert "did not keep to the protocol" in scene.wrong

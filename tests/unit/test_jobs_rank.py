@@ -74,6 +74,15 @@ def test_signs_of_life_are_told_a_few_times_a_second(tmp_path: Path, clock: list
     assert [message["type"] for message in port.said] == ["beat"] * 5
 
 
+def test_what_takes_longer_is_announced_at_once(tmp_path: Path, clock: list[float]) -> None:
+    port = Port()
+    context = RankContext(gang(tmp_path), 1, port)
+    context.check()
+    context.allow(3)
+    context.allow()
+    assert port.said == [{"type": "beat"}, {"type": "beat", "times": 3.0}, {"type": "beat", "times": 1.0}]
+
+
 def test_progress_is_thinned_but_its_end_always_told(tmp_path: Path, clock: list[float]) -> None:
     port = Port()
     context = RankContext(gang(tmp_path), 0, port)

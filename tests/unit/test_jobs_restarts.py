@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jobs_office
 import pytest
 from jobs_office import GATE, Office
 from pydantic import ValidationError
@@ -20,9 +21,8 @@ def test_the_pause_doubles_up_to_a_minute() -> None:
     assert pause(10_000) == 60
 
 
-def test_attempts_that_ended_with_control_are_not_counted() -> None:
-    assert attempts(2, 0, 4) == "attempt 3 of 5"
-    assert attempts(9, 7, 4) == "attempt 3 of 5"
+def test_attempts_in_a_row_are_counted() -> None:
+    assert [attempts(setbacks, 2) for setbacks in range(3)] == ["attempt 1 of 3", "attempt 2 of 3", "attempt 3 of 3"]
 
 
 def test_the_countdown_ends() -> None:
@@ -33,6 +33,7 @@ def test_the_countdown_ends() -> None:
 @pytest.fixture
 def office(tmp_path: Path) -> Iterator[Office]:
     GATE.clear()
+    jobs_office.CLIMBS = True
     office = Office(tmp_path, job_restarts=5)
     yield office
     office.close()
@@ -53,6 +54,17 @@ def test_a_job_that_gets_on_is_started_again_at_once(office: Office) -> None:
     lose(office, job, kept=True)
     assert (office.job(job).setbacks, office.job(job).not_before) == (0, None)
     assert any(text.startswith("attempt 1 was lost and is started again: ") for text in office.said(job, "log", "text"))
+
+
+def test_one_that_gets_on_is_started_again_as_often_as_it_does_and_no_more(office: Office) -> None:
+    job = office.submit("climbs", max_restarts=1).id
+    for attempt in range(1, 7):
+        office.until(lambda n=attempt: office.said(job, "log", "text").count("kept") == n)
+        jobs_office.CLIMBS = attempt < 4  # the fifth comes no further than the fourth
+        office.scheduler._active[job].handle.kill()  # type: ignore[union-attr]
+        office.until(lambda n=attempt: office.job(job).attempt > n or office.job(job).state is State.failed)
+        assert office.job(job).setbacks == (attempt >= 5)
+    assert (office.job(job).state, office.job(job).attempt) == (State.failed, 6)
 
 
 def test_another_waits_and_the_queue_says_for_what(office: Office) -> None:

@@ -1,18 +1,23 @@
 """The scheduler's turns over an executor without processes: what is written, what is tried again, what is never done twice."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from jobs_office import GATE, Office
+from jobs_office import GATE, Office, Plan
 from sqlalchemy.exc import OperationalError
 
 from modelyard.catalogue import service as catalogue
 from modelyard.db import now
 from modelyard.errors import Crashed, Unavailable
-from modelyard.jobs import endings, service
+from modelyard.jobs import desk, endings, service
 from modelyard.jobs.shares import Shares
 from modelyard.jobs.tables import ShareRow
 from modelyard.jobs.types import Event, State
+from modelyard.kinds import JobKind
+from modelyard.storage import Artefacts
 from modelyard.tenancy import ledger
 from modelyard.tenancy.types import Principal, Scope
 from modelyard.testing import InlineExecutor
@@ -60,17 +65,14 @@ def test_an_error_of_the_job_is_its_error(office: Office) -> None:
 
 def test_a_lost_gang_is_started_again_from_its_checkpoint_until_it_is_enough(office: Office) -> None:
     job = office.submit("counts").id
-    for attempt in (1, 2, 3):
+    for attempt in (1, 2, 3, 4):  # the first came further than any before, the others did not
         office.until(lambda n=attempt: office.said(job, "log", "text").count("kept") == n)
         office.scheduler._active[job].handle.kill()  # type: ignore[union-attr]
     (ended,) = office.finish(job)
-    assert (ended.state, ended.attempt, ended.error and ended.error["code"]) == (State.failed, 3, "crashed")
-    assert [text for text in office.said(job, "log", "text") if text.startswith("begins")] == [
-        "begins at 0",
-        "begins at 5",
-        "begins at 5",
-    ]
-    assert usage(office) == [(1, 0, 3)]
+    assert (ended.state, ended.attempt, ended.error and ended.error["code"]) == (State.failed, 4, "crashed")
+    begun = [text for text in office.said(job, "log", "text") if text.startswith("begins")]
+    assert begun == ["begins at 0", *["begins at 5"] * 3]
+    assert usage(office) == [(1, 0, 4)]
     office.until(lambda: not list(office.settings.jobs.iterdir()))
     assert [key for key in office.store.objects if "checkpoints" in key and key.endswith("latest.json")]
 
@@ -217,6 +219,12 @@ def test_a_parent_makes_room_for_its_child(tmp_path: Path) -> None:
     office.close()
 
 
+def test_a_child_has_its_parents_limits(office: Office) -> None:
+    (ended,) = office.finish(office.submit("parent", timeout=300.0, max_restarts=7, priority=-3).id)
+    (child,) = [job for job in office.jobs() if job.parent == ended.id]
+    assert (child.timeout, child.max_restarts, child.priority) == (300.0, 7, -3)
+
+
 def test_a_job_that_is_no_child_cannot_be_waited_for(office: Office) -> None:
     other = office.submit("makes").id
     (job,) = office.finish(office.submit("stranger", config={"text": other}).id)
@@ -335,3 +343,63 @@ def test_the_next_control_keeps_the_checkpoint_of_what_failed(office: Office, tm
     assert found is not None
     assert (found / "step").read_text() == "1"
     first.close()
+
+
+@pytest.fixture
+def full_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A store that takes no checkpoint before the event is set."""
+    takes, put = threading.Event(), Artefacts.put_checkpoint
+
+    def late(*given: object, **named: object) -> object:
+        assert takes.wait(20)
+        return put(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Artefacts, "put_checkpoint", late)
+    yield takes
+    takes.set()
+
+
+def test_long_uploads_keep_no_job_from_starting(tmp_path: Path, full_store: threading.Event) -> None:
+    office = Office(tmp_path, cpus=32)
+    try:
+        GATE.clear()
+        uploads = [office.submit("counts").id for _ in range(10)]
+        office.until(lambda: all(office.said(job, "log", "text") for job in uploads))
+        late = office.submit("begins").id
+        office.until(lambda: office.said(late, "log", "text") == ["begins"])
+        assert not any("kept" in office.said(job, "log", "text") for job in uploads)
+    finally:
+        full_store.set()
+        office.close()
+
+
+def persists(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Keep a checkpoint again and again, until one is kept."""
+    folder = context.work / "kept"
+    folder.mkdir()
+    (folder / "step").write_text("1")
+    for _ in range(1000):
+        try:
+            context.checkpoint(1, folder)
+        except Unavailable as error:
+            context.log(str(error))
+            GATE.wait(0.02)
+        else:
+            return
+
+
+def test_a_store_that_does_not_answer_is_given_up_and_written_to_by_one_at_a_time(
+    office: Office, full_store: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GATE.clear()
+    monkeypatch.setattr(desk, "_STORING", 0.1)
+    office.kinds.add("persists", JobKind("persists", Plan, f"{__name__}:persists"))
+    job = office.submit("persists").id
+    office.until(lambda: len(office.said(job, "log", "text")) > 2)
+    first, second, *_ = office.said(job, "log", "text")
+    assert first.startswith("The store did not take it within 0.1 s")
+    assert second.startswith("The store still has not taken the checkpoint before")
+    monkeypatch.setattr(desk, "_STORING", 20.0)
+    full_store.set()
+    (ended,) = office.finish(job)
+    assert ended.state is State.succeeded

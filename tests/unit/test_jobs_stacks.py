@@ -31,7 +31,7 @@ def test_the_last_call_comes_first() -> None:
 
 
 def test_the_rank_that_does_not_wait_is_the_one_that_hung() -> None:
-    assert told({0: WAITS, 1: HUNG}) == (
+    assert told({0: WAITS, 1: HUNG}, {0: WAITS, 1: HUNG}) == (
         "Hung: rank 1 in forward (inputs/model.py:12); "
         "rank 0 in all_reduce (distributed/distributed_c10d.py:2501), called by sum (training/gang.py:40) waited for it."
     )
@@ -42,15 +42,24 @@ def test_a_file_in_an_artefact_is_told_briefly() -> None:
 
 
 def test_a_rank_that_does_not_answer_hung() -> None:
-    assert told({0: WAITS, 1: []}).startswith("Hung: rank 1 did not answer")
+    assert told({0: WAITS, 1: []}, {0: WAITS, 1: []}).startswith("Hung: rank 1 did not answer")
 
 
 def test_where_all_wait_none_is_blamed() -> None:
-    assert told({0: WAITS, 1: WAITS}).startswith("All ranks waited for each other: rank 0 in all_reduce")
+    assert told({0: WAITS, 1: WAITS}, {0: WAITS, 1: WAITS}).startswith("All ranks waited for each other: rank 0 in all_reduce")
+
+
+def test_of_several_that_do_not_wait_the_silent_one_hung() -> None:
+    assert told({0: HUNG, 1: HUNG}, [1]).startswith("Hung: rank 1 in forward")
+    assert "rank 0" not in told({0: HUNG, 1: HUNG}, [1])
+
+
+def test_where_the_silent_ones_wait_it_is_for_another() -> None:
+    assert told({0: WAITS, 1: HUNG}, [0]).startswith("Hung: rank 1 in forward")
 
 
 def test_a_large_gang_is_not_listed_whole() -> None:
-    assert told(dict.fromkeys(range(12), HUNG)).endswith(" and 4 more.")
+    assert told(dict.fromkeys(range(12), HUNG), range(12)).endswith(" and 4 more.")
 
 
 def test_what_this_python_writes_is_understood() -> None:

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def put(yard, folder, text, job="j", **policy):
     (folder / "rank 0/state#1").write_text(text)
-    return yard.put_checkpoint("p", job, folder, **policy)
+    return yard.put_checkpoint("p", job, folder, **policy).number
 
 
 def numbers(store):
@@ -48,6 +48,14 @@ def test_the_newest_is_kept_and_the_older_are_dropped(yard, folder, store, tmp_p
     assert [put(yard, folder, text) for text in ("one", "two", "three")] == [1, 2, 3]
     assert latest(yard, tmp_path) == "three"
     assert {key.split("/")[4] for key in store.objects} == {"3", "latest.json"}
+
+
+def test_it_is_told_whether_a_job_had_never_come_so_far(yard, folder):
+    put(yard, folder, "one", job="other")
+    steps = (3, 3, 5, 1, 4, 5, 6)
+    assert [yard.put_checkpoint("p", "j", folder, step=step).further for step in steps] == [
+        step in (3, 5, 6) and steps.index(step) == at for at, step in enumerate(steps)
+    ]
 
 
 def test_the_last_few_and_the_best_are_kept(yard, folder, store, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from modelyard.errors import Unavailable
 from modelyard.kinds import Cancelled, FolderContext
+from modelyard.training import keeping
 from modelyard.training.keeping import Keeper
 
 
@@ -113,6 +114,31 @@ def test_training_goes_before_its_checkpoint(tmp_path: Path) -> None:
     keeper.wait()
     assert seen == [min(19, own + 10)]
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+def test_who_waits_says_that_it_lives_only_as_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, looks, size = Context(tmp_path), threading.Semaphore(0), keeping._size
+    monkeypatch.setattr(keeping, "_LOOK", 0.001)
+    monkeypatch.setattr(keeping, "_size", lambda folder: (looks.release(), size(folder))[1])
+    counted = []
+
+    def looked(times: int) -> None:
+        assert all(looks.acquire(timeout=10) for _ in range(times))
+        counted.append(context.checks)
+
+    def write(folder: Path) -> None:
+        looked(3)
+        folder.mkdir()
+        for part in "abc":
+            (folder / part).write_text(part)
+            looked(10)
+        (folder / "text").write_text("all")
+
+    keeper = Keeper(context)
+    keeper.keep(1, tmp_path / "1", write)
+    keeper.wait()
+    first, *rest = counted
+    assert [count - first for count in rest] == [1, 2, 3]
 
 
 def test_a_cancelled_job_waits_no_longer(tmp_path: Path) -> None:

@@ -104,6 +104,30 @@ def test_the_same_job_twice_gives_the_same_bytes_and_another_seed_others(digits,
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
+class Speaks(FolderContext):
+    """Counts signs of life, and notes what was announced."""
+
+    signs = 0
+    said: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        self.signs += 1
+
+    def allow(self, times: float = 1.0) -> None:
+        self.said += (times,)
+
+
+def test_every_micro_batch_is_a_sign_of_life(numbers, tmp_path):
+    signs = []
+    for pieces in (1, 4):
+        context = Speaks(tmp_path / str(pieces) / "work")
+        train(simple(epochs=1, micro_batches=pieces), tmp_path / str(pieces), context, dataset=numbers, code=CODE)
+        signs.append(context.signs)
+    rows = Dataset.open(numbers.view.local()).rows("train")
+    assert signs[1] - signs[0] == 3 * -(-rows // 32)
+    assert context.said == (10, 1, 10, 1, 1, 10)  # loading; reading; trying; training, an epoch; publishing
+
+
 class Stops(FolderContext):
     """Asked to stop after the `limit`-th step."""
 

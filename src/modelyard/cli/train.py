@@ -85,7 +85,10 @@ def train(
     cpus: Cpus = None,
     gpus: Gpus = None,
     memory: Memory = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds the job may run in all.", show_default=False)] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds the job may run in all.", show_default=False),
+    ] = None,
     max_restarts: Restarts = None,
     priority: Priority = None,
     resume: Resume = None,

@@ -22,9 +22,14 @@ from modelyard.jobs.types import NAME, NAME_IN_WORDS, Event, Gang, GangHandle, J
 from modelyard.storage import Manifest
 
 _LONGEST_TEXT = 8192
-# Log lines and metrics kept of one attempt, and bytes of each type of event; what comes after is dropped, of lines it is said.
+# Log lines kept of one attempt, and bytes of each type of event; what comes after is dropped, of lines it is said.
 MOST_LINES, _MOST_BYTES = 100_000, 64 << 20
-_MOST_FACTS = 256 << 10
+# Metrics of the same names, and bytes of them, that are kept before every second is, and again before every fourth; names.
+_METRICS, _METRIC_BYTES, _MOST_NAMES = 20_000, 8 << 20, 64
+# Bytes of facts: of one rank, and of all together (one that trains reports about 1,200).
+_RANK_FACTS, _MOST_FACTS = 256 << 10, 8 << 20
+# So many are written at once; more are written the later, by so many seconds each time.
+_FACTS, _FACTS_LATER = 64 << 10, 1 / 16
 # The fact that says what memory a job expected to need, and what the errors say beside which it is told.
 _ESTIMATE, _NO_MEMORY = "memory_estimate", "ran out of memory"
 # Microseconds of processor time, so that a gang which sleeps costs the database nothing.
@@ -54,13 +59,33 @@ class Question:
     ask: int
     type: str
     body: Mapping[str, Any]
+    asked: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class Curve:
+    """How much there was of metrics of the same names, and how much was kept."""
+
+    seen: int = 0
+    kept: int = 0
+    size: int = 0
+
+    def keeps(self, size: int) -> bool:
+        """Whether one more of so many bytes is kept: of the first all are, then every second, every fourth …"""
+        every = 1 << max(self.kept // _METRICS, self.size // _METRIC_BYTES)
+        self.seen += 1
+        if self.seen % every:
+            return False
+        self.kept, self.size = self.kept + 1, self.size + size
+        return True
 
 
 @dataclass(eq=False)
 class Active:
     """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
-    stored, with the question that it answers; `waits` the children that are waited for, by question; `kept`: whether it has
-    stored a checkpoint; `nodes`: how many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
+    stored, with the question that it answers, `stuck` what was given up of it; `waits` the children that are waited for, by
+    question; `kept`: whether it has stored a checkpoint, `further`: one of a step that the job had never come to; `nodes`: how
+    many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
 
     job: Job
     folder: Path
@@ -70,11 +95,13 @@ class Active:
     changes: dict[str, Any] = field(default_factory=dict)
     questions: list[Question] = field(default_factory=list)
     storing: list[tuple[Question, Future[Any]]] = field(default_factory=list)
+    stuck: list[Future[Any]] = field(default_factory=list)
     waits: dict[int, str] = field(default_factory=dict)
     watches: dict[int, Mapping[str, int]] = field(default_factory=dict)
     watching: bool = False
     resumes: bool = False
     kept: bool = False
+    further: bool = False
     outputs: dict[str, Output] = field(default_factory=dict)
     ended: Mapping[str, Any] | None = None
     verdict: ModelyardError | None = None
@@ -84,6 +111,10 @@ class Active:
     has_children: bool = False
     began: float = field(default_factory=time.monotonic)
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _size: int = 0
+    _facts_due: float | None = None
+    _curves: dict[str, Curve] = field(default_factory=dict)
     _lines: int = 0
     _bytes: dict[str, int] = field(default_factory=dict)
     _full: bool = False
@@ -139,6 +170,8 @@ class Active:
                 self._take(event.type, event.body)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Invalid(f"The job's code sent a message that is none: {error!r}.") from error
+        if self._facts_due is not None and time.monotonic() >= self._facts_due:
+            self._facts_due, self.changes["facts"] = None, self._facts
 
     def _take(self, kind: str, body: Mapping[str, Any]) -> None:
         match kind:
@@ -146,10 +179,10 @@ class Active:
                 self.changes |= {"state": State.running, "pids": [int(pid) for pid in body["pids"]]}
             case "log":
                 level = {"level": "warning"} if body.get("level") == "warning" else {}
-                self._line("log", {"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT], **level})
+                self._line({"rank": int(body["rank"]), "text": str(body["text"])[:_LONGEST_TEXT], **level})
             case "metric":
                 values = {str(name): _finite(value) for name, value in dict(body["values"]).items()}
-                self._line("metric", {"step": int(body["step"]), "values": values})
+                self._measure({"step": int(body["step"]), "values": values})
             case "progress":
                 self._progress({"done": int(body["done"]), "total": int(body["total"]), "unit": str(body["unit"])[:40]})
             case "report":
@@ -164,14 +197,22 @@ class Active:
             case _:
                 raise Invalid(f"The job's code sent a message of unknown type '{kind[:40]}'.")
 
-    def _line(self, kind: str, body: Mapping[str, Any]) -> None:
+    def _line(self, body: Mapping[str, Any]) -> None:
         self._lines += 1
-        if (self._fits(kind, body) and self._lines < MOST_LINES) or body.get("level") == "warning":
-            self.said.append((kind, body))
+        if (self._fits("log", body) and self._lines < MOST_LINES) or body.get("level") == "warning":
+            self.said.append(("log", body))
         elif not self._full:
             self._full = True
             limits = f"{MOST_LINES:,} lines or {_MOST_BYTES:,} bytes"
             self.said.append(("log", {"rank": 0, "text": f"(more than {limits}; what follows is not kept)"}))
+
+    def _measure(self, body: Mapping[str, Any]) -> None:
+        """Metrics are thinned out where there are too many, each curve by itself: one a step leaves one an epoch alone."""
+        name = " ".join(sorted(body["values"]))
+        if name not in self._curves and len(self._curves) >= _MOST_NAMES:
+            name = ""
+        if self._curves.setdefault(name, Curve()).keeps(len(json.dumps(body))):
+            self.said.append(("metric", body))
 
     def _fits(self, kind: str, body: Mapping[str, Any]) -> bool:
         self._bytes[kind] = self._bytes.get(kind, 0) + len(json.dumps(body))
@@ -185,12 +226,19 @@ class Active:
         self.changes["progress"] = progress
 
     def _report(self, rank: str, facts: Mapping[str, Any]) -> None:
-        self._facts.setdefault(rank, {}).update(facts)
-        if len(json.dumps(self._facts)) > _MOST_FACTS:
-            raise Invalid(f"The job reported more than {_MOST_FACTS} bytes of facts; put large things in an output.")
+        """Facts are written as a whole, so the more there are the less often; the last word is, at the attempt's end."""
+        mine = self._facts.setdefault(rank, {})
+        mine.update(facts)
+        size = len(json.dumps(mine))
+        self._size += size - self._sizes.get(rank, 0)
+        self._sizes[rank] = size
+        if size > _RANK_FACTS or self._size > _MOST_FACTS:
+            most = f"{_RANK_FACTS:,} bytes of facts of a rank, or {_MOST_FACTS:,} in all"
+            raise Invalid(f"Rank {rank} reported more than is kept: {most}; put large things in an output.")
         if self._fits("report", facts):
             self.said.append(("report", {"rank": int(rank), "facts": facts}))
-        self.changes["facts"] = {r: dict(f) for r, f in self._facts.items()}
+        if self._facts_due is None:
+            self._facts_due = time.monotonic() + self._size // _FACTS * _FACTS_LATER
 
     def _use(self, cpu_us: int) -> None:
         """Processor time so far; a little more is not worth a write."""

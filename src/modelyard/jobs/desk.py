@@ -5,6 +5,7 @@ The scheduler calls it at every step of a running job. What is a rank's fault is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as Pool
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelyard.db import Database, Session
-from modelyard.errors import Invalid, ModelyardError, NotFound
+from modelyard.errors import Invalid, ModelyardError, NotFound, Unavailable
 from modelyard.jobs import service
 from modelyard.jobs.active import Active, Output, Question
 from modelyard.jobs.types import Executor, Job
@@ -24,6 +25,8 @@ from modelyard.tenancy.types import Principal, Scope
 
 # Checkpoints of one job that are kept at most, besides the best.
 _MOST_KEPT = 100
+# Seconds after which a rank is told that the store does not take what it was given: a store that fails says so long before.
+_STORING = 3600.0
 
 
 class Desk:
@@ -56,11 +59,18 @@ class Desk:
                     self._published(active, question, stored)
                 elif question.type == "adopt":
                     self._adopted(active, question, stored)
-                active.kept |= question.type == "checkpoint"
+                else:
+                    active.kept, active.further = True, active.further or stored.further
             except ModelyardError as error:
                 active.handle.answer(question.ask, None, error)
             else:
                 active.handle.answer(question.ask, None)
+
+        for question, future in [pair for pair in active.storing if time.monotonic() - pair[0].asked > _STORING]:
+            active.storing.remove((question, future))
+            active.stuck.append(future)
+            said = f"The store did not take it within {_STORING:g} s, and is waited for no longer."
+            active.handle.answer(question.ask, None, Unavailable(said))
 
     def _serve(self, active: Active, question: Question) -> bool:
         assert active.handle is not None
@@ -75,8 +85,11 @@ class Desk:
                     self._store(active, question, self._artefacts.manifest, active.job.project, str(made["hash"]))
                 case "checkpoint":
                     folder = active.within(question.body["folder"])
+                    if not all(future.done() for future in active.stuck):  # checkpoints have one writer at a time
+                        raise Unavailable("The store still has not taken the checkpoint before, which was given up.")
                     score, last = question.body["score"], max(1, min(int(question.body["last"]), _MOST_KEPT))
-                    policy: dict[str, Any] = {"score": None if score is None else float(score), "last": last}
+                    step = max(-(1 << 62), min(int(question.body["step"]), 1 << 62))
+                    policy: dict[str, Any] = {"step": step, "score": None if score is None else float(score), "last": last}
                     keep = partial(self._artefacts.put_checkpoint, within=active.folder / "work", **policy)
                     self._store(active, question, keep, active.job.project, active.job.id, folder)
                 case "submit":

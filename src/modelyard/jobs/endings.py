@@ -26,13 +26,13 @@ from modelyard.tenancy.tables import Usage
 MOST_ABANDONED = 50
 
 
-def starts_again(job: Job, error: ModelyardError, most: int, *, abandoned: bool) -> bool:
-    """Whether a job goes on after an attempt that ended in `error`. A gang that was wrong does not; one that died by itself
-    does `most` times. Where control ended under it (`abandoned`), that is not counted, but not endless either: a job may
-    be what ends control."""
+def starts_again(job: Job, error: ModelyardError, most: int, *, abandoned: bool, further: bool = False) -> bool:
+    """Whether a job goes on after an attempt that ended in `error`. A gang that was wrong does not; one that died or hung does
+    `most` times in a row: an attempt that came further than any before, by its checkpoint, costs none. Where control ended
+    under it (`abandoned`), that is not counted, but not endless either: a job may be what ends control."""
     if abandoned:
         return job.abandoned < MOST_ABANDONED
-    return isinstance(error, Crashed) and job.attempt - job.uncounted <= most
+    return isinstance(error, Crashed) and most > 0 and (further or job.setbacks < most)
 
 
 def succeed(session: Session, active: Active) -> None:
@@ -58,10 +58,10 @@ def again(
     """The gang was lost in `error`, or `abandoned`: the job goes back to the queue, what was used so far is charged. Its
     children are cancelled, but where it `rejoins` them."""
     job = active.job
-    setbacks = 0 if active.kept else job.setbacks + (not abandoned)
+    setbacks = 0 if active.further else job.setbacks + (not abandoned)
     pause = 0.0 if abandoned else restarts.pause(setbacks)
     line = f"attempt {job.attempt} was lost and is started again{f' in {pause:g} s' if pause else ''}: {error.message}"
-    why = f"{restarts.attempts(job.attempt, job.uncounted + abandoned, most)}: {error.message}"
+    why = f"{restarts.attempts(setbacks, most)}: {error.message}"
     _use(session, active, errors=1)
     if not rejoins:
         records.cancel_children(session, job.id)
@@ -79,7 +79,7 @@ def back(session: Session, active: Active) -> None:
     why = f"attempt {job.attempt} made room for a job of higher priority; it goes on from its checkpoint"
     _use(session, active)
     records.append(session, job.id, job.token, [*active.said, ("log", {"rank": 0, "text": why})])
-    counts = {"preempted": job.preempted + 1, "setbacks": 0 if active.kept else job.setbacks}
+    counts = {"preempted": job.preempted + 1, "setbacks": 0 if active.further else job.setbacks}
     used = {"spent": job.ran(now()), "started": None, "cpu_us": job.cpu_us + active.cpu_us}
     records.change(session, job.id, job.token, **counts, **used, facts=dict(active.facts))
     records.requeue(session, job.id, job.token, why)
@@ -121,7 +121,8 @@ def _end(session: Session, active: Active, state: State, **values: Any) -> None:
     job = active.job
     records.cancel_children(session, job.id)
     records.append(session, job.id, job.token, active.said)
-    changes = {name: value for name, value in active.changes.items() if name in ("progress", "facts")}
+    changes = {name: value for name, value in active.changes.items() if name == "progress"}
+    changes |= {"facts": dict(active.facts)} if active.facts else {}
     records.evolve(session, job.id, job.token, state, cpu_us=job.cpu_us + active.cpu_us, cancelling=False, **changes, **values)
     ledger.audit(session, job.project, job.key, f"job.{state.value}", job.id, {"kind": job.kind})
 

@@ -13,7 +13,7 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ class LocalExecutor:
         self._lock = threading.Lock()
 
     def start_gang(self, gang: Gang) -> GangHandle:
-        """Start the launcher of `gang`. Raises `Unavailable` where the supervisor or the demanded sandbox cannot be had."""
+        """Start the launcher of `gang`. Raises `Unavailable` where the supervisor or the demanded sandbox cannot be had,
+        or too few GPUs."""
+        gpus = self._gpus_of(gang)
         near, far = socket.socketpair()
         with far:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -67,7 +69,7 @@ class LocalExecutor:
             readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
             ranks = len(gang.mine)
             environment = KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // ranks))
-            environment |= self._gpus_of(gang)
+            environment |= gpus
             if gang.spans:
                 environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self._interface)
             shown: dict[str, Any] = {"readonly": readonly, "writable": [gang.work], "folder": gang.work}
@@ -190,19 +192,17 @@ class LocalExecutor:
         return answer
 
     def _gpus_of(self, gang: Gang) -> dict[str, str]:
-        """Which GPUs a gang sees: as many as it asked for; one that asked for none, those that nobody did."""
-        there = sandbox.gpus()
-        if not there:
+        """Which GPUs a gang sees. Raises `Unavailable` where there are fewer than it asked for."""
+        there, asked = sandbox.gpus(), len(gang.mine) * gang.each.gpus
+        if not there and not asked:
             return {}
         with self._lock:
             running = {token for token, one in self._gangs.items() if not one.ended}
             self._gpus = {token: gpus for token, gpus in self._gpus.items() if token in running}
             given = {gpu for gpus in self._gpus.values() for gpu in gpus}
-            # Over several nodes only what was asked for is the same on each.
-            seen = [] if gang.spans else [gpu for gpu in there if gpu not in given]
-            if asked := len(gang.mine) * gang.each.gpus:
-                seen = [gpu for gpu in there if gpu not in given]
-                seen = self._gpus[gang.token] = seen[:asked]
+            seen = choose_gpus(there, given, asked, spans=gang.spans)
+            if asked:
+                self._gpus[gang.token] = seen
         return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))}
 
     def _confined(self, argv: list[str], *, readonly: list[Path], writable: list[Path], **where: Any) -> dict[str, Any]:
@@ -236,6 +236,19 @@ class LocalExecutor:
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
         }
+
+
+def choose_gpus(there: Sequence[int], given: Collection[int], asked: int, *, spans: bool) -> list[int]:
+    """As many as a gang asked for of those that are not `given` to another; one that asked for none sees those that nobody did.
+    Raises `Unavailable` where there are too few: a gang that was to have some is never run without."""
+    free = [gpu for gpu in there if gpu not in given]
+    if len(free) < asked:
+        raise Unavailable(
+            f"{asked} GPUs were asked for, and of {len(there)} here {len(free)} are free: others have them, or wait for their "
+            "children and still hold them."
+        )
+    # Over several nodes only what was asked for is the same on each.
+    return free[:asked] if asked or spans else free
 
 
 def _exchange(connection: socket.socket, line: bytes, fds: Sequence[int]) -> dict[str, Any]:

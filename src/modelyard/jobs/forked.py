@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,3 +98,11 @@ def _shown(line: bytes) -> Iterator[str]:
     shown = line.rstrip(b"\r").rpartition(b"\r")[2]
     for start in range(0, max(1, len(shown)), _LONGEST_TEXT):
         yield shown[start : start + _LONGEST_TEXT].decode(errors="replace").replace("\0", "\ufffd")
+
+
+def ready(*fds: int, events: int = select.POLLIN) -> None:
+    """Wait until one of the descriptors is ready (poll: select has no room for more than a thousand)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, events)
+    poll.poll()

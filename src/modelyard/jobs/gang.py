@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, Unavailable
+from modelyard.errors import Crashed, Invalid, ModelyardError, Unavailable
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.types import Event, Gang
 
@@ -104,7 +104,7 @@ class LocalGang:
             self._heard = time.monotonic()
             events += self._take(data, _sender(ancillary))
         if time.monotonic() - self._heard > self._gang.heartbeat + _LAUNCHER_SILENCE and self._reason is None:
-            self._kill(TimedOut("The gang's launcher gave no sign of life and was ended."))
+            self._kill(Crashed("The gang's launcher gave no sign of life and was ended."))
         return events
 
     def _take(self, data: bytes, pid: int) -> list[Event]:

@@ -1,7 +1,7 @@
 """The gang launcher: forks the ranks, passes on what they say and print, and decides when the gang is over.
 
 `worker` runs it, as the one process in the sandbox that control speaks with. A gang is over when all ranks are done, or the
-first one failed, or it was cancelled, is out of time or gave no sign of life; and when control's end of the socket closes.
+first one failed, or it was cancelled, is out of time or a rank hangs (`pulse`); and when control's end of the socket closes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from modelyard.errors import Crashed, Invalid, ModelyardError, TimedOut, from_wi
 from modelyard.jobs import confine, memory, stacks, strays
 from modelyard.jobs import rank as ranks
 from modelyard.jobs.footprint import excess
-from modelyard.jobs.forked import Forked
+from modelyard.jobs.forked import Forked, ready
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.processes import descendants, die_with_parent, orphans
+from modelyard.jobs.pulse import Pulse
 from modelyard.jobs.types import Gang
 from modelyard.kinds import Run
 
@@ -48,6 +49,7 @@ _MOST_ASKED = 16
 _LONGEST_ERROR = 8192
 # Bytes that wait for control at most; beyond it the ranks wait too.
 _BACKLOG = 1 << 20
+_TOO_LONG = "The job was ended after the time it may take: its `--timeout`, or job_timeout where it was submitted without one."
 # Reads of 64 KiB that are still taken from a rank that has ended.
 _LAST_WORDS = 64
 
@@ -69,12 +71,14 @@ class Launcher:
         self._ranks: list[Forked] = []
         # What went wrong: when (0: it comes before all that was said), what, by which signal.
         self._failures: list[tuple[float, ModelyardError, int | None]] = []
-        self._began = self._alive = self._beat = self._look = self._weigh = time.monotonic()
+        self._began = self._beat = self._look = self._weigh = time.monotonic()
+        self._pulse = Pulse(gang.mine, gang.heartbeat, self._began)
         self._folders = memory.private_folders()
         self._end_at: float | None = None
         self._ending = self._cancelled = False
         # What the ranks print from when they were asked where they are.
         self._stacks: dict[int, list[str]] = {}
+        self._silent: list[int] = []
         self._hung_at = 0.0
 
     def run(self, function: Run, config: Any) -> None:
@@ -115,7 +119,7 @@ class Launcher:
             self._ranks.append(Forked(number, pid, os.pidfd_open(pid), near, read))
         for rank in self._ranks:
             # Nothing may be written to control before every rank has said its own line there.
-            _await(rank.socket.fileno(), rank.pidfd)
+            ready(rank.socket.fileno(), rank.pidfd)
             rank.socket.setblocking(False)
             self._selector.register(rank.socket, selectors.EVENT_READ, functools.partial(self._hear, rank))
             self._selector.register(rank.output, selectors.EVENT_READ, functools.partial(self._read, rank))
@@ -148,8 +152,16 @@ class Launcher:
             if now >= self._end_at:
                 self._kill()
         elif now - self._began >= self._gang.timeout:
-            self._fail(TimedOut(f"The job was ended after {self._gang.timeout:g} s, the time it may take."), 0)
-        elif now - self._alive >= self._gang.heartbeat and not any(rank.asking for rank in self._ranks):
+            self._fail(TimedOut(_TOO_LONG), 0)
+        else:
+            self._feel(now)
+
+    def _feel(self, now: float) -> None:
+        """See whether a rank hangs."""
+        running = {rank.number: rank for rank in self._running()}
+        asking = [number for number, rank in running.items() if rank.asking]
+        self._silent = self._pulse.look(now, list(running), asking)
+        if self._silent:
             self._show_stacks()
 
     def _look_at_disk(self, now: float) -> None:
@@ -177,21 +189,18 @@ class Launcher:
 
     def _show_stacks(self) -> None:
         """Have the ranks say where they are before they are ended."""
-        self._say({"type": "log", "rank": 0, "text": f"{self._silence}; where each rank is:"})
+        self._say({"type": "log", "rank": 0, "text": f"{self._pulse.told(self._silent)}; where each rank is:"})
         self._ending, self._hung_at = True, time.monotonic()
         self._soon(_STACKS)
         for rank in self._running():
             self._stacks[rank.number] = []
             os.kill(rank.pid, signal.SIGUSR1)
 
-    @property
-    def _silence(self) -> str:
-        return f"no sign of life from any rank for {self._gang.heartbeat:g} s"
-
-    def _hang(self) -> TimedOut:
-        """What a gang is told that said nothing any more."""
-        advice = "Call check() or progress() at least every few seconds; the log has every rank's stack."
-        return TimedOut(f"The job was ended: {self._silence}. {stacks.told(self._stacks)} {advice}")
+    def _hang(self) -> Crashed:
+        """What a gang is told that hung: it was lost, and may be started again."""
+        advice = "Each rank must call check() or progress() every few seconds; the log has every rank's stack."
+        where = stacks.told(self._stacks, self._silent)
+        return Crashed(f"The gang was ended: {self._pulse.told(self._silent)}. {where} {advice}")
 
     def _hear(self, rank: Forked) -> None:
         """Take what a rank says."""
@@ -206,7 +215,7 @@ class Launcher:
             self._forget(rank.socket)
 
     def _take(self, rank: Forked, message: dict[str, Any]) -> None:
-        self._alive = time.monotonic()
+        self._pulse.beat(rank.number)
         match message["type"]:
             case "cancelled" if not self._cancelled:
                 rank.ending = message
@@ -219,7 +228,8 @@ class Launcher:
                 self._failures.append((float(message["at"]), error, None))
                 self._soon(_SETTLE)
             case "beat":
-                pass
+                if "times" in message:
+                    self._pulse.allow(rank.number, float(message["times"]))
             case kind if kind in _SAID:
                 message.pop("ask", None)
                 self._say({**message, "rank": rank.number})
@@ -236,7 +246,7 @@ class Launcher:
             self._forget(rank.output)
         if lines is None:
             return False
-        self._alive = time.monotonic()
+        self._pulse.beat(rank.number)
         self._log(rank, lines)
         return True
 
@@ -304,7 +314,6 @@ class Launcher:
         ask, number = divmod(int(message["answer"]), self._gang.ranks)
         rank = self._ranks[number - self._gang.mine.start]
         rank.asking.discard(ask)
-        self._alive = time.monotonic()
         self._tell(rank, {**message, "answer": ask})
 
     def _tell(self, rank: Forked, message: Mapping[str, Any]) -> None:
@@ -346,8 +355,7 @@ class Launcher:
             except BlockingIOError:
                 if not everything:
                     return
-                _await(self._control.fileno(), events=select.POLLOUT)
-                self._alive = time.monotonic()  # the ranks waited for control, not we for them
+                ready(self._control.fileno(), events=select.POLLOUT)
             except ConnectionError as error:
                 raise ControlGone from error
 
@@ -379,14 +387,6 @@ class Launcher:
 
 def _told(error: ModelyardError, left: list[str]) -> str:
     return f"{error.message}\nIt {strays.shown(left)}." if left else error.message
-
-
-def _await(*fds: int, events: int = select.POLLIN) -> None:
-    """Wait until one of the descriptors is ready (poll: select has no room for more than a thousand)."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, events)
-    poll.poll()
 
 
 def _cpu_seconds() -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modelyard.db import now
 from modelyard.errors import Damaged, NotFound
+from modelyard.jobs import queue
 from modelyard.jobs.active import Active
 from modelyard.jobs.types import Gang, GangInput, Job
 from modelyard.kinds import JobKind
@@ -39,7 +40,7 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         ranks=job.ranks,
         work=work,
         nodes=active.nodes,
-        each=job.resources,
+        each=queue.own(kinds, kind.name, job.resources),
         resume=resume,
         memory=min(settings.job_memory, job.resources.memory or settings.job_memory),
         disk=settings.job_disk,

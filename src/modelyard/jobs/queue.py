@@ -19,6 +19,8 @@ from modelyard.jobs.active import Active
 from modelyard.jobs.assign import Plan, Queued, Running
 from modelyard.jobs.tables import JobRow
 from modelyard.jobs.types import Amount, State
+from modelyard.kinds import JobKind
+from modelyard.plugins import Registry
 
 # Jobs of one project that are looked at; the others are told nothing new until they are among these.
 _MOST = 1000
@@ -42,7 +44,13 @@ class Waiting:
         return why + made if self.preempted else why
 
 
-def waiting(session: Session) -> dict[str, Waiting]:
+def own(kinds: Registry[JobKind], kind: str, each: Amount) -> Amount:
+    """What a rank of such a job takes itself: one that only looks after its children leaves the GPUs to them."""
+    watches = kind in kinds and kinds.get(kind).rejoins
+    return each._replace(gpus=0) if watches else each
+
+
+def waiting(session: Session, kinds: Registry[JobKind]) -> dict[str, Waiting]:
     """The first jobs of every project's queue, by id."""
     columns = [getattr(JobRow, name) for name in _COLUMNS]
     order = (JobRow.priority.desc(), JobRow.place, JobRow.id)
@@ -50,15 +58,15 @@ def waiting(session: Session) -> dict[str, Waiting]:
     queued = (JobRow.state == State.queued.value, JobRow.cancelling.is_(False), *records.may_start())
     found = select(*columns, number).where(*queued).subquery()
     rows = session.execute(select(found).where(found.c.number <= _MOST)).all()
-    return {row.id: Waiting(_queued(row), row.position, row.why, row.preempted) for row in rows}
+    return {row.id: Waiting(_queued(row, kinds), row.position, row.why, row.preempted) for row in rows}
 
 
 # What a `Queued` is made of, and what the job was told.
 _LIMITS = ("timeout", "spent", "started")
-_COLUMNS = ("id", "project", "ranks", "resources", "place", "priority", *_LIMITS, "position", "why", "preempted")
+_COLUMNS = ("id", "kind", "project", "ranks", "resources", "place", "priority", *_LIMITS, "position", "why", "preempted")
 
 
-def gang(active: Active) -> Running:
+def gang(active: Active, kinds: Registry[JobKind]) -> Running:
     """A gang that is there, as `assign` sees it."""
     job = active.job
     return Running(
@@ -68,7 +76,7 @@ def gang(active: Active) -> Running:
         resumes=active.resumes,
         priority=job.priority,
         project=job.project,
-        each=job.resources,
+        each=own(kinds, job.kind, job.resources),
         left=_left(job.timeout, job.ran(now())),
         age=time.monotonic() - active.began,
         yields=active.yields,
@@ -107,9 +115,9 @@ def tell(session: Session, notices: Iterable[Mapping[str, object]]) -> None:
     session.connection().execute(written, [dict(notice) for notice in notices])
 
 
-def _queued(row: Any) -> Queued:
+def _queued(row: Any, kinds: Registry[JobKind]) -> Queued:
     ran = row.spent + ((now() - row.started).total_seconds() if row.started else 0.0)
-    each, limit = Amount(**row.resources), _left(row.timeout, ran)
+    each, limit = own(kinds, row.kind, Amount(**row.resources)), _left(row.timeout, ran)
     return Queued(row.id, row.ranks, row.place.timestamp(), row.priority, row.project, each, limit)
 
 

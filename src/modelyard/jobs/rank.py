@@ -133,6 +133,9 @@ class RankContext:
         if self._cancelled:
             raise Cancelled
 
+    def allow(self, times: float = 1.0) -> None:
+        self._port.send({"type": "beat", "times": float(times)})
+
     def checkpoint(self, step: int, folder: Path, *, score: float | None = None, last: int = 1) -> None:
         if self._rank == 0:
             policy = {"score": None if score is None or not math.isfinite(score) else float(score), "last": int(last)}
@@ -324,7 +327,7 @@ def _settle(gang: Gang, rank: int, output: int) -> None:
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     here = {"LOCAL_RANK": str(rank - gang.mine.start), "LOCAL_WORLD_SIZE": str(len(gang.mine))}
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(gang.ranks), **here})
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(gang.ranks), "RANK_GPUS": str(gang.each.gpus), **here})
 
 
 def _flush() -> None:

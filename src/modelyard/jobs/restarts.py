@@ -14,14 +14,13 @@ _FIRST, _MOST = 0.5, 60.0
 
 
 def pause(setbacks: int) -> float:
-    """Seconds to wait after `setbacks` lost attempts in a row that kept no checkpoint: 0, 0.5, 1, 2, 4 … 60."""
+    """Seconds to wait after `setbacks` lost attempts in a row that came no further: 0, 0.5, 1, 2, 4 … 60."""
     return min(_MOST, _FIRST * 2.0 ** min(setbacks - 1, 30)) if setbacks > 0 else 0.0
 
 
-def attempts(attempt: int, uncounted: int, restarts: int) -> str:
-    """The next attempt among those the job may have: 'attempt 3 of 5'. Those that ended with control, or made room, are not
-    counted."""
-    return f"attempt {attempt - uncounted + 1} of {restarts + 1}"
+def attempts(setbacks: int, restarts: int) -> str:
+    """The next attempt among those the job may have to come further: 'attempt 3 of 5'."""
+    return f"attempt {setbacks + 1} of {restarts + 1}"
 
 
 def countdown(until: datetime | None, moment: datetime) -> str:

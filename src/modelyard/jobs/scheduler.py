@@ -13,7 +13,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor as Pool
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +48,8 @@ _CANCEL_GRACE = 15.0
 
 
 class Scheduler:
-    """Runs the jobs of all projects. `pool` does what takes long: verifying inputs, storing outputs, removing folders."""
+    """Runs the jobs of all projects. What takes long is done beside it: inputs are verified and folders removed in one pool,
+    outputs and checkpoints stored in another, so that long uploads keep no job from starting."""
 
     def __init__(
         self,
@@ -58,16 +58,15 @@ class Scheduler:
         executor: Executor,
         settings: Settings,
         kinds: Registry[JobKind],
-        *,
-        pool: Pool | None = None,
     ) -> None:
         self._db = db
         self._artefacts = artefacts
         self._executor = executor
         self._settings = settings
         self._kinds = kinds
-        self._pool = pool or ThreadPoolExecutor(4, thread_name_prefix="jobs")
-        self._desk = Desk(db, artefacts, executor, kinds, self._pool)
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="jobs")
+        self._stores = ThreadPoolExecutor(8, thread_name_prefix="stores")
+        self._desk = Desk(db, artefacts, executor, kinds, self._stores)
         self._active: dict[str, Active] = {}
         self._shares = Shares(settings.job_share_half_life)
         self._notices = queue.Notices()
@@ -90,6 +89,7 @@ class Scheduler:
                 active.handle.kill()
         self._active.clear()
         self._pool.shutdown(cancel_futures=True)
+        self._stores.shutdown(cancel_futures=True)
 
     def wake(self) -> None:
         """Have the queue looked at now; any thread may call it."""
@@ -234,7 +234,7 @@ class Scheduler:
             endings.back(session, active)
             return State.queued
         most = self._settings.job_restarts if job.max_restarts is None else job.max_restarts
-        if endings.starts_again(job, error, most, abandoned=abandoned):
+        if endings.starts_again(job, error, most, abandoned=abandoned, further=active.further):
             rejoins = job.kind in self._kinds and self._kinds.get(job.kind).rejoins
             endings.again(session, active, error, most, abandoned=abandoned, rejoins=rejoins)
             return State.queued
@@ -268,7 +268,7 @@ class Scheduler:
         with self._db.read() as session:
             asked = select(JobRow).where(JobRow.cancelling, JobRow.state.in_(records.UNENDED))
             cancelling = [records.load(row) for row in session.scalars(asked)]
-            waiting = queue.waiting(session)
+            waiting = queue.waiting(session, self._kinds)
             children = [child for active in self._active.values() for child in active.waits.values()]
             rows = session.scalars(select(JobRow).where(JobRow.id.in_(children))) if children else ()
             ended = {row.id: records.load(row) for row in rows if State(row.state).ended}
@@ -278,7 +278,7 @@ class Scheduler:
             self._desk.tell(active)
         for active in self._active.values():
             active.resumes = any(child in ended for child in active.waits.values())
-        running = [queue.gang(active) for active in self._active.values()]
+        running = [queue.gang(active, self._kinds) for active in self._active.values()]
         self._shares.add((gang.project, gang.ranks, gang.each) for gang in running if not gang.waits)
         plan = assign(self._executor.nodes(), [one.job for one in waiting.values()], running, self._shares.past)
         for name in plan.resume:

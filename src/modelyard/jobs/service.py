@@ -38,14 +38,14 @@ def submit(
     """Queue a job. Raises `NotFound` (kind, inputs, the job it resumes), `Invalid` (config, roles, ranks, target, what differs
     from the job it resumes), each saying what there is, and `Forbidden` (priority).
 
-    `nodes` are all there are; `parent` is the job that submits this one, whose priority and whose ranks' resources it gets.
+    `nodes` are all there are; `parent` is the job that submits this one, whose priority, limits and ranks' resources it gets.
     """
     kind = kinds.get(asked.kind)
     config = submission.check_config(kind, asked.config, asked.ranks)
-    each, priority = (parent.resources, parent.priority) if parent else (asked.resources.amount, asked.priority)
+    each, limits = (parent.resources, parent) if parent else (asked.resources.amount, asked)
     submission.check_ranks(kind, asked.ranks, each, nodes)
     if parent is None:
-        submission.check_priority(principal, priority)
+        submission.check_priority(principal, asked.priority)
     resolved = submission.check(session, principal.project, asked, kind, child=parent is not None)
     if asked.resume is not None:
         resuming.check(kind, get(session, principal.project, asked.resume), config, resolved)
@@ -61,9 +61,9 @@ def submit(
         target=asked.target.model_dump() if asked.target else None,
         ranks=asked.ranks,
         resources=each._asdict(),
-        priority=priority,
-        timeout=asked.timeout,
-        max_restarts=asked.max_restarts,
+        priority=limits.priority,
+        timeout=limits.timeout,
+        max_restarts=limits.max_restarts,
         resume=asked.resume,
         parent=parent.id if parent else None,
         place=parent.created if parent else created,

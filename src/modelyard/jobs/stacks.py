@@ -7,7 +7,7 @@ its peers is not the cause, unless all do.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)')
@@ -44,11 +44,13 @@ def frames(lines: Sequence[str]) -> list[Frame]:
     return found
 
 
-def told(printed: Mapping[int, Sequence[str]]) -> str:
-    """One sentence: which rank hung and where, and where the others were. `printed`: what each wrote since the signal."""
+def told(printed: Mapping[int, Sequence[str]], silent: Collection[int]) -> str:
+    """One sentence: which rank hung and where, and where those were that waited for it. `printed`: what each wrote since the
+    signal; `silent`: those that had said nothing. Where these only waited it is one of the others that they waited for."""
     calls = {rank: frames(lines) for rank, lines in printed.items()}
     waiting = [rank for rank, found in calls.items() if found and any(part in found[0].file for part in _WAITING)]
-    hung = [rank for rank in calls if rank not in waiting]
+    busy = [rank for rank in calls if rank not in waiting]
+    hung = [rank for rank in busy if rank in silent] or busy
     if not hung:
         return f"All ranks waited for each other: {_listed(waiting, calls)}."
     waited = f"; {_listed(waiting, calls)} waited for it" if waiting else ""

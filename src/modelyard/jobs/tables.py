@@ -15,10 +15,9 @@ class JobRow(Base):
     """A job. `token` is the lease of the attempt that runs it: whoever writes must hold it. `place` is the moment that counts
     in the queue (a child has its parent's). `resolved` are its inputs as pinned; `events` the number of its last event;
     `abandoned` how many of its attempts ended because control did, `preempted` how many made room for a job of higher priority;
-    `setbacks` how many in a row were lost without a checkpoint; `spent` the seconds it ran before it made room the last time;
-    `not_before` when it may be started again. `resume` is the job from whose
-    checkpoint it starts. `resources` are a rank's; `position` and `why` what it was last told of the
-    queue."""
+    `setbacks` how many were lost since it last came further; `spent` the seconds it ran before it made room the last time;
+    `not_before` when it may be started again. `resume` is the job from whose checkpoint it starts. `resources` are a rank's;
+    `position` and `why` what it was last told of the queue."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "project", "created"),)

@@ -161,11 +161,6 @@ class Job:
     why: str | None
     events: int
 
-    @property
-    def uncounted(self) -> int:
-        """Attempts that ended for no fault of the job's: they cost it no restart."""
-        return self.abandoned + self.preempted
-
     def ran(self, moment: datetime) -> float:
         """Seconds of the time that it may take: what it waited after it made room is none of it."""
         return self.spent + ((moment - self.started).total_seconds() if self.started else 0.0)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from modelyard.errors import Damaged, Invalid, NotFound, TooLarge, Unavailable, not_found
 from modelyard.storage import transfer
-from modelyard.storage.checkpoints import Checkpoints
+from modelyard.storage.checkpoints import Checkpoints, Stored
 from modelyard.storage.folders import OpenFolder, in_parallel, remove, seal
 from modelyard.storage.manifest import CHUNK, FileEntry, Manifest, check_hash
 from modelyard.storage.stores import Buffer, ObjectStore, Staged
@@ -144,12 +144,20 @@ class Artefacts:
         return transfer.read_file(self._store, lambda chunk: _blob_key(project, chunk), manifest, path, start, stop)
 
     def put_checkpoint(
-        self, project: str, job: str, folder: Path, *, within: Path | None = None, score: float | None = None, last: int = 1
-    ) -> int:
-        """Keep a folder as the job's newest checkpoint; returns its number. Once it is whole those are dropped that are neither
-        among the `last` nor the one with the lowest `score`."""
+        self,
+        project: str,
+        job: str,
+        folder: Path,
+        *,
+        within: Path | None = None,
+        step: int = 0,
+        score: float | None = None,
+        last: int = 1,
+    ) -> Stored:
+        """Keep a folder as the job's newest checkpoint. Once it is whole those are dropped that are neither among the `last`
+        nor the one with the lowest `score`."""
         with OpenFolder(folder, within) as source:
-            return self._checkpoints(project, job).put(source, score=score, last=last)
+            return self._checkpoints(project, job).put(source, step=step, score=score, last=last)
 
     def latest_checkpoint(self, project: str, job: str, target: Path) -> Path | None:
         """Write the newest whole checkpoint into `target`, replacing what is there; an older one where that is damaged. None:

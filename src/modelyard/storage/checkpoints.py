@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +30,17 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class _Record(msgspec.Struct):
+    """`furthest`: the highest step of all that were stored, also of those that are kept no more."""
+
     kept: list[Kept]
+    furthest: int | None = None
+
+
+class Stored(NamedTuple):
+    """A checkpoint's number, from 1, and whether the job had never come so far."""
+
+    number: int
+    further: bool
 
 
 def choose(kept: Sequence[Kept], last: int) -> list[Kept]:
@@ -47,9 +58,10 @@ class Checkpoints:
         self._store = store
         self._prefix = prefix
 
-    def put(self, source: OpenFolder, *, score: float | None = None, last: int = 1) -> int:
-        """Store a checkpoint and forget those that are to be kept no more; returns its number, from 1."""
-        kept = self._kept()
+    def put(self, source: OpenFolder, *, step: int = 0, score: float | None = None, last: int = 1) -> Stored:
+        """Store a checkpoint of `step` and forget those that are to be kept no more."""
+        record = self._record()
+        kept, further = record.kept, record.furthest is None or step > record.furthest
         number = kept[-1].seq + 1 if kept else 1
         try:
             manifest = transfer.upload(self._store, self._key_of(number), source, cold=True)
@@ -57,9 +69,10 @@ class Checkpoints:
             self._forget(keep=[one.seq for one in kept])
             raise
         found = choose([*kept, Kept(number, manifest.hash, msgspec.Raw(manifest.to_bytes()), score)], last)
-        self._store.put(f"{self._prefix}/latest.json", msgspec.json.encode(_Record(found)))
+        furthest = step if further else record.furthest
+        self._store.put(f"{self._prefix}/latest.json", msgspec.json.encode(_Record(found, furthest)))
         self._forget(keep=[one.seq for one in found])
-        return number
+        return Stored(number, further)
 
     def fetch(self, target: Path) -> bool:
         """Write the newest checkpoint that is whole into `target`. False: there is none. Raises `Damaged` where none of those
@@ -91,10 +104,13 @@ class Checkpoints:
 
     def _kept(self) -> list[Kept]:
         """Oldest first."""
+        return self._record().kept
+
+    def _record(self) -> _Record:
         try:
-            return msgspec.json.decode(self._store.get(f"{self._prefix}/latest.json"), type=_Record).kept
+            return msgspec.json.decode(self._store.get(f"{self._prefix}/latest.json"), type=_Record)
         except NotFound:
-            return []
+            return _Record([])
         except ValueError as error:
             raise Damaged(_BROKEN) from error
 

@@ -10,7 +10,7 @@ windows; both depend on the data alone, never on the rank or the number of ranks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,6 @@ from modelyard.training.recipes import Plan
 
 KEPT_BYTES = 512 << 20  # of a split's inputs, in each rank
 _AT_ONCE = 24  # rows given to `before`: as many of the largest images as one call takes
-_BEAT = 0.5  # seconds between signs of life while a batch is made
 _READ = 40 * _AT_ONCE  # rows read at once, as they are stored
 
 
@@ -44,7 +43,8 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Feed:
     """A split that has `rows`. Either `inputs` and `target` are those of all of them, or they are made of what `groups` reads.
-    `check` is called while inputs are made, every few rows; it may raise. `held` bounds the bytes of what was read."""
+    `check` is called while inputs are made, every few rows, by whatever thread makes them; it may raise. `held` bounds the
+    bytes of what was read."""
 
     plan: Plan
     rows: int
@@ -81,7 +81,7 @@ class Feed:
         """The network's input and the target of some rows, which are the caller's to change."""
         if self.inputs is not None and self.target is not None:
             return self.inputs[positions], self.target[positions]
-        return self._make(positions, self.check)
+        return self._make(positions)
 
     def order(self, seed: int, epoch: int) -> Order:
         """The order of an epoch."""
@@ -108,25 +108,19 @@ class Feed:
             yield from self._ahead(parts)
 
     def _ahead(self, parts: Iterator[tuple[int, Part]]) -> Iterator[Batch]:
-        """One batch is made while the one before is computed on: decoding leaves the interpreter to others."""
+        """One batch is made while the one before is computed on: decoding leaves the interpreter to others. The thread gives
+        the signs of life itself, as it gets on: who waits for one that hangs gives none."""
         with ThreadPoolExecutor(1, "feed") as thread:
             waiting = None
             for step, part in parts:
-                coming = thread.submit(self._make, part.positions, _unasked)
+                coming = thread.submit(self._make, part.positions)
                 if waiting:
-                    yield _batch(*waiting[:2], *self._awaited(waiting[2]))
+                    yield _batch(*waiting[:2], *waiting[2].result())
                 waiting = step, part, coming
             if waiting:
-                yield _batch(*waiting[:2], *self._awaited(waiting[2]))
+                yield _batch(*waiting[:2], *waiting[2].result())
 
-    def _awaited(self, coming: Future[tuple[Array, Array]]) -> tuple[Array, Array]:
-        """What the thread made; meanwhile the rank says that it lives."""
-        self.check()
-        while wait([coming], _BEAT).not_done:
-            self.check()
-        return coming.result()
-
-    def _make(self, positions: Array, check: Callable[[], None]) -> tuple[Array, Array]:
+    def _make(self, positions: Array) -> tuple[Array, Array]:
         """The network's input and the target of some rows, from what is read."""
         assert self.groups is not None, "what was kept is not made again"
         assert self.plan.before is not None, "a plan that reads splits itself is kept"
@@ -137,7 +131,7 @@ class Feed:
             target = np.empty(len(positions), answers.dtype) if target is None else target
             target[start : start + len(answers)] = answers
             for at in range(0, len(answers), _AT_ONCE):
-                check()
+                self.check()
                 part = self.plan.before({name: columns[name][at : at + _AT_ONCE] for name in self.plan.features})
                 made = np.empty((len(positions), *part.shape[1:]), part.dtype) if made is None else made
                 made[start + at : start + at + len(part)] = part
@@ -148,7 +142,3 @@ class Feed:
 
 def _batch(step: int, part: Part, inputs: Array, target: Array) -> Batch:
     return Batch(step, inputs, target, part.first, part.rows, part.positions)
-
-
-def _unasked() -> None:
-    """A thread does not ask whether the job was cancelled: the rank does, while it waits."""

@@ -18,6 +18,7 @@ import torch._inductor.config
 from torch import distributed, nn
 from torch.utils import deterministic as memory
 
+from modelyard.errors import Unavailable
 from modelyard.kinds import JobContext
 
 _TIMEOUT = timedelta(minutes=10)  # the launcher ends a gang whose rank died long before
@@ -55,6 +56,7 @@ def join(context: JobContext) -> Iterator[Gang]:
     which fail for want of it, can be taken for the cause."""
     # Of those on this node; a gang may span several.
     ranks, rank = int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size)), int(os.environ.get("LOCAL_RANK", context.rank))
+    check_gpus(int(os.environ.get("RANK_GPUS", 0)), ranks, torch.cuda.device_count())
     own_gpu = torch.cuda.device_count() >= ranks
     device = torch.device("cuda", rank) if own_gpu else torch.device("cpu")
     if own_gpu:
@@ -74,6 +76,15 @@ def join(context: JobContext) -> Iterator[Gang]:
     )
     yield gang
     distributed.destroy_process_group()
+
+
+def check_gpus(asked: int, ranks: int, found: int) -> None:
+    """Raises `Unavailable` where a rank that `asked` for a GPU has none to itself: it would train on a processor, unasked."""
+    if asked and found < ranks:
+        raise Unavailable(
+            f"The job asked for {asked} GPUs a rank, and torch finds {found} for {ranks} ranks here. See what nvidia-smi "
+            f"shows, and whether torch {torch.__version__} is built for the driver; without --gpus it trains on processors."
+        )
 
 
 @contextmanager

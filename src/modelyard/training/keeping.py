@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from modelyard.errors import ModelyardError
 from modelyard.kinds import Cancelled, JobContext
 from modelyard.training.staging import set_aside
 
-# Seconds between signs of life while a checkpoint is waited for.
+# Seconds between two looks at how much of a checkpoint that is waited for is written.
 _LOOK = 0.1
 # How much less the thread presses for a processor than training does.
 _NICE = 10
@@ -31,20 +32,25 @@ class Keeper:
         self._context = context
         self._last = last
         self._thread: threading.Thread | None = None
+        self._folder = context.work
         self.failed = 0
 
     def keep(self, step: int, folder: Path, write: Callable[[Path], None], score: float | None = None) -> None:
         """Have `write` fill `folder`, and rank 0 store it; returns at once, but first waits for the one before."""
         self.wait()
+        self._folder = folder
         self._thread = threading.Thread(target=self._keep, args=(step, folder, write, score), name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is under way. Raises `Cancelled` where the job is asked to stop meanwhile."""
-        thread = self._thread
+        """Return when nothing is under way. A sign of life is given as often as more of it is written; while it is stored
+        control owes the answer. Raises `Cancelled` where the job is asked to stop meanwhile."""
+        thread, written = self._thread, -1
         while thread is not None and thread.is_alive():
             thread.join(_LOOK)
-            self._context.check()
+            if (size := _size(self._folder)) > written:
+                written = size
+                self._context.check()
         self._thread = None
 
     def _keep(self, step: int, folder: Path, write: Callable[[Path], None], score: float | None) -> None:
@@ -65,6 +71,16 @@ class Keeper:
                 self._context.report(checkpoint_seconds_behind=round(time.monotonic() - began, 3))
         if first:
             set_aside(folder)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files that are in it so far."""
+    size = 0
+    with suppress(OSError):  # it is not there yet, or no more
+        for entry in os.scandir(folder):
+            with suppress(OSError):
+                size += entry.stat().st_size
+    return size
 
 
 def _make_way() -> None:

@@ -38,11 +38,13 @@ from modelyard.training.recipes import RECIPES, Plan
 from modelyard.training.staging import Stage
 
 _COUNT = 2.0  # seconds between two counts of samples within an epoch
+_PATIENT = 10.0  # times as long as usual a rank may be silent while it loads, tries, compiles or publishes
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes the output 'model' from rank 0. Raises `Invalid` where config, code and data do not go together, and where the
     loss is no number any more."""
+    context.allow(_PATIENT)
     dataset = Dataset.open(inputs["dataset"].view.local())
     model = inputs["model"].view.local() if "model" in inputs else None
     code = next((inputs[role].view.local() for role in ("code", "base") if role in inputs), model)
@@ -57,7 +59,9 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], outputs: Outputs, cont
         plan.network.to(where := home(mesh, gang.device), DTYPES[config.dtype])
         if plan.read is not None:
             plan = replace(plan, read=together.once(plan.read, gang, context))
+        context.allow()
         train, select = (Feed.read(dataset, split, plan, context.check) for split in ("train", "select"))
+        context.allow(_PATIENT)
         shapes = find_shapes(config, plan, where, train)
         parameters = sum(parameter.numel() for parameter in plan.network.parameters())
         context.report(mesh=str(mesh), mesh_because=why, **grounds(config.seed, inputs))
@@ -129,6 +133,7 @@ class Trainer:
 
     def fit(self) -> None:
         self.clock.watch(self.network.parts)
+        self.beat()
         self.clock.lap("other")
         began = time.monotonic()
         try:
@@ -140,12 +145,22 @@ class Trainer:
                 if metrics is None:
                     self.keep()
                     continue
+                self.context.allow()
                 self.tell(metrics, time.monotonic() - began)
                 began = time.monotonic()
                 if self.progress.epochs % self.config.checkpoint_every == 0 or self.progress.epochs == self.config.epochs:
                     self.keep(metrics["select_loss"])
         finally:  # what is under way counts, also where training failed
             self.keeper.wait()
+        self.context.allow(_PATIENT)
+
+    def beat(self) -> None:
+        """Have each micro-batch that goes forward give a sign of life. What is compiled may take longer until all shapes have
+        come by."""
+        check, compiles = self.context.check, self.config.compile
+        self.context.allow(_PATIENT if compiles else 1.0)
+        for part in self.network.parts:
+            part.register_forward_pre_hook(torch.compiler.disable(lambda *_: check()) if compiles else lambda *_: check())
 
     def finish_epoch(self) -> dict[str, float]:
         """The mean loss (and accuracy) of its steps, over all ranks, and those of the select split."""
