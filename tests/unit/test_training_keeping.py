@@ -117,9 +117,9 @@ def test_training_goes_before_its_checkpoint(tmp_path: Path) -> None:
 
 
 def test_who_waits_says_that_it_lives_only_as_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context, looks, size = Context(tmp_path), threading.Semaphore(0), keeping._size
+    context, looks, written = Context(tmp_path), threading.Semaphore(0), keeping._written
     monkeypatch.setattr(keeping, "_LOOK", 0.001)
-    monkeypatch.setattr(keeping, "_size", lambda folder: (looks.release(), size(folder))[1])
+    monkeypatch.setattr(keeping, "_written", lambda folder: (looks.release(), written(folder))[1])
     counted = []
 
     def looked(times: int) -> None:
@@ -132,13 +132,16 @@ def test_who_waits_says_that_it_lives_only_as_more_is_written(tmp_path: Path, mo
         for part in "abc":
             (folder / part).write_text(part)
             looked(10)
+        with (folder / "a").open("r+") as file:  # over what is there
+            file.write("A")
+        looked(10)
         (folder / "text").write_text("all")
 
     keeper = Keeper(context)
     keeper.keep(1, tmp_path / "1", write)
     keeper.wait()
     first, *rest = counted
-    assert [count - first for count in rest] == [1, 2, 3]
+    assert [count - first for count in rest] == [1, 2, 3, 4]
 
 
 def test_a_cancelled_job_waits_no_longer(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ project and no network.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from modelyard.jobs.types import Gang
 def main(fd: int) -> None:
     """Run the gang that control describes on socket `fd`."""
     confine.give_up()
+    confine.make_way(os.nice(0))  # as a session, too
     confine.hide()
     become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one signal with a handler, which a rank could reach us by

@@ -35,7 +35,7 @@ Done = Callable[[Sequence[Waiting], Sequence[Answer], int], None]
 class Batcher:
     """`done(batch, answers, cpu_us)`, `given_up(call)` and `broken(error)` are called on the event loop's thread; `cpu_us` is
     what was spent in the worker thread. `target` is the seconds within which a call should be answered, None for any; `known`
-    one row the model can answer.
+    one row the model can answer. `yields(niceness)` is called once, where the model's batches are long.
 
     A model whose last batch took less than `QUICK` is run on the loop's own thread: handing over would take longer.
     """
@@ -52,10 +52,11 @@ class Batcher:
         open_outputs: frozenset[str] = frozenset(),
         broken: Callable[[ModelyardError], None] = lambda _: None,
         known: Mapping[str, Array] | None = None,
+        yields: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._loop, self._forward, self._limits, self._target = loop, forward, limits, target
         self._done, self._given_up, self._broken = done, given_up, broken
-        self._open = open_outputs
+        self._open, self._yields = open_outputs, yields
         self._now_limits = limits  # `limits`, less where the target asks for smaller batches
         self._waiting: list[Waiting] = []
         self._ahead, self._since = 0, 0.0  # the work that waits, and the sum of when it began to
@@ -160,6 +161,7 @@ class Batcher:
             if not courteous and self.pace.seconds > LONG:
                 courteous = True
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COURTESY)
+                self._yields(COURTESY)
             started = time.thread_time_ns()
             answers, failed, seconds, error = self._compute(batch)
             cpu_us = (time.thread_time_ns() - started) // 1000

@@ -104,6 +104,7 @@ class Replica:
             open_outputs=model.open_outputs,
             broken=self.broken,
             known=model.known,
+            yields=confine.make_way,
         )
         for size, seconds in model.times:
             batcher.pace.learn(size * limits.length, seconds)

@@ -8,6 +8,7 @@ and training goes on.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -45,11 +46,11 @@ class Keeper:
     def wait(self) -> None:
         """Return when nothing is under way. A sign of life is given as often as more of it is written; while it is stored
         control owes the answer. Raises `Cancelled` where the job is asked to stop meanwhile."""
-        thread, written = self._thread, -1
+        thread, written = self._thread, (-1, 0)
         while thread is not None and thread.is_alive():
             thread.join(_LOOK)
-            if (size := _size(self._folder)) > written:
-                written = size
+            if (now := _written(self._folder)) != written:
+                written = now
                 self._context.check()
         self._thread = None
 
@@ -66,21 +67,23 @@ class Keeper:
             self.failed += 1
             self._context.log(f"WARNING: the checkpoint of {step} could not be kept, the last good one stays: {error}")
             self._context.report(checkpoints_failed=self.failed, checkpoint_error=str(error)[:500])
+            if first:
+                shutil.rmtree(folder, ignore_errors=True)  # who still reads it must not see it written over
         else:
             if first:
                 self._context.report(checkpoint_seconds_behind=round(time.monotonic() - began, 3))
-        if first:
-            set_aside(folder)
+                set_aside(folder)
 
 
-def _size(folder: Path) -> int:
-    """Bytes of the files that are in it so far."""
-    size = 0
+def _written(folder: Path) -> tuple[int, int]:
+    """How many bytes its files have by now, and when one was last written."""
+    size = newest = 0
     with suppress(OSError):  # it is not there yet, or no more
         for entry in os.scandir(folder):
             with suppress(OSError):
-                size += entry.stat().st_size
-    return size
+                found = entry.stat()
+                size, newest = size + found.st_size, max(newest, found.st_mtime_ns)
+    return size, newest
 
 
 def _make_way() -> None:
