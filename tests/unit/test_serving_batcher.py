@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from serving_fakes import FakeLoop
 
-from modelyard.serving.batcher import Batcher
+from modelyard.serving.batcher import COURTESY, LONG, Batcher
 from modelyard.serving.batching import Limits, Waiting
 
 
@@ -207,3 +208,21 @@ def test_a_model_that_is_broken_is_told_once_it_failed_what_it_could():
     assert number == 20
     assert errors[0].message.endswith("The model failed: MemoryError: all gone")
     assert run.batcher.stats.failures == 20
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2 * LONG, [COURTESY]), (0.0, [])])
+def test_a_model_of_long_batches_makes_way_once(seconds, told):
+    priorities, yielded = [], []
+
+    def forward(batch):
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        time.sleep(seconds)
+        return {"y": batch["x"]}
+
+    run = Run(forward, yields=yielded.append)
+    for number in range(4):
+        run.batcher.put(waiting(number))
+        run.until(number + 1)
+    run.batcher.close()
+    assert yielded == told
+    assert priorities[-1] == min(19, COURTESY if told else priorities[0])
