@@ -31,8 +31,9 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports --no-cache
 
+# In the order of the folders: the few long files of tests/flows first, so that no worker is left alone with one at the end.
 tests: setup
-	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

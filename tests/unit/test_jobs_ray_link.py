@@ -147,4 +147,5 @@ def test_a_replica_that_was_just_started_is_there_whatever_was_asked_before(monk
     scene.link.start_replica({"token": "new"}, "")
     assert list(scene.link.replicas()) == ["a", "new"]
     assert scene.link.replicas()["new"].address == "tls://n"
+    scene.there = True
     scene.play()
