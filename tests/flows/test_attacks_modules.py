@@ -65,7 +65,7 @@ ATTACKS = {
 def owner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     """Of a platform whose ranks may be silent for as long as the parameter says."""
     folder = tmp_path_factory.mktemp("modules")
-    limits = {"JOB_HEARTBEAT": request.param, "JOB_MEMORY": str(2_500_000_000), "REPLICA_TIMEOUT": "20"}
+    limits = {"JOB_HEARTBEAT": request.param, "JOB_MEMORY": str(2_500_000_000), "REPLICA_TIMEOUT": "20", "JOB_RESTARTS": "0"}
     with yard(folder / "yard", **{f"MODELYARD_{name}": value for name, value in limits.items()}) as client:
         serve_matmul(client, folder, "matmul")
         yield client

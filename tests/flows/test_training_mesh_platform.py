@@ -58,7 +58,8 @@ def alone(owner, tmp_path_factory):
 def test_a_gang_on_a_mesh_publishes_what_one_process_does(owner, alone, tmp_path, mesh):
     job, weights = train(owner, tmp_path / "m", 2, mesh=mesh)
     assert job["facts"]["0"]["mesh"] == mesh
-    assert all(job["facts"][rank]["step_ms"]["communication"] > 0 for rank in ("0", "1"))
+    waited = [job["facts"][rank]["step_ms"]["communication"] for rank in ("0", "1")]
+    assert min(waited) >= 0 < max(waited)  # who always comes last waits for nobody
     assert list(weights) == list(alone)
     assert max(float((weights[name] - alone[name]).abs().max()) for name in alone) <= 1e-12
 
