@@ -238,11 +238,18 @@ def test_replicas_and_calls_of_a_release_on_trial_are_in_the_metrics(tmp_path):
         assert f'modelyard_replicas{{model="digits",project="team",state="ready",version="{version}"}} 1.0' in text
 
 
-def test_a_trial_of_another_model_with_the_same_number_is_counted_with_it(tmp_path):
-    made = bench(tmp_path, trial(model="other", version="3"))
+def test_a_trial_of_another_model_with_the_same_number_is_told_apart_in_every_metric(tmp_path):
+    made, connection = bench(tmp_path, trial(model="other", version="3", share=50)), Connection()
+    for _ in range(4):
+        made.router.answer(call(made, connection))
     made.router.link.depth = 5
-    text = exposition(made.gateway.metrics.families("team")).decode()
-    assert 'modelyard_queue_depth{model="digits",project="team",version="3"} 10.0' in text
+    families = [*made.gateway.metrics.families("team"), *made.gateway.tally.families("team")]
+    text = exposition(families).decode()
+    for version in ("3", "other@3"):
+        labels = f'model="digits",project="team",version="{version}"'
+        assert f"modelyard_queue_depth{{{labels}}} 5.0" in text
+        assert f'modelyard_replicas{{model="digits",project="team",state="ready",version="{version}"}} 1.0' in text
+        assert f"modelyard_call_seconds_count{{{labels}}} 2.0" in text
 
 
 def test_what_a_cache_answered_is_counted_by_version(tmp_path):

@@ -13,7 +13,9 @@ from modelyard.cli.values import rate as a_second
 from modelyard.cli.values import seconds
 
 Scope = Literal["infer", "write", "admin"]
-Rate = Annotated[str | None, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)]
+_RATE = typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)
+Rate = Annotated[str | None, _RATE]
+SaidRate = Annotated[str, _RATE]
 Burst = Annotated[
     int | None, typer.Option(help="Calls at once; what comes in a second where not said.", min=1, show_default=False)
 ]
@@ -55,7 +57,7 @@ def list_keys(data: Data = None, as_json: AsJson = False) -> None:
 @key.command("quota")
 def set_key_quota(
     id: Annotated[str, typer.Argument(help="The key's id, as `modelyard key list` shows it.", show_default=False)],  # noqa: A002
-    rate: Annotated[str, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)],
+    rate: SaidRate,
     burst: Burst = None,
     data: Data = None,
     as_json: AsJson = False,
@@ -106,7 +108,7 @@ def list_projects(data: Data = None, as_json: AsJson = False) -> None:
 @project.command("quota")
 def set_project_quota(
     name: Annotated[str, typer.Argument(help="The project's name.", show_default=False)],
-    rate: Annotated[str, typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)],
+    rate: SaidRate,
     burst: Burst = None,
     data: Data = None,
     as_json: AsJson = False,

@@ -52,8 +52,7 @@ def key_of(
     project: str, deployment: str, identity: str, door: str, verb: str, head: Mapping[str, str], body: bytes | bytearray
 ) -> Key:
     """What an answer depends on: who asks what of which version, on which engine, in which manner. A version's number does not
-    tell it apart from another model's. Headers that only name the call are none of
-    it."""
+    tell it apart from another model's. Headers that only name the call are none of it."""
     said = sorted(item for item in head.items() if item[0] not in _NAMES_THE_CALL)
     digest = hashlib.blake2b(msgspec.msgpack.encode((door, verb, said)), digest_size=24)  # it says itself where it ends
     digest.update(body)

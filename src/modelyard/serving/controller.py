@@ -215,7 +215,7 @@ class Controller:
             releases.end_trial(session, row, f"Rolled back. {why}")
             audit(session, row.project, None, "deployment.rollback", row.name, {"note": row.note})
             bump(session)
-        _log.warning("trial rolled back", deployment=deployment.name, version=f"{tried.model}@{tried.version}", why=why)
+        _log.warning("trial rolled back", deployment=deployment.name, version=tried.reference, why=why)
 
     def _end_strangers(self, running: Mapping[str, ProcessStatus], known: set[str]) -> None:
         for token, status in running.items():
@@ -297,7 +297,7 @@ class Controller:
                     address,
                     self._logs.path(deployment.project, deployment.name, token),
                     threads=threads,
-                    model=f"{release.model}@{release.version}",
+                    model=release.reference,
                     settings=self._space.settings(release),
                     group=f"{deployment.project}/{deployment.name}",
                     memory=self._space.bound(release),
@@ -381,4 +381,4 @@ def _lost(session: Session, row: ReplicaRow, error: ModelyardError, *, served: b
         observations.lost(session, row.deployment, row.generation)
     release.state, release.failures, pause = after(release.failures, loss)
     release.error, release.retry_at = error.message, now() + pause if pause else None
-    _log.warning("replica lost", model=f"{row.model}@{row.version}", token=row.token, code=error.code, error=error.message)
+    _log.warning("replica lost", model=row.reference, token=row.token, code=error.code, error=error.message)

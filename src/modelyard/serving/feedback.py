@@ -43,14 +43,14 @@ def take(session: Session, project: str, name: str, items: Sequence[Label]) -> i
     stable = session.get_one(ReleaseRow, (row.id, row.stable))
     tried = session.get_one(ReleaseRow, (row.id, row.trial)) if row.trial is not None else stable
     arms = [_arm(name, item.version, stable, tried) for item in items]
-    if releases.reference(stable) == releases.reference(tried):  # nobody could say whose an answer was
+    if stable.reference == tried.reference:  # nobody could say whose an answer was
         return 0
     return _pair(session, row, items, arms)
 
 
 def _arm(name: str, version: str, stable: ReleaseRow, tried: ReleaseRow) -> str:
     """Whose answer it was: 'stable' or 'trial'."""
-    names = releases.reference(stable), releases.reference(tried)
+    names = stable.reference, tried.reference
     if version == str(stable.version) == str(tried.version) and names[0] != names[1]:
         raise Invalid(f"Both {names[0]} and {names[1]} have the number {version}; say which of them answered.")
     if version in (str(stable.version), names[0]):

@@ -109,9 +109,9 @@ class Gateway:
         self.router.keep([*tried, *(endpoint for route in self._routes.values() for endpoint in route.endpoints)])
         for name, route in self._routes.items():
             known_as: dict[str, list[str]] = {}
-            answering = [(route.version, route.endpoints)]
+            answering = [(route.called(None), route.endpoints)]
             if route.trial is not None:
-                answering.append((route.tried or route.trial.version, route.trial.endpoints))
+                answering.append((route.called(route.trial), route.trial.endpoints))
             for version, endpoints in answering:
                 known_as.setdefault(version, []).extend(endpoint.token for endpoint in endpoints)
             for version, tokens in known_as.items():
@@ -125,9 +125,9 @@ class Gateway:
     def _serving(self) -> Iterator[tuple[Labels, Sequence[Link]]]:
         """The replicas of every release that calls go to: a deployment's stable one, and the one on trial."""
         for name, route in self._routes.items():
-            yield (*name, route.version), self._groups[name].links
+            yield (*name, route.called(None)), self._groups[name].links
             if route.trial is not None:
-                yield (*name, route.trial.version), self.router.group(route.trial.endpoints).links
+                yield (*name, route.called(route.trial)), self.router.group(route.trial.endpoints).links
 
     def _depths(self) -> Mapping[Labels, int]:
         depths: dict[Labels, int] = {}
@@ -255,9 +255,9 @@ class Gateway:
     ) -> Admission:
         """An admission to the stable release, or to the one on trial."""
         name, to = (route.project, route.deployment), trial or route
-        slot = self._meters.slot(Identity(principal.project, principal.key, route.deployment, f"{to.model}@{to.version}"))
+        slot = self._meters.slot(Identity(principal.project, principal.key, route.deployment, to.reference))
         group = self._groups[name] if trial is None else self.router.group(trial.endpoints)
-        cell = self.metrics.cell(*name, to.version if trial is None else route.tried or to.version)
+        cell = self.metrics.cell(*name, route.called(trial))
         return Admission(principal, envelope, route, door, group, slot, cell, until, to.version)
 
     def door(self, url: bytes) -> Door:

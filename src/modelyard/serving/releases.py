@@ -100,7 +100,7 @@ def promote(session: Session, caller: Principal, name: str) -> None:
     promoted.replicas = max(promoted.replicas, stable.replicas)
     move(session, row, promoted.generation)
     row.trial, row.trial_kind, row.updated, row.note = None, None, now(), None
-    audit(session, caller.project, caller.key, "deployment.promote", name, {"model": f"{promoted.model}@{promoted.version}"})
+    audit(session, caller.project, caller.key, "deployment.promote", name, {"model": promoted.reference})
     bump(session)
 
 
@@ -118,7 +118,7 @@ def roll_back(session: Session, caller: Principal, name: str) -> None:
         previous.state, previous.error, previous.failures, previous.retry_at = DeploymentState.pending, None, 0, None
         previous.replicas, previous.settled = max(1, stable.replicas), False
         row.stable, row.previous = row.previous, row.stable
-        row.note = f"Rolled back from {stable.model}@{stable.version} by hand."
+        row.note = f"Rolled back from {stable.reference} by hand."
         row.updated = now()
     audit(session, caller.project, caller.key, "deployment.rollback", name, {"note": row.note})
     bump(session)
@@ -128,7 +128,7 @@ def end_trial(session: Session, row: DeploymentRow, why: str) -> None:
     """No release is on trial any more, because of `why`; from a gateway's next look on calls go to the stable one alone."""
     gone = session.get(ReleaseRow, (row.id, row.trial))
     row.trial = row.trial_kind = None
-    row.note, row.updated = f"{gone.model}@{gone.version}: {why}" if gone else why, now()
+    row.note, row.updated = f"{gone.reference}: {why}" if gone else why, now()
 
 
 def wake(session: Session, project: str, name: str) -> None:
@@ -154,10 +154,6 @@ def policy_of(row: DeploymentRow) -> Policy:
 
 def served(row: ReleaseRow) -> Served:
     return row.model, row.version, row.artefact, row.engine
-
-
-def reference(row: ReleaseRow) -> str:
-    return f"{row.model}@{row.version}"
 
 
 def _target(options: Options) -> int | None:

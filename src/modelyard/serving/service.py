@@ -266,7 +266,7 @@ def _one(
         evidence, lost, policy, kind = total(observed), losses(observed), releases.policy_of(row), str(row.trial_kind)
         trial = TrialShown(
             kind,
-            f"{tried.model}@{tried.version}",
+            tried.reference,
             row.weight,
             tried.state,
             tried.error,
@@ -276,7 +276,7 @@ def _one(
         )
     return Deployment(
         name=row.name,
-        model=f"{stable.model}@{stable.version}",
+        model=stable.reference,
         version=str(stable.version),
         state=stable.state,
         error=stable.error,
@@ -284,7 +284,7 @@ def _one(
         task=stable.task,
         options=options,
         trial=trial,
-        previous=f"{before.model}@{before.version}" if before else None,
+        previous=before.reference if before else None,
         note=row.note,
         replicas=[_replica(r, known.get((row.id, r.generation))) for r in replicas],
         inputs=stable.signature.get("inputs", []) if stable.signature else [],

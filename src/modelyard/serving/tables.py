@@ -63,6 +63,10 @@ class ReleaseRow(Base):
     signature: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created: Mapped[datetime]
 
+    @property
+    def reference(self) -> str:
+        return f"{self.model}@{self.version}"
+
 
 class ObservationRow(Base):
     """What one gateway (`source`) saw of a trial beside the stable release: running totals, as `verdict.Evidence` has them. In
@@ -112,6 +116,10 @@ class ReplicaRow(Base):
     started: Mapped[datetime]
     changed: Mapped[datetime]
     signature: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+    @property
+    def reference(self) -> str:
+        return f"{self.model}@{self.version}"
 
 
 class MeterRow(Base):

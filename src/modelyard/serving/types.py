@@ -211,6 +211,10 @@ class Route:
             return None
         return trial.reference if trial.version == self.version else trial.version
 
+    def called(self, trial: Trial | None) -> str:
+        """What metrics call the version that answers: the stable one, or the one on trial."""
+        return self.version if trial is None else self.tried or trial.version
+
     @property
     def versions(self) -> tuple[str, ...]:
         """Those that answer."""

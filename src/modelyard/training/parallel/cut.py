@@ -64,10 +64,10 @@ def cut(network: nn.Module, stages: Sequence[Sequence[str]], at: int, *, passes:
     kept = _shell(network, "", units)
     parts = [network.get_submodule(name) for name in units]
 
-    def forward(value: torch.Tensor) -> torch.Tensor:
+    def forward(value: torch.Tensor) -> Any:
         for part in parts:
             value = part(value)
-        return value
+        return _sendable(value)
 
     kept.forward = forward
     return kept
@@ -87,7 +87,7 @@ def _passing(network: nn.Module, stages: Sequence[Sequence[str]], at: int) -> nn
         try:
             return own(rows if at else value)
         except Left as left:
-            return left.args[0]
+            return _sendable(left.args[0])
         finally:
             entrance.value = None
             if hook:
@@ -95,6 +95,11 @@ def _passing(network: nn.Module, stages: Sequence[Sequence[str]], at: int) -> nn
 
     kept.forward = forward
     return kept
+
+
+def _sendable(value: Any) -> Any:
+    """The next stage's buffers are contiguous; an answer that is a view, as of a transpose, is not."""
+    return value.contiguous() if isinstance(value, torch.Tensor) else value
 
 
 def _leave(part: nn.Module, given: Any, answer: Any) -> None:
