@@ -1,5 +1,5 @@
 """From a split of a dataset to what a model is shown and what it should answer, through the version's own transform: what is
-measured went the way a caller's data goes. Called by `search`; knows datasets and transforms, no engine's inside.
+measured went the way a caller's data goes. Called by `optimise`; knows datasets and transforms, no engine's inside.
 """
 
 from __future__ import annotations

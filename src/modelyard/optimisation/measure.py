@@ -1,5 +1,5 @@
 """How fast engines are, side by side. Rounds alternate between them, so that whatever else the machine does slows all alike,
-and each takes a bounded time. Called by `search`, with the very engines that will serve.
+and each takes a bounded time. Called by `optimise`, with the very engines that will serve.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Makes the variants of a version and proves each to be the same model: float ones number by number, eight-bit ones by how
-often they answer alike. Called by `search`; what a variant is worth is not decided here.
+often they answer alike. Called by `optimise`; what a variant is worth is not decided here.
 """
 
 from __future__ import annotations

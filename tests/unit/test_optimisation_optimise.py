@@ -14,7 +14,7 @@ from modelyard.engines.base import ENGINES, ModelCard
 from modelyard.engines.torch import TorchEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
-from modelyard.optimisation import search, variants
+from modelyard.optimisation import optimise, variants
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluate import r2
 
@@ -58,7 +58,7 @@ def done(inputs: dict[str, Input], tmp_path_factory: pytest.TempPathFactory) -> 
 def optimised(inputs: dict[str, Input], folder: Path, **config: object) -> tuple[FolderOutputs, FolderContext]:
     (folder / "work").mkdir()
     outputs, context = FolderOutputs(folder / "out"), FolderContext(folder / "work")
-    search.run(OptimiseConfig(seconds=0.05, max_accuracy_drop=2, **config), inputs, outputs, context)
+    optimise.run(OptimiseConfig(seconds=0.05, max_accuracy_drop=2, **config), inputs, outputs, context)
     return outputs, context
 
 
@@ -70,7 +70,7 @@ def test_a_variant_is_not_optimised_again(
     with pytest.raises(Invalid, match=r"simple@3 is already the variant static-int8 of simple@1; optimise that one\."):
         optimised({**inputs, "model": variant}, tmp_path)
     with pytest.raises(Invalid, match="artefact:aa is what an optimise job made"):
-        search.read({**inputs, "model": Input("artefact:aa", {}, FolderView(made["folder"]))})
+        optimise.read({**inputs, "model": Input("artefact:aa", {}, FolderView(made["folder"]))})
 
 
 def test_a_graph_that_is_quantised_already_is_no_float_variant(
@@ -116,7 +116,7 @@ def test_the_table_has_the_original_and_all_figures(done: tuple[FolderOutputs, F
 def test_the_report_is_of_the_report_split(done: tuple[FolderOutputs, FolderContext], inputs: dict[str, Input]) -> None:
     outputs, context = done
     report = context.facts["report"]
-    subject = search.read(inputs)
+    subject = optimise.read(inputs)
     held_out = subject.source.examples("report")
     original = subject.source.predict(subject.engine, held_out.inputs)
     assert report["rows"] == 80
@@ -155,7 +155,7 @@ def test_without_a_variant_in_the_budget_nothing_is_published_but_the_table_is_t
     outputs, context = FolderOutputs(tmp_path / "out"), FolderContext(tmp_path / "work")
     config = OptimiseConfig(seconds=0.05, max_accuracy_drop=0, variants=("static-int8",))
     with pytest.raises(Invalid, match=r"No variant stays within 0 points .* static-int8, loses"):
-        search.run(config, inputs, outputs, context)
+        optimise.run(config, inputs, outputs, context)
     assert outputs.published == {}
     assert [row["variant"] for row in context.facts["table"]] == ["original", "static-int8"]
     assert all(set(row) >= COLUMNS and not row["chosen"] for row in context.facts["table"])
@@ -174,4 +174,4 @@ def test_what_is_not_verified_is_shown_but_not_published(
 def test_a_fixed_batch_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:
     matmul(tmp_path / "m.onnx", batch=4).save(tmp_path)
     with pytest.raises(Invalid, match="one fixed size"):
-        search.read({**inputs, "model": Input("m@1", {}, FolderView(tmp_path))})
+        optimise.read({**inputs, "model": Input("m@1", {}, FolderView(tmp_path))})
