@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from modelyard.errors import CallerError, Invalid
 from modelyard.serving import coding, frames
+from modelyard.serving.agreement import disagreeing
 from modelyard.serving.doors import DOORS
 from modelyard.serving.grpc import wire
 from modelyard.serving.grpc.messages import ModelInferRequest
@@ -92,6 +93,23 @@ def body(name: str, data: bytes) -> None:
         assert codec.encode(question, "d", "1", answer)[1]
 
 
+def answer(data: bytes) -> None:
+    """What a shadow's replica reads of the answer beside a copied call: outputs of its own model, or a refusal; never more."""
+    head = {HEADER_LENGTH: str(data.rfind(b"}") + 1)} if b"binary_data_size" in data else {}
+    for signature in SIGNATURES:
+        known = {spec.name: spec for spec in signature.outputs}
+        try:
+            outputs = DOORS.get("oip").codec(signature).answered(head, data)
+        except Invalid:
+            continue
+        assert set(outputs) <= set(known)
+        for name, array in outputs.items():
+            assert array.dtype == DATATYPES[known[name].datatype]
+            assert array.ndim == len(known[name].shape or ())
+            assert known[name].datatype != "BYTES" or all(isinstance(element, bytes) for element in array.ravel())
+        assert disagreeing("tabular-regression", outputs, outputs)[1] == 0
+
+
 def packed(data: bytes) -> None:
     """What is unpacked is what another reader unpacks, and never more than the limit."""
     try:
@@ -130,6 +148,7 @@ TARGETS = {
     "oip": lambda data: body("oip", data),
     "v1": lambda data: body("v1", data),
     "grpc": lambda data: body("grpc", data),
+    "answer": answer,
     "gzip": packed,
     "frames": inner,
 }
