@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,10 @@ def body(name: str, data: bytes) -> None:
 def answer(data: bytes) -> None:
     """What a shadow's replica reads of the answer beside a copied call: outputs of its own model, or a refusal; never more."""
     head = {HEADER_LENGTH: str(data.rfind(b"}") + 1)} if b"binary_data_size" in data else {}
-    for signature in SIGNATURES:
+    for door, signature in product(("oip", "v1", "grpc"), SIGNATURES):
         known = {spec.name: spec for spec in signature.outputs}
         try:
-            outputs = DOORS.get("oip").codec(signature).answered(head, data)
+            outputs = DOORS.get(door).codec(signature).answered(head, data)
         except Invalid:
             continue
         assert set(outputs) <= set(known)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 
 import numpy as np
 import pytest
 
 from modelyard.serving.copies import Comparing, copied_head
+from modelyard.serving.doors import DOORS
+from modelyard.serving.grpc.messages import ModelInferRequest
 from modelyard.serving.oip import OipCodec
-from modelyard.serving.v1 import V1Codec
 from modelyard.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -18,6 +20,10 @@ SIGNATURE = Signature(
 )
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [3, 2], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}).encode()
 BINARY = json.dumps({**json.loads(BODY), "parameters": {"binary_data_output": True}}).encode()
+
+ASKED = ModelInferRequest(raw_input_contents=[np.arange(6, dtype=np.float32).tobytes()])
+ASKED.inputs.add(name="x", datatype="FP32", shape=[3, 2])
+REQUESTS = {"v1": json.dumps({"instances": [[1, 2], [3, 4], [5, 6]]}).encode(), "grpc": ASKED.SerializeToString()}
 
 
 def outputs(*labels: str, spread: float = 0.0):
@@ -84,11 +90,33 @@ def test_nonsense_agrees_with_the_same_nonsense_alone(binary, task, given, ours,
     assert json.loads(comparing.encode(question, "d", "2", {"y": np.array(ours, np.float32)})[1]) == [2, differ]
 
 
-def test_where_nobody_can_read_the_answer_nothing_is_compared():
-    comparing = Comparing(V1Codec(SIGNATURE), "image-classification")
-    body = json.dumps({"instances": [[1, 2], [3, 4], [5, 6]]}).encode()
-    question = comparing.decode(copied_head({}, None, 2), body + b"{}")
-    assert json.loads(comparing.encode(question, "d", "2", outputs("a", "b", "c"))[1]) == [0, 0]
+@pytest.mark.parametrize(("given", "ours", "differ"), [("abc", "abc", 0), ("abc", "abd", 1), ("abc", "dea", 3)])
+@pytest.mark.parametrize("door", ["v1", "grpc"])
+def test_answers_of_the_other_doors_are_compared_too(door, given, ours, differ):
+    codec, body = DOORS.get(door).codec(SIGNATURE), REQUESTS[door]
+    head, answer = codec.encode(codec.decode({}, body), "d", "1", outputs(*given))
+    comparing = Comparing(DOORS.get(door).codec(SIGNATURE), "image-classification")
+    question = comparing.decode(copied_head({}, head, len(answer)), body + answer)
+    assert json.loads(comparing.encode(question, "d", "2", outputs(*ours))[1]) == [3, differ]
+    strange = comparing.decode(copied_head({}, head, 2), body + b"{]")
+    assert json.loads(comparing.encode(strange, "d", "2", outputs(*ours))[1]) == [3, 3]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("door", ["v1", "grpc"])
+def test_nonsense_agrees_with_its_like_over_the_other_doors(door, value):
+    signature = Signature(
+        (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, -1)), TensorSpec("n", "INT64", (-1,)))
+    )
+    codec, body = DOORS.get(door).codec(signature), REQUESTS[door]
+    odd = {"y": np.array([[1, value]] * 3, np.float32), "n": np.array([1, 2, 3])}
+    head, answer = codec.encode(codec.decode({}, body), "d", "1", odd)
+    comparing = Comparing(codec, "tabular-regression")
+    question = comparing.decode(copied_head({}, head, len(answer)), body + answer)
+    assert json.loads(comparing.encode(question, "d", "2", odd)[1]) == [3, 0]
+    question = comparing.decode(copied_head({}, head, len(answer)), body + answer)
+    other = {**odd, "n": np.array([1, 2, 4])}
+    assert json.loads(comparing.encode(question, "d", "2", other)[1]) == [3, 1]
 
 
 def test_how_the_callers_answer_is_to_be_coded_is_not_how_the_copys_is():

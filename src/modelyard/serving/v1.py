@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Raw, Struct
 
 from modelyard.errors import Invalid, ModelyardError
@@ -20,7 +21,7 @@ from modelyard.serving.arrays import ELEMENTS, check_complete, check_shape, numb
 from modelyard.serving.doors import Question, error_body, segment
 from modelyard.serving.oip import parse
 from modelyard.serving.types import Envelope
-from modelyard.tensors import Array, Signature, TensorSpec
+from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
 # Some clients encode the colon as they do within names; no name has one, so both mean the same.
 _PATH = re.compile(rb"/v1/models/([^/]+)(?::|%3[Aa])predict")
@@ -33,6 +34,10 @@ class _Request(Struct):
     parameters: dict[str, str | int | float | bool | None] | None = None
 
 
+class _Answer(Struct):
+    predictions: Raw
+
+
 class _Bytes(Struct):
     b64: str
 
@@ -40,6 +45,7 @@ class _Bytes(Struct):
 # The header of an answer that names the model version which gave it.
 MODEL = "modelyard-model"
 _REQUEST = msgspec.json.Decoder(_Request)
+_ANSWER = msgspec.json.Decoder(_Answer)
 _ANYTHING = msgspec.json.Decoder(Any)
 _OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
 
@@ -71,14 +77,14 @@ class V1Codec:
     def __init__(self, signature: Signature, model: str = "") -> None:
         self._origin = {MODEL: model} if model else None
         self._inputs = {spec.name: spec for spec in signature.inputs}
-        self._outputs = {spec.name: spec.datatype for spec in signature.outputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
         self._names = tuple(self._outputs)
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
-        for name, datatype in self._outputs.items():
-            if datatype not in ELEMENTS:
-                raise Invalid(f"Output '{name}' is {datatype}, which JSON cannot carry: use /v2 and ask for binary_data.")
+        for name, spec in self._outputs.items():
+            if spec.datatype not in ELEMENTS:
+                raise Invalid(f"Output '{name}' is {spec.datatype}, which JSON cannot carry: use /v2 and ask for binary_data.")
         request = parse(_REQUEST, body)
         if len(self._inputs) == 1:
             rows = dict.fromkeys(self._inputs, bytes(request.instances))
@@ -91,12 +97,23 @@ class V1Codec:
         self, question: Question, deployment: str, version: str, outputs: Mapping[str, Array]
     ) -> tuple[dict[str, str] | None, bytes]:
         """The rows of the output, or objects of all outputs by name."""
-        columns = [_rows(outputs[name], self._outputs[name]) for name in self._names]
+        columns = [_rows(outputs[name], self._outputs[name].datatype) for name in self._names]
         if len(columns) == 1:
             return self._origin, _JSON.encode({"predictions": columns[0]})
         return self._origin, _JSON.encode(
             {"predictions": [dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True)]}
         )
+
+    def answered(self, head: Mapping[str, str], body: bytes) -> dict[str, Array]:
+        """The outputs of an answer as `encode` writes it, also where they are NaN or infinite. Raises `Invalid` where it is
+        none of this model's kind."""
+        rows = parse(_ANSWER, body, "an answer").predictions
+        if len(self._names) == 1:
+            return {name: _told(spec, rows) for name, spec in self._outputs.items()}
+        named = parse(_OBJECTS, rows, "a list of objects by output name")
+        if any(row.keys() != self._outputs.keys() for row in named):
+            raise Invalid(f"The answer has other outputs than {', '.join(self._names)}.")
+        return {name: _told(spec, _list(row[name] for row in named)) for name, spec in self._outputs.items()}
 
     def _columns(self, instances: Raw) -> dict[str, bytes]:
         """The rows of each input, as JSON."""
@@ -107,7 +124,24 @@ class V1Codec:
                     expected = ", ".join(f"'{known}'" for known in self._inputs)
                     raise Invalid(f"Input '{name[:100]}' is not known; expected: {expected}.")
             check_complete(self._inputs, row)
-        return {name: b"[%b]" % b",".join([bytes(row[name]) for row in rows]) for name in self._inputs}
+        return {name: _list(row[name] for row in rows) for name in self._inputs}
+
+
+def _list(items: Iterable[Raw]) -> bytes:
+    return b"[%b]" % b",".join(map(bytes, items))
+
+
+def _told(spec: TensorSpec, rows: bytes | Raw) -> Array:
+    """The array of an output, given its rows as nested JSON, which says null for NaN and for what is infinite."""
+    if spec.datatype not in ("FP32", "FP64"):
+        return _array(spec, bytes(rows))
+    try:
+        array = np.array(parse(_ANYTHING, rows, "an answer"), DATATYPES[spec.datatype])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Invalid(f"Output '{spec.name}' is {spec.datatype}, but the answer's is not: {error}.") from error
+    if spec.shape is not None and array.ndim != len(spec.shape):
+        raise Invalid(f"Output '{spec.name}' has {array.ndim} dims; expected {len(spec.shape)}.")
+    return array
 
 
 def _array(spec: TensorSpec, rows: bytes) -> Array:

@@ -38,7 +38,7 @@ class GrpcCodec:
     def __init__(self, signature: Signature, model: str = "") -> None:
         self._model = model
         self._inputs = {spec.name: spec for spec in signature.inputs}
-        self._outputs = {spec.name: spec.datatype for spec in signature.outputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
 
     def decode(self, head: Mapping[str, str], body: bytes) -> Question:
         """Raises `Invalid` saying which tensor is wrong, what was given and what is expected."""
@@ -71,10 +71,26 @@ class GrpcCodec:
         if self._model:
             response.parameters.add(key="model").value.string_param = self._model
         for name in question.outputs:
-            array, datatype = outputs[name], self._outputs[name]
+            array, datatype = outputs[name], self._outputs[name].datatype
             response.outputs.add(name=name, datatype=datatype, shape=array.shape)
             response.raw_output_contents.append(to_bytes(array, datatype))
         return {"content-type": "application/grpc"}, response.SerializeToString()
+
+    def answered(self, head: Mapping[str, str], body: bytes) -> dict[str, Array]:
+        """The outputs of an answer as `encode` writes it. Raises `Invalid` where it is none of this model's kind."""
+        try:
+            response = ModelInferResponse.FromString(body)
+        except DecodeError as error:
+            raise Invalid("The answer is not a ModelInferResponse.") from error
+        raw = response.raw_output_contents
+        if len(raw) != len(response.outputs):
+            raise Invalid(f"The answer has {len(raw)} raw_output_contents for {len(response.outputs)} outputs.")
+        outputs: dict[str, Array] = {}
+        for said, content in zip(response.outputs, raw, strict=True):
+            shape = list(said.shape)
+            spec = chosen(self._outputs, outputs, said.name, said.datatype, shape, least=0)
+            outputs[spec.name] = from_bytes(spec, shape, memoryview(content))
+        return outputs
 
     def _asked(self, request: Any) -> tuple[str, ...]:
         names: list[str] = []
