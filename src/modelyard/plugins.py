@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
 from modelyard.errors import Invalid, not_found
@@ -36,7 +37,10 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     def names(self) -> list[str]:
-        return sorted({*self._paths, *self._loaded, *(point.name for point in self._points())})
+        return sorted({*self._paths, *self._loaded, *self._points})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths or name in self._loaded or name in self._points
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -45,9 +49,8 @@ class Registry(Generic[T]):
         """The import path of a name, without loading it. Raises `NotFound` with the names that exist."""
         if name in self._paths:
             return self._paths[name]
-        for point in self._points():
-            if point.name == name:
-                return str(point.value)
+        if name in self._points:
+            return self._points[name]
         raise not_found(self.what, name, self.names())
 
     def get(self, name: str) -> T:
@@ -60,6 +63,9 @@ class Registry(Generic[T]):
         """Register an object in this process only (tests, notebooks)."""
         self._loaded[name] = thing
 
-    def _points(self) -> Any:
-        # loaded late, too: it costs a short command a tenth of its time, and most look up no name
-        return load("importlib.metadata:entry_points")(group=f"modelyard.{self.what.replace(' ', '_')}s")
+    @cached_property
+    def _points(self) -> Mapping[str, str]:
+        """What installed packages add. Read once, since it opens a file of each; and late, since it costs a short command a
+        tenth of its time, and most look up no name."""
+        found = load("importlib.metadata:entry_points")(group=f"modelyard.{self.what.replace(' ', '_')}s")
+        return {point.name: str(point.value) for point in found}

@@ -21,8 +21,9 @@ from modelyard.tenancy.types import Scope
 Look = tuple[Job, Sequence[dict[str, Any]]]
 routes = Routes(prefix="/api/jobs", tags=["jobs"])
 
-# Seconds between two looks for new events of a followed job, and between two blank lines that keep the connection alive.
-_LOOK = 0.1
+# Seconds between two looks for new events of a followed job: at first, and most, after so many times as long without any.
+_LOOK, _LAZY, _TIMES = 0.1, 0.5, 4.0
+# Seconds between two blank lines that keep the connection alive.
 _ALIVE = 15.0
 
 
@@ -83,7 +84,7 @@ def events(
 
 async def _lines(request: Request, job: str, look: Look, after: int, *, follow: bool) -> AsyncIterator[str]:
     """The one asynchronous function of the room: a follower that waits must not hold one of control's few threads."""
-    silent = 0.0
+    silent = alive = 0.0
     while True:
         found, shown = look
         for event in shown:
@@ -92,22 +93,25 @@ async def _lines(request: Request, job: str, look: Look, after: int, *, follow: 
         if after >= found.events and (found.state.ended or not follow):
             return
         if shown:
-            silent = 0.0
+            silent = alive = 0.0
         else:
-            await asyncio.sleep(_LOOK)
-            silent += _LOOK
-        if silent >= _ALIVE:
-            silent = 0.0
+            pause = min(_LAZY, _LOOK + silent / _TIMES)
+            await asyncio.sleep(pause)
+            silent, alive = silent + pause, alive + pause
+        if alive >= _ALIVE:
+            alive = 0.0
             yield "\n"
         try:
-            look = await run_in_threadpool(_look, request, job, after)
+            look = await run_in_threadpool(_look, request, job, after, found)
         except CallerError:
             return  # the key was revoked meanwhile
 
 
-def _look(request: Request, job: str, after: int) -> Look:
-    """The job and its next events, if the request's key is still good."""
+def _look(request: Request, job: str, after: int, known: Job | None = None) -> Look:
+    """The job and its next events, if the request's key is still good; the job as it is `known` where there are none."""
     principal = authorise(request, Scope.write)
     with request.app.state.db.read() as session:
+        if known is not None and not service.moved(session, job, after):
+            return known, ()
         found = service.get(session, principal.project, job)
         return found, service.events(session, principal.project, job, after)

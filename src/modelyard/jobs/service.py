@@ -88,6 +88,12 @@ def get(session: Session, project: str, job: str) -> Job:
     return records.load(row)
 
 
+def moved(session: Session, job: str, after: int) -> bool:
+    """Whether there may be more to tell of a job than its first `after` events: a follower asks often, so this is cheap."""
+    found = session.execute(select(JobRow.events, JobRow.state).where(JobRow.id == job)).first()
+    return found is None or found.events > after or State(found.state).ended
+
+
 def jobs(session: Session, project: str, state: str | None = None, limit: int = _PAGE) -> list[Job]:
     """The project's newest jobs, newest first; of one state if given. Raises `Invalid` for a state that is none."""
     query = select(JobRow).where(JobRow.project == project).order_by(JobRow.created.desc(), JobRow.id).limit(limit)
