@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn, optim
 
@@ -14,7 +17,7 @@ from modelyard.training.gang import Gang
 from modelyard.training.mesh import Mesh
 from modelyard.training.parallel import Options, spread
 from modelyard.training.split import Split
-from modelyard.training.staging import Stage, await_parts, mine, save, set_aside
+from modelyard.training.staging import Stage, Turns, await_parts, save, set_aside
 
 CPU = torch.device("cpu")
 PROGRESS = Progress(2, 120, step=3)
@@ -36,6 +39,17 @@ def made():
     it.step(torch.randn(4, 3), torch.randn(4, 2), 4)
     optimiser.step()
     return it, optimiser
+
+
+class Alternately:
+    """Of two ranks along `shard` each writes every other tensor; the next time the other ones."""
+
+    def __init__(self, turn, mesh, place):
+        self.number, self.shard = turn, place.shard
+
+    def mine(self, tensor, *, same):
+        self.number += 1
+        return self.number % 2 == self.shard
 
 
 def measure(answer, target):
@@ -115,7 +129,7 @@ def test_what_another_rank_writes_by_now_is_written_once(tmp_path, monkeypatch):
     it, optimiser = made()
     stages = [Stage(of_two(it, rank), optimiser) for rank in (0, 1)]
     for turn in (0, 1):
-        monkeypatch.setattr(staging, "mine", lambda at, tensor, mesh, place, turn=turn: (at + turn) % 2 == place.shard)
+        monkeypatch.setattr(staging, "Turns", partial(Alternately, turn))
         writes = [stage.take(tmp_path / "c", PROGRESS) for stage in stages]
         kept = {name: tensor.clone() for name, tensor in it.state().items()}
         change(it)
@@ -199,7 +213,25 @@ def test_every_part_is_waited_for_and_every_failure_told(tmp_path, left, told):
     assert await_parts(tmp_path, range(1, 4), 0.0) == [told, "rank 3: its part did not come within 0 s"]
 
 
-@pytest.mark.parametrize("mesh", [Mesh(shard=2), Mesh(data=2, tensor=2), Mesh(shard=2, tensor=2, pipe=2)], ids=str)
-def test_what_all_hold_one_rank_of_a_stage_writes(mesh):
-    writers = [rank for rank in range(mesh.ranks) if mine(5, torch.zeros(3), mesh, mesh.place(rank))]
+MESHES = [Mesh(data=3), Mesh(shard=2), Mesh(data=2, tensor=2), Mesh(shard=2, tensor=2, pipe=2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_what_may_differ_the_first_rank_of_a_stage_writes(mesh):
+    writers = [rank for rank in range(mesh.ranks) if Turns(mesh, mesh.place(rank)).mine(torch.zeros(3), same=False)]
     assert writers == [stage * mesh.ranks // mesh.pipe for stage in range(mesh.pipe)]
+
+
+@given(st.sampled_from(MESHES), st.lists(st.integers(1, 50), min_size=1))
+def test_what_is_the_same_everywhere_is_written_once_a_stage_by_turns_in_bytes(mesh, sizes):
+    turns = [Turns(mesh, mesh.place(rank)) for rank in range(mesh.ranks)]
+    written = [[size for size in sizes if one.mine(torch.zeros(size), same=True)] for one in turns]
+    whole = sorted(size for size in sizes for _ in range(mesh.pipe))
+    assert sorted(size for mine in written for size in mine) == whole
+    by_stage = [[sum(written[r]) for r in range(mesh.ranks) if _writes(mesh, r, stage)] for stage in range(mesh.pipe)]
+    assert all(max(one) - min(one) <= max(sizes) for one in by_stage)
+
+
+def _writes(mesh, rank, stage):
+    place = mesh.place(rank)
+    return (place.pipe, place.shard, place.tensor) == (stage, 0, 0)

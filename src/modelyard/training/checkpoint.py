@@ -1,10 +1,10 @@
 """A training run between two epochs, as a folder: tensors by their original names in safetensors, the rest in JSON. Loading
 runs no code.
 
-`staging` writes it: a rank that holds a part writes that part, and a run resumes from it on any mesh (torch's distributed
-checkpoint reads it). Where every rank holds everything, rank 0 writes one plain file. `progress.json` comes last and says what
-must be there, so that a folder is whole or refused. Random numbers need no place here: the loop seeds them anew at each epoch
-(`loop.py`).
+`staging` writes it: each rank writes a part, of what several hold in turns, and a run resumes from it on any mesh (torch's
+distributed checkpoint reads it). Where no tensor is split the files are plain ones, of one rank a single one. `progress.json`
+comes last and says what must be there, so that a folder is whole or refused. Random numbers need no place here: the loop seeds
+them anew at each epoch (`loop.py`).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def load(folder: Path, spread: Spread, optimiser: optim.Optimizer, *, learned: b
         files = sorted(folder.glob("*.safetensors"))
         saved = _contents(files)
         wanted = _wanted(saved, spread, learned)
-        if spread.mesh.whole and len(files) == 1 and files[0].name == FILE:
-            found = load_file(files[0])
+        if spread.mesh.whole and not any(map(_places, files)):
+            found = {name: tensor for path in files for name, tensor in load_file(path).items()}
             for name, tensor in wanted.items():
                 tensor.copy_(found[name])
         else:
@@ -116,14 +116,21 @@ def _contents(files: list[Path]) -> dict[str, torch.Size]:
     """What the files hold together: the whole shape of each tensor, by its parts."""
     found: dict[str, list[int]] = {}
     for path in files:
+        places = _places(path)
         with safe_open(path, framework="pt") as file:
-            places = json.loads((file.metadata() or {}).get(OFFSETS, "{}"))
             for name in file.keys():  # noqa: SIM118
                 shape = file.get_slice(name).get_shape()
                 start = places[name]["saved_offsets"] if places else [0] * len(shape)
                 ends = [a + n for a, n in zip(start, shape, strict=True)]
                 found[name] = [max(pair) for pair in zip(found.get(name, ends), ends, strict=True)]
     return {name: torch.Size(shape) for name, shape in found.items()}
+
+
+def _places(path: Path) -> dict[str, Any]:
+    """Where in whole tensors those of a file begin; nothing where they are whole themselves."""
+    with safe_open(path, framework="pt") as file:
+        places: dict[str, Any] = json.loads((file.metadata() or {}).get(OFFSETS, "{}"))
+    return places
 
 
 def _reasons(error: CheckpointException) -> str:

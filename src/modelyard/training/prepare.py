@@ -102,8 +102,7 @@ def foresee(config: TrainConfig, plan: Plan, mesh: Mesh, gang: Gang, train: Feed
         slots=slots,
         activations=line,
         rows=-(-config.batch_size // (mesh.replicas * options(config).count(mesh))),
-        # Where every rank holds everything rank 0 alone copies it; to the scheduler ranks are alike.
-        copied=0 if on_gpu else (learning if plan.fixed else whole) + slots * learning,
+        copied=0 if on_gpu else ((learning if plan.fixed else whole) + slots * learning) // mesh.data,
         parts=mesh.shard * mesh.tensor * mesh.pipe,
         slices=mesh.tensor,
         process=0 if on_gpu else max(0, memory.held() - whole),

@@ -57,10 +57,8 @@ class Stage:
         """What writes a checkpoint of this moment into `folder`, the same for all ranks, whatever training changes meanwhile.
         Collective, what it returns is not; that raises on rank 0 where any rank's part could not be written."""
         spread = self._spread
-        if spread.mesh.whole and spread.gang.rank:
-            return _nothing
         if error := _begin(folder, spread):
-            return _nothing if spread.gang.rank else partial(_fail, error)
+            return partial(_fail, error) if spread.gang.rank == 0 else lambda folder: None
         copied = self._copy()
         if spread.gang.rank:
             return lambda folder: _tell(folder, spread.gang.rank, copied or self._write(folder))
@@ -85,7 +83,7 @@ class Stage:
 
     def _write(self, folder: Path) -> Exception | None:
         """This rank's file; what went wrong, which leaves nothing of it."""
-        path = folder / (FILE if self._spread.mesh.whole else _part(self._spread.gang.rank))
+        path = folder / (FILE if self._spread.mesh.ranks == 1 else _part(self._spread.gang.rank))
         unfinished = path.with_suffix(".part")
         try:
             self._fill(unfinished)
@@ -118,8 +116,7 @@ class Stage:
         """Rank 0's file, the others', and the record of all."""
         spread, began = self._spread, time.monotonic()
         error = copied or self._write(folder)
-        others = range(1, 1 if spread.mesh.whole else spread.mesh.ranks)
-        failed = await_parts(folder, others, max(PATIENCE, _TIMES * (time.monotonic() - began)))
+        failed = await_parts(folder, range(1, spread.mesh.ranks), max(PATIENCE, _TIMES * (time.monotonic() - began)))
         if error or failed:
             raise RuntimeError("; ".join([*([f"rank 0: {error}"] if error else []), *failed])) from error
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -132,19 +129,37 @@ def save(folder: Path, spread: Spread, optimiser: optim.Optimizer, progress: Pro
     Stage(spread, optimiser, learned=learned).take(folder, progress)(folder)
 
 
-def mine(at: int, tensor: torch.Tensor, mesh: Mesh, place: Place) -> bool:
-    """Whether of all ranks that hold this part of `tensor` this one writes it. They take turns, by `at`, its number among
-    those that they hold; what is not known to be the same everywhere, such as batch statistics, is the first one's."""
-    split: set[str] = set()
-    if isinstance(tensor, DTensor):
-        names = tensor.device_mesh.mesh_dim_names or ()
-        split = {name for name, kind in zip(names, tensor.placements, strict=True) if not kind.is_replicate()}
-    number, copies = 0, 1
-    for axis in ("data", "shard", "tensor"):
-        if axis not in split:
-            number = number * getattr(mesh, axis) + getattr(place, axis)
-            copies *= getattr(mesh, axis)
-    return number == (at % copies if isinstance(tensor, DTensor) else 0)
+class Turns:
+    """Who writes what several ranks hold: they take turns, so that each writes about as many bytes. All ranks that hold a part
+    must ask of the same parts in the same order."""
+
+    def __init__(self, mesh: Mesh, place: Place) -> None:
+        self._mesh, self._place = mesh, place
+        self._written: dict[tuple[str, ...], list[int]] = {}
+
+    def mine(self, tensor: torch.Tensor, *, same: bool) -> bool:
+        """Whether this rank, of all that hold this part of `tensor`, writes it. `same`: along `data` they are known to hold the
+        same; what is not, such as batch statistics, is the first one's."""
+        whole = [axis for axis in ("data", "shard", "tensor") if axis not in _split(tensor)]
+        taking = tuple(whole if isinstance(tensor, DTensor) else ["data"] if same else [])
+        if any(getattr(self._place, axis) for axis in whole if axis not in taking):
+            return False
+        number, copies = 0, 1
+        for axis in taking:
+            number = number * getattr(self._mesh, axis) + getattr(self._place, axis)
+            copies *= getattr(self._mesh, axis)
+        written = self._written.setdefault(taking, [0] * copies)
+        turn = written.index(min(written))
+        written[turn] += local(tensor).nbytes
+        return turn == number
+
+
+def _split(tensor: torch.Tensor) -> set[str]:
+    """The axes of the mesh along which each rank holds another part of it."""
+    if not isinstance(tensor, DTensor):
+        return set()
+    names = tensor.device_mesh.mesh_dim_names or ()
+    return {name for name, kind in zip(names, tensor.placements, strict=True) if not kind.is_replicate()}
 
 
 def await_parts(folder: Path, ranks: range, patience: float) -> list[str]:
@@ -164,9 +179,11 @@ def await_parts(folder: Path, ranks: range, patience: float) -> list[str]:
 
 def _own(spread: Spread, optimiser: optim.Optimizer, learned: bool) -> Iterator[tuple[str, torch.Tensor, list[int]]]:
     """What this rank writes: name, the part it holds, and where in the whole tensor that begins."""
-    for at, (name, tensor) in enumerate(tensors(spread, optimiser, learned).items()):
+    turns, parameters = Turns(spread.mesh, spread.place), spread.parameters()
+    for name, tensor in tensors(spread, optimiser, learned).items():
         part = local(tensor)
-        if mine(at, tensor, spread.mesh, spread.place) and (part.numel() or not tensor.numel()):
+        same = name.startswith("optimiser.") or name.removeprefix("network.") in parameters
+        if turns.mine(tensor, same=same) and (part.numel() or not tensor.numel()):
             yield name, part, _start(tensor)
 
 
@@ -209,7 +226,7 @@ def _begin(folder: Path, spread: Spread) -> Exception | None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as found:
             error = found
-    (count,) = (0.0,) if spread.mesh.whole else spread.gang.sum(1 if error else 0)
+    (count,) = spread.gang.sum(1 if error else 0)
     return error or (RuntimeError("rank 0 could not begin it") if count else None)
 
 
@@ -237,10 +254,6 @@ def _part(rank: int) -> str:
 
 def _failure(rank: int) -> str:
     return f"rank-{rank}.failed"
-
-
-def _nothing(folder: Path) -> None:
-    """Another rank writes everything, or tells why it cannot."""
 
 
 def _fail(error: Exception, folder: Path) -> None:
