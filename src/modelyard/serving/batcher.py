@@ -160,7 +160,8 @@ class Batcher:
         while (batch := self._work.get()) is not None:
             if not courteous and self.pace.seconds > LONG:
                 courteous = True
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COURTESY)
+                mine = (os.PRIO_PROCESS, threading.get_native_id())
+                os.setpriority(*mine, max(COURTESY, os.getpriority(*mine)))  # to less, as under Ray, is not allowed
                 self._yields(COURTESY)
             started = time.thread_time_ns()
             answers, failed, seconds, error = self._compute(batch)
