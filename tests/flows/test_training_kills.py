@@ -185,6 +185,7 @@ def test_three_kills_change_nothing(yard: Bench, dataset: str, tmp_path: Path) -
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mesh", ["data", "shard=2"])
 def test_thirty_kills_change_nothing(yard: Bench, dataset: str, mesh: str, seed: int, tmp_path: Path) -> None:
     ended, killer = disturbed(yard, dataset, 30, seed=seed, epochs=150, mesh=mesh)
