@@ -22,7 +22,7 @@ from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.errors import Crashed, Invalid, ModelyardError, NotFound, from_wire
 from modelyard.jobs.lines import LineBuffer, encode
 from modelyard.jobs.rank import load, perform
-from modelyard.jobs.types import Amount, Event, Gang, Node, ProcessStatus, ReplicaSpec
+from modelyard.jobs.types import Amount, Event, Gang, GangHandle, Node, ProcessStatus, ReplicaSpec
 from modelyard.storage.stores import Buffer, Staged, check_key
 from modelyard.tensors import DATATYPES, Array, Call, Reply, Signature, Tensor, TensorSpec
 
@@ -205,7 +205,7 @@ class InlineExecutor:
         self._news = threading.Condition()
         self._told = False
 
-    def start_gang(self, gang: Gang) -> InlineGang:
+    def start_gang(self, gang: Gang, instead: GangHandle | None = None) -> InlineGang:
         return InlineGang(gang, self.wake)
 
     def start_replica(self, spec: ReplicaSpec) -> None:

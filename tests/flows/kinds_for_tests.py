@@ -180,6 +180,27 @@ def counts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     outputs.publish("count", folder)
 
 
+def litters(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Tell what there is at the beginning; in the first life leave all sorts of things, and die."""
+    marks = [Path("/tmp/mark"), Path("/tmp/a/b/mark"), Path("/dev/shm/mark")]
+    others = [path.name for path in Path("/proc").glob("[0-9]*") if int(path.name) not in (1, os.getpid())]
+    launcher = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]  # when it began
+    before, there = context.latest(), [mark.name for mark in marks if mark.exists()]
+    context.log(f"begins {[launcher, sorted(path.name for path in context.work.iterdir()), there, others]}")
+    folder = context.work / "kept"
+    folder.mkdir()
+    (folder / "note.txt").write_text(config.text)
+    if before is not None:
+        outputs.publish("kept", folder, metadata={"note": (before / "note.txt").read_text()})
+        return
+    context.checkpoint(1, folder)
+    for mark in marks:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text("here")
+    subprocess.Popen(["sleep", "60"], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def climbs(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """Take `number` steps, each of which depends on the one before; a checkpoint every five of them; leave where they led."""
     before = context.latest()
@@ -375,6 +396,7 @@ NAMES = [
     "prints",
     "floods",
     "counts",
+    "litters",
     "climbs",
     "parent",
     "asks",

@@ -78,6 +78,30 @@ def test_a_lost_gang_goes_on_from_its_checkpoint(yard: Bench, victim: str) -> No
     eventually(lambda: not [k for k in (yard.settings.data / "store").rglob("*") if "checkpoints" in k.parts and k.is_file()])
 
 
+def test_a_lost_gang_goes_on_in_its_place_and_finds_nothing_of_what_it_left(yard: Bench) -> None:
+    """Its launcher, which has loaded everything, is there still; files, memory and processes of the first life are not."""
+    job = yard.run("litters", text="mine", target=Target(kind="model", name="m"))
+    assert (job.state, job.attempt) == (State.succeeded, 2), yard.log(job.id)
+    first, second = (line for line in yard.log(job.id).splitlines() if line.startswith("begins"))
+    assert first == second
+    with yard.db.read() as session:
+        assert catalogue.resolve(session, "team", "model", "m").metadata == {"note": "mine"}
+    eventually(lambda: not list(yard.settings.jobs.iterdir()))
+
+
+@pytest.mark.parametrize("how", [State.cancelled, State.failed])
+def test_a_launcher_that_waits_for_a_life_that_never_comes_is_let_go(yard: Bench, how: State) -> None:
+    job = yard.submit("dies")
+    if how is State.cancelled:
+        yard.until(lambda: yard.scheduler._parked)
+        yard.cancel(job)
+    (ended,) = yard.finish(job)
+    assert ended.state is how
+    yard.until(lambda: not yard.scheduler._parked)
+    eventually(lambda: all(process["exit"] is not None for process in yard.executor.processes().values()))
+    eventually(lambda: not list(yard.settings.jobs.iterdir()))
+
+
 def _book(yard: Bench, job: str) -> dict[str, tuple[int, int, int]]:
     """A job's entries in the ledger by attempt: units, microseconds, errors."""
     with yard.db.read() as session:

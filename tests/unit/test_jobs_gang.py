@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,54 @@ def test_after_its_end_nothing_more_is_heard(scene: Scene) -> None:
     scene.say({"type": "ended", **ended}, {"type": "log", "rank": 0, "text": "late"})
     assert scene.poll() == [("ended", ended)]
     assert scene.poll() == []
+    assert scene.processes.stopped == [1.0]
+
+
+LOST = {"ok": False, "error": None, "cancelled": False, "signal": 9, "cpu_seconds": 1.0, "stays": True}
+
+
+def staying(scene: Scene) -> Gang:
+    """The gang as one whose launcher waits for another attempt where it is lost."""
+    scene.gang._gang = replace(scene.gang._gang, stays=True)
+    scene.heard()
+    scene.say({"type": "ended", **LOST})
+    assert scene.poll() == [("ended", LOST)]
+    assert (scene.gang.ended, scene.processes.stopped) == (True, [])
+    return scene.gang._gang
+
+
+def test_one_that_stays_is_told_the_next_attempt_and_heard_again(scene: Scene) -> None:
+    gang = replace(staying(scene), resume=scene.folder / "resume")
+    scene.gang.again(gang)
+    assert scene.heard() == [{"again": gang.to_wire()}]
+    for rank in (0, 1):
+        scene.say({"type": "rank", "rank": rank})
+    assert scene.poll() == [("started", {"pids": [os.getpid()] * 2})]
+    scene.say({"type": "ended", **LOST, "stays": False})
+    assert scene.poll() == [("ended", {**LOST, "stays": False})]
+    assert scene.processes.stopped == [1.0]
+
+
+def test_one_that_stays_is_let_go(scene: Scene) -> None:
+    staying(scene)
+    scene.gang.kill()
+    assert scene.processes.stopped == [1.0]
+    assert scene.far.recv(1) == b""
+
+
+def test_one_that_stays_and_dies_says_so_in_its_next_life(scene: Scene) -> None:
+    gang = staying(scene)
+    scene.far.close()
+    scene.gang.again(gang)
+    assert scene.poll() == []
+    scene.processes.exit = -9
+    ((kind, body),) = scene.poll()
+    assert (kind, body["error"]["code"], body["cpu_seconds"]) == ("ended", "crashed", 2.5 - LOST["cpu_seconds"])
+
+
+def test_no_launcher_waits_where_none_was_asked_to(scene: Scene) -> None:
+    scene.say({"type": "ended", **LOST})
+    assert scene.poll() == [("ended", LOST)]
     assert scene.processes.stopped == [1.0]
 
 

@@ -61,3 +61,28 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
 
 def test_outside_of_a_sandbox_no_folder_is_private() -> None:
     assert memory.private_folders() == ()
+
+
+def test_private_folders_are_cleared_but_for_what_is_mounted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/b/file", "a/mounted/inner", "c/.hidden", "link"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x") if name != "link" else (tmp_path / name).symlink_to(tmp_path / "a")
+    mounted = tmp_path / "a" / "mounted"
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(mounted))
+    assert memory.clear([str(tmp_path)])
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a",
+        "a/mounted",
+        "a/mounted/inner",
+    ]
+    assert not memory.clear([str(tmp_path / "gone")])
+
+
+def test_what_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("os.unlink", refuse)
+    assert not memory.clear([str(tmp_path)])

@@ -273,7 +273,7 @@ def test_an_unexpected_error_fails_that_job_alone(office: Office, monkeypatch: p
 def test_a_gang_that_cannot_be_started_is_tried_again(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     real, tries = office.executor.start_gang, []
 
-    def start(gang: object) -> object:
+    def start(gang: object, instead: object = None) -> object:
         tries.append(gang)
         if len(tries) == 1:
             raise Unavailable("the supervisor is away")

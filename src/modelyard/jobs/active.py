@@ -85,12 +85,14 @@ class Active:
     """One attempt of a job. `ended` is the gang's last word, `verdict` ours, which counts more; `storing` is what is being
     stored, with the question that it answers, `stuck` what was given up of it; `waits` the children that are waited for, by
     question; `kept`: whether it has stored a checkpoint, `further`: one of a step that the job had never come to; `nodes`: how
-    many ranks are where; `sent_back`: when it was asked to make room for a higher one."""
+    many ranks are where; `sent_back`: when it was asked to make room for a higher one; `instead`: the attempt before, whose
+    launcher waits for this one."""
 
     job: Job
     folder: Path
     preparing: Future[Gang] | None = None
     handle: GangHandle | None = None
+    instead: GangHandle | None = None
     said: list[Said] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     questions: list[Question] = field(default_factory=list)

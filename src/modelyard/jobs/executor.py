@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,22 @@ class LocalExecutor:
         self._waker.setblocking(False)
         self._lock = threading.Lock()
 
-    def start_gang(self, gang: Gang) -> GangHandle:
-        """Start the launcher of `gang`. Raises `Unavailable` where the supervisor or the demanded sandbox cannot be had,
-        or too few GPUs."""
+    def start_gang(self, gang: Gang, instead: GangHandle | None = None) -> GangHandle:
+        """Start the launcher of `gang`, or have the one of `instead` go on. Raises `Unavailable` where the supervisor or the
+        demanded sandbox cannot be had, or too few GPUs."""
+        if isinstance(instead, LocalGang):
+            instead.again(gang)
+            with self._lock:
+                self._gangs[gang.token] = instead
+            return instead
         gpus = self._gpus_of(gang)
+        gang = replace(gang, stays=gang.stays and not gpus)  # which GPUs are free is asked anew
         near, far = socket.socketpair()
         with far:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             argv = [sys.executable, "-P", "-m", "modelyard.jobs.worker", "{fd0}"]
-            readonly = [i.folder for i in gang.inputs.values()] + ([gang.resume] if gang.resume else [])
+            readonly = [i.folder for i in gang.inputs.values()]
+            readonly += [gang.kept] if gang.kept.is_dir() else [gang.resume] if gang.resume else []
             ranks = len(gang.mine)
             environment = KEEP_MEMORY | self._environment(gang.work, threads=max(1, (os.cpu_count() or 1) // ranks))
             environment |= gpus

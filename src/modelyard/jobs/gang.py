@@ -38,7 +38,7 @@ class Processes(Protocol):
 
 class LocalGang:
     """Control's end of one gang. `ended`: its last event was given out; `closing`: it is gone and how is being made out.
-    `warning` comes before all that the gang says."""
+    `warning` comes before all that the gang says. One that was lost and `stays` keeps its launcher until `again` or `kill`."""
 
     def __init__(self, gang: Gang, near: socket.socket, processes: Processes, warning: str | None = None) -> None:
         near.setblocking(False)
@@ -52,6 +52,7 @@ class LocalGang:
         self._first = [Event("log", {"rank": 0, "text": warning})] if warning else []
         self._heard = time.monotonic()
         self._closed_at = 0.0
+        self._charged = 0.0  # seconds of processor time that attempts before this one were told to have taken
         self._reason: ModelyardError | None = None
         self.unsent = encode(gang.to_wire())
         self._flush()
@@ -69,8 +70,17 @@ class LocalGang:
         if self.closing and (last := self._ending()) is not None:
             events.append(last)
         if events and events[-1].type == "ended":
-            self._finish()
+            self.ended = True
+            if self._stays(events[-1]):
+                self._charged += float(events[-1].body["cpu_seconds"])
+            else:
+                self._finish()
         return events
+
+    def again(self, gang: Gang) -> None:
+        """Have the launcher, which waits, run another attempt."""
+        self._gang, self._pids, self._heard, self.ended = gang, {}, time.monotonic(), False
+        self._say({"again": gang.to_wire()})
 
     def answer(self, ask: int, value: Any, error: ModelyardError | None = None) -> None:
         said = {"value": value} if error is None else {"error": {"code": error.code, "message": error.message}}
@@ -80,7 +90,10 @@ class LocalGang:
         self._say({"cancel": True})
 
     def kill(self) -> None:
-        self._kill(Crashed("The gang was ended."))
+        if self.ended:
+            self._finish()
+        else:
+            self._kill(Crashed("The gang was ended."))
 
     def _kill(self, reason: ModelyardError) -> None:
         self._reason = self._reason or reason
@@ -157,7 +170,7 @@ class LocalGang:
                 "cancelled": False,
                 "error": {"code": error.code, "message": error.message},
                 "signal": -code if code is not None and code < 0 else None,
-                "cpu_seconds": 0.0 if process is None else process["cpu"],
+                "cpu_seconds": 0.0 if process is None else max(0.0, process["cpu"] - self._charged),
             },
         )
 
@@ -168,8 +181,10 @@ class LocalGang:
         code = None if process is None else process["exit"]
         return Crashed(f"The gang's launcher {_how(code)}.{_tail(self._gang.launcher_log)}")
 
+    def _stays(self, ended: Event) -> bool:
+        return self._gang.stays and ended.body.get("stays") is True and not self.closing
+
     def _finish(self) -> None:
-        self.ended = True
         self.socket.close()
         with contextlib.suppress(Unavailable):
             self._processes.stop(self.token, 1.0)

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import gc
 import os
-import resource
 import select
 import selectors
 import signal
@@ -26,7 +25,7 @@ from modelyard.jobs import rank as ranks
 from modelyard.jobs.footprint import excess
 from modelyard.jobs.forked import Forked, ready
 from modelyard.jobs.lines import LineBuffer, encode
-from modelyard.jobs.processes import descendants, die_with_parent, orphans
+from modelyard.jobs.processes import cpu_seconds, descendants, die_with_parent, orphans
 from modelyard.jobs.pulse import Pulse
 from modelyard.jobs.types import Gang
 from modelyard.kinds import Run
@@ -59,9 +58,12 @@ class ControlGone(Exception):
 
 
 class Launcher:
-    """Runs one gang to its end. `buffer` has read control's lines so far, `more` are those that followed the gang."""
+    """Runs one gang to its end. `buffer` has read control's lines so far, `more` are those that followed the gang; `charged`
+    are the seconds of processor time that earlier gangs of this process were told to have taken."""
 
-    def __init__(self, control: socket.socket, gang: Gang, buffer: LineBuffer, more: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, control: socket.socket, gang: Gang, buffer: LineBuffer, more: Sequence[dict[str, Any]] = (), charged: float = 0
+    ) -> None:
         self._control = control
         self._gang = gang
         self._incoming = buffer
@@ -72,6 +74,7 @@ class Launcher:
         # What went wrong: when (0: it comes before all that was said), what, by which signal.
         self._failures: list[tuple[float, ModelyardError, int | None]] = []
         self._began = self._beat = self._look = self._weigh = time.monotonic()
+        self._charged = charged
         self._pulse = Pulse(gang.mine, gang.heartbeat, self._began)
         self._folders = memory.private_folders()
         self._end_at: float | None = None
@@ -81,8 +84,8 @@ class Launcher:
         self._silent: list[int] = []
         self._hung_at = 0.0
 
-    def run(self, function: Run, config: Any) -> None:
-        """Fork, watch, tell control how it ended. Raises `ControlGone`."""
+    def run(self, function: Run, config: Any) -> bool:
+        """Fork, watch, tell control how it ended: whether it was lost, so that another may follow. Raises `ControlGone`."""
         self._fork(function, config)
         self._selector.register(self._control, selectors.EVENT_READ, self._hear_control)
         self._obey(self._more)
@@ -91,7 +94,7 @@ class Launcher:
                 key.data()
             self._flush()
             self._tick(time.monotonic())
-        self._end()
+        return self._end()
 
     def fail(self, error: ModelyardError) -> None:
         """The gang could not even begin."""
@@ -143,7 +146,8 @@ class Launcher:
         if now - self._beat >= _BEAT:
             self._beat = now
             orphans({rank.pid for rank in self._ranks})  # what the ranks' children left to us is reaped
-            self._say({"type": "beat", "cpu_seconds": _cpu_seconds() + sum(rank.cpu_seconds() for rank in self._running())})
+            running = sum(rank.cpu_seconds() for rank in self._running())
+            self._say({"type": "beat", "cpu_seconds": cpu_seconds() - self._charged + running})
         if self._end_at is None and now >= self._look:
             self._look_at_disk(now)
         if self._end_at is None and now >= self._weigh:
@@ -359,7 +363,7 @@ class Launcher:
             except ConnectionError as error:
                 raise ControlGone from error
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
         self._flush(everything=True)
         left = strays.end()
         if left:
@@ -371,6 +375,7 @@ class Launcher:
         cancelled = self._cancelled and not all(rank.done for rank in self._ranks)
         error = None if cause is None or cancelled else cause[1]
         ago = time.monotonic() - cause[0] if cause is not None and cause[0] else 0.0
+        stays = self._gang.stays and isinstance(error, Crashed) and memory.clear(self._folders)
         self._say(
             {
                 "type": "ended",
@@ -379,16 +384,14 @@ class Launcher:
                 "error": None if error is None else {"code": error.code, "message": _told(error, left)},
                 "signal": None if cause is None else cause[2],
                 "at": time.time() - ago,
-                "cpu_seconds": _cpu_seconds(),
+                "cpu_seconds": cpu_seconds() - self._charged,
+                "stays": stays,
             }
         )
         self._flush(everything=True)
+        self._selector.close()
+        return stays
 
 
 def _told(error: ModelyardError, left: list[str]) -> str:
     return f"{error.message}\nIt {strays.shown(left)}." if left else error.message
-
-
-def _cpu_seconds() -> float:
-    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(u.ru_utime + u.ru_stime for u in used)

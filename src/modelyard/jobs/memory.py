@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 # What the kernel takes for a file or folder in memory, beside its contents: the entry and the inode.
@@ -19,6 +19,36 @@ _IN_MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 — the sandbox's own
 def private_folders() -> Sequence[str]:
     """The in-memory folders that are this gang's alone: none outside of the sandbox, whose first process is the launcher."""
     return _IN_MEMORY if os.getpid() == 1 else ()
+
+
+def clear(folders: Sequence[str]) -> bool:
+    """Remove what is in them, but for what is mounted there; whether nothing else is left."""
+    whole, inner, kept, waiting = True, list[str](), set[str](), list(folders)
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            whole, entries = False, []
+        for entry in entries:
+            if os.path.ismount(entry.path):
+                kept.update(str(parent) for parent in Path(entry.path).parents)
+            elif entry.is_dir(follow_symlinks=False):
+                inner.append(entry.path)
+                waiting.append(entry.path)
+            else:
+                whole = _gone(os.unlink, entry.path) and whole
+    for folder in reversed(inner):
+        whole = (folder in kept or _gone(os.rmdir, folder)) and whole
+    return whole
+
+
+def _gone(remove: Callable[[str], None], path: str) -> bool:
+    try:
+        remove(path)
+    except OSError:
+        return False
+    return True
 
 
 def held(pids: Collection[int], folders: Sequence[str], enough: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from modelyard.db import now
@@ -13,6 +14,7 @@ from modelyard.kinds import JobKind
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
+from modelyard.storage.folders import remove
 
 
 def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, settings: Settings) -> Gang:
@@ -24,13 +26,11 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
     """
     job, kind = active.job, kinds.get(active.job.kind)
     work = active.folder / "work"
-    work.mkdir(mode=0o700, parents=True)
     inputs = {
         one.role: GangInput(one.reference, one.artefact, one.metadata, artefacts.local(job.project, one.artefact))
         for one in job.resolved
     }
-    resume = _newest(job, artefacts, active.folder / "resume")
-    return Gang(
+    gang = Gang(
         token=active.token,
         job=job.id,
         run=kind.run,
@@ -41,13 +41,23 @@ def prepare(active: Active, kinds: Registry[JobKind], artefacts: Artefacts, sett
         work=work,
         nodes=active.nodes,
         each=queue.own(kinds, kind.name, job.resources),
-        resume=resume,
         memory=min(settings.job_memory, job.resources.memory or settings.job_memory),
         disk=settings.job_disk,
         files=settings.job_files,
         timeout=max(1.0, (job.timeout or settings.job_timeout) - job.ran(now())),
         heartbeat=settings.job_heartbeat,
+        stays=not settings.cluster,
     )
+    for folder in (gang.work, gang.kept):
+        _empty(folder)
+    return replace(gang, resume=_newest(job, artefacts, gang.kept / str(job.attempt)))
+
+
+def _empty(folder: Path) -> None:
+    """A folder with nothing in it: what an earlier attempt was shown stays the same folder for the next, in its place."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        remove(path)
 
 
 def _newest(job: Job, artefacts: Artefacts, target: Path) -> Path | None:

@@ -250,3 +250,9 @@ def _reaped(pid: int) -> bool:
 
 if sys.platform != "linux":
     raise ImportError("Modelyard's processes are supervised with Linux system calls; run it on Linux or in a Linux container.")
+
+
+def cpu_seconds() -> float:
+    """What this process and those of its children that have ended took."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)

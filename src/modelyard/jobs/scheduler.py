@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
@@ -45,6 +46,8 @@ _COLLECT = 3600.0
 _LOOK = 0.5
 # Seconds after which a cancelled gang is killed from outside; its launcher does so after ten.
 _CANCEL_GRACE = 15.0
+# Seconds that the launcher of a lost gang waits for the job's next attempt: as long as it pauses at first, and a little.
+_PARKED = 10.0
 
 
 class Scheduler:
@@ -68,6 +71,7 @@ class Scheduler:
         self._stores = ThreadPoolExecutor(8, thread_name_prefix="stores")
         self._desk = Desk(db, artefacts, executor, kinds, self._stores)
         self._active: dict[str, Active] = {}
+        self._parked: dict[str, tuple[Active, float]] = {}  # attempts whose launcher waits for the next, and until when
         self._shares = Shares(settings.job_share_half_life)
         self._notices = queue.Notices()
         self._woken = True
@@ -84,10 +88,12 @@ class Scheduler:
 
     def close(self) -> None:
         """End what runs; the next control starts it again."""
-        for active in self._active.values():
-            if active.handle is not None:
-                active.handle.kill()
+        for active in [*self._active.values(), *(active for active, _ in self._parked.values())]:
+            for handle in (active.handle, active.instead):
+                if handle is not None:
+                    handle.kill()
         self._active.clear()
+        self._parked.clear()
         self._pool.shutdown(cancel_futures=True)
         self._stores.shutdown(cancel_futures=True)
 
@@ -100,6 +106,9 @@ class Scheduler:
         """One turn: every running job a step on, then the queue. Raises nothing: one job's trouble is its own."""
         for active in list(self._active.values()):
             self._guard(active)
+        for active, until in list(self._parked.values()):
+            if time.monotonic() >= until:
+                self._release(active.job.id)
         if self._woken or time.monotonic() - self._looked >= _LOOK:
             self._woken, self._looked = False, time.monotonic()
             if self._looked - self._collected >= _COLLECT:
@@ -183,9 +192,10 @@ class Scheduler:
         elif active.preparing is not None and active.preparing.done():
             gang = active.preparing.result()
             try:
-                active.handle = self._executor.start_gang(gang)
+                active.handle = self._executor.start_gang(gang, active.instead)
             except Unavailable as error:
                 raise Crashed(f"The job could not be started: {error.message}") from error
+            active.instead = None
 
     def _condemn(self, active: Active, error: ModelyardError) -> None:
         """The job ends with this error as soon as its gang has."""
@@ -245,14 +255,27 @@ class Scheduler:
         """Let go of an attempt and of its folders; where that left the job done also of its checkpoints."""
         self._active.pop(active.job.id, None)
         self._woken = True
-        if active.handle is not None and active.ended is None:
+        self._release(active.job.id)
+        if state is State.queued and _stays(active):
+            self._parked[active.job.id] = active, time.monotonic() + _PARKED
+            return
+        if active.handle is not None and (active.ended is None or active.ended.get("stays")):
             active.handle.kill()
+        if active.instead is not None:
+            active.instead.kill()
         folder = active.folder.parent if state.ended else active.folder
         ended = active.job if _forgets(active.job, state) else None
         if active.preparing is not None and not active.preparing.done():
             active.preparing.add_done_callback(lambda _: self._clean(folder, ended))
         else:
             self._pool.submit(self._clean, folder, ended)
+
+    def _release(self, job: str) -> None:
+        """Let go of a launcher that waits for an attempt of this job."""
+        active, _ = self._parked.pop(job, (None, 0.0))
+        if active is not None and active.handle is not None:
+            active.handle.kill()
+            self._pool.submit(self._clean, active.folder, None)
 
     def _clean(self, folder: Path, ended: Job | None) -> None:
         """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
@@ -324,11 +347,12 @@ class Scheduler:
         if not placements and not notices and not self._shares.due():
             return
         claimed: list[Job] = []
+        stay = {name: active for name, (active, _) in self._parked.items() if placements.get(name) == active.nodes}
         with self._db.begin() as session:
             for name in placements:
                 row = session.get_one(JobRow, name)
-                lease = {
-                    "token": secrets.token_hex(8),
+                lease: dict[str, Any] = {
+                    "token": stay[name].job.token if name in stay else secrets.token_hex(8),
                     "attempt": row.attempt + 1,
                     "started": row.started or now(),
                     "facts": {},
@@ -344,11 +368,19 @@ class Scheduler:
                 self._shares.keep(session)
         for job in claimed:
             active = self._active[job.id] = Active(job, self._folder(job), nodes=placements[job.id])
+            if job.id in stay:
+                active.instead = self._parked.pop(job.id)[0].handle
+            self._release(job.id)
             active.preparing = self._pool.submit(prepare, active, self._kinds, self._artefacts, self._settings)
             active.preparing.add_done_callback(lambda _: self._executor.wake())
 
     def _folder(self, job: Job) -> Path:
         return self._settings.jobs / job.id / (job.token or "none")
+
+
+def _stays(active: Active) -> bool:
+    """Whether the launcher of a gang that was lost waits, and nothing in its folder is still being stored."""
+    return bool((active.ended or {}).get("stays")) and active.verdict is None and not active.storing and not active.stuck
 
 
 def _forgets(job: Job, state: State) -> bool:

@@ -198,9 +198,10 @@ class GangInput:
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """Everything needed to run one attempt of a job. `token` fences: a later attempt has another. `nodes`: how many ranks on
-    which, rank 0 on the first; `here`: the one whose part of the gang this is, where it has several; `each`: what a rank may
-    take of them. `run` and `config_path` are import paths: of the function and of its `Config`; the config itself travels as
+    """Everything needed to run one attempt of a job. `token` fences: a later attempt has another, but one that begins where it
+    was. `nodes`: how many ranks on which, rank 0 on the first; `here`: the one whose part of the gang this is, where it has
+    several; `each`: what a rank may take of them. `stays`: where the gang is lost its launcher waits to be told the next
+    attempt. `run` and `config_path` are import paths: of the function and of its `Config`; the config itself travels as
     JSON."""
 
     token: str
@@ -220,6 +221,7 @@ class Gang:
     files: int = 200_000
     timeout: float = 24 * 3600.0
     heartbeat: float = 120.0
+    stays: bool = False
 
     @property
     def mine(self) -> range:
@@ -234,6 +236,11 @@ class Gang:
     def spans(self) -> bool:
         """Whether its ranks are on several nodes, which takes the network."""
         return len(self.nodes) > 1
+
+    @property
+    def kept(self) -> Path:
+        """Where checkpoints to go on from are shown, beside the work folder: ranks cannot write there."""
+        return self.work.with_name("resume")
 
     @property
     def launcher_log(self) -> Path:
@@ -260,7 +267,8 @@ class Event:
     started (pids, by rank, as the node sees them) · log (rank, text) · progress (done, total, unit) · metric (step, values) ·
     report (rank, facts) · output (name, folder, task, metadata, alias, ask) · checkpoint (step, folder, ask) ·
     submit (submission, ask) · wait (job, ask) · beat (cpu_seconds so far) ·
-    ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled, at: when it went wrong by the node's clock).
+    ended (ok, error {code, message} or None, signal, cpu_seconds, cancelled, at: when it went wrong by the node's clock, stays:
+    its launcher waits for another attempt, or to be let go by `GangHandle.kill`).
     An event with `ask` waits for `GangHandle.answer`. Gangs run users' code: nothing they say is to be trusted.
     """
 
@@ -323,7 +331,10 @@ class Executor(Protocol):
     """Starts gangs and replicas on nodes. Replicas outlive the process that asked for them and are found again by token;
     gangs end with it."""
 
-    def start_gang(self, gang: Gang) -> GangHandle: ...
+    def start_gang(self, gang: Gang, instead: GangHandle | None = None) -> GangHandle:
+        """`instead`: an earlier attempt of the job, whose launcher waits: begin there, where everything is loaded."""
+        ...
+
     def start_replica(self, spec: ReplicaSpec) -> None: ...
     def stop_replica(self, token: str, grace: float = 5.0) -> None:
         """Drain and end it; unknown tokens are ignored."""

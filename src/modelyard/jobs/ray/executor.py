@@ -55,7 +55,7 @@ class RayExecutor:
         self._linking = threading.Lock()
         self._news, self._told = threading.Condition(), False
 
-    def start_gang(self, gang: Gang) -> GangHandle:
+    def start_gang(self, gang: Gang, instead: GangHandle | None = None) -> GangHandle:
         """Start the parts of `gang`, beside the caller; what keeps it from starting is how it ends."""
         if not gang.nodes:
             gang = replace(gang, nodes=((self._spare().name, gang.ranks),))
