@@ -29,7 +29,7 @@ from modelyard.kinds import FolderContext, FolderOutputs
 # `make test`, which runs two files at once: there a gang's start, two seconds of processor time, waits for its turn.
 SOON, LATER = 5.0, 30.0
 QUIET = 0.5  # processes that were ready to run in the minute before, at most
-LONG = 300.0  # seconds: what a slow machine takes for all epochs
+LONG = 600.0  # seconds: what a slow machine takes for all epochs
 RECORD = os.environ.pop("MODELYARD_RECORD", None)  # it is no setting of the platform, which refuses what it does not know
 CONFIG = {"epochs": 12, "batch_size": 24, "seed": 7, "image_classifier": {"width": 8}}
 
