@@ -79,7 +79,8 @@ def storm(platform: Platform, rng: random.Random, kills: int, doing: Callable[[]
         role, pause, which, late = order.pop(), rng.uniform(0.0, 2.0), rng.random(), rng.random() < 0.5
         gang = role in ("launcher", "rank") and (late or number <= len(VICTIMS))
         while True:
-            if gang and (found := _await_resumable(platform, role)):
+            # The first ones wait until there is one: on a slow machine a gang may be long in coming.
+            if gang and (found := _await_resumable(platform, role, 60.0 if number <= len(VICTIMS) else 10.0)):
                 victim = found[int(which * len(found))]
             else:
                 victim = _victim(platform, role, pause, which)
@@ -100,7 +101,7 @@ def _await(true: Callable[[], bool], patience: float) -> None:
         time.sleep(0.01)
 
 
-def _await_resumable(platform: Platform, role: str, patience: float = 10.0) -> list[Process]:
+def _await_resumable(platform: Platform, role: str, patience: float) -> list[Process]:
     """The processes of a role in gangs that have a checkpoint, once there are any; none if they do not come."""
     found: list[Process] = []
 

@@ -123,3 +123,10 @@ def test_options_are_checked():
 def test_bytes_of_an_image_pass_unchanged():
     assert as_image_bytes(PNG) is not None
     assert as_image_bytes(bytearray(PNG)) == PNG
+
+
+def test_too_many_pixels_are_refused_by_their_headers_before_one_is_decoded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "MAX_CALL_PIXELS", 127)
+    with pytest.raises(Invalid, match="may have 127 pixels, not 128"):
+        before(PNG[:-30], PNG)  # the first one could not be decoded
+    assert before(PNG).shape == (1, 1, 8, 8)

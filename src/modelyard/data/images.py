@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,6 +33,7 @@ MAX_BATCH_BYTES = 1 << 29  # of the pixels one call may turn into
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+T = TypeVar("T")
 
 
 class ImageOptions(Config):
@@ -73,22 +76,27 @@ class ImageTransform:
         most = MAX_BATCH_BYTES // (4 * o.channels * o.height * o.width)
         if len(images) > most:
             raise Invalid(f"{len(images)} images in one call; this model takes at most {most}: send them in parts.")
-        pixels = np.empty((len(images), o.channels, o.height, o.width), np.float32)
-        left = MAX_CALL_PIXELS
-        for row, data in enumerate(images):
-            try:
-                image = decode(as_image_bytes(data))
-                left -= image.width * image.height
-                if left < 0:
-                    raise Invalid(f"The images up to here have more than {MAX_CALL_PIXELS:,} pixels: send them in parts.")
-                pixels[row] = _pixels(image, o)
-            except Invalid as error:
-                raise Invalid(f"Row {row} of 'image': {error.message}") from error
+        files = list(_each(as_image_bytes, images))
+        # By their headers, before one is decoded: too much is refused at once, not after seconds of work.
+        if (whole := sum(_each(lambda file: math.prod(_opened(file).size), files))) > MAX_CALL_PIXELS:
+            raise Invalid(f"The images of one call may have {MAX_CALL_PIXELS:,} pixels, not {whole:,}: send them in parts.")
+        pixels = np.empty((len(files), o.channels, o.height, o.width), np.float32)
+        for row, found in enumerate(_each(lambda file: _pixels(decode(file), o), files)):
+            pixels[row] = found
         pixels /= 255
         return {o.input: (pixels - self._mean) / self._std}
 
     def after(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         return classify(needed(outputs, self._options.output), self._options.labels)
+
+
+def _each(work: Callable[[Any], T], rows: Iterable[Any]) -> Iterator[T]:
+    """`work` on one row after another; what is wrong with one says which."""
+    for row, data in enumerate(rows):
+        try:
+            yield work(data)
+        except Invalid as error:
+            raise Invalid(f"Row {row} of 'image': {error.message}") from error
 
 
 def _pixels(image: Image.Image, options: ImageOptions) -> Array:
@@ -117,17 +125,31 @@ def as_image_bytes(data: Any) -> bytes:
 
 def decode(data: bytes) -> Image.Image:
     """A decoded image, upright, in mode L, RGB or what converts to them. Raises `Invalid` on bombs, truncation and nonsense."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Invalid(f"{width} × {height} pixels are more than the {MAX_PIXELS:,} an image may have.")
+    image = _opened(data)
+    with _sound():
         image.load()
         upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
+    return upright
+
+
+def _opened(data: bytes) -> Image.Image:
+    """An image of which nothing but the header was read. Raises `Invalid` on bombs and nonsense."""
+    with _sound():
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Invalid(f"{width} × {height} pixels are more than the {MAX_PIXELS:,} an image may have.")
+    return image
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """What Pillow says of a bomb or of nonsense is raised as `Invalid`."""
+    try:
+        yield
     except _BOMB as error:
         raise Invalid(f"More than the {MAX_PIXELS:,} pixels an image may have.") from error
     except _BROKEN as error:
         raise Invalid(f"A truncated or broken image: {error}.") from error
-    if upright.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
-    return upright

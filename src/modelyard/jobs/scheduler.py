@@ -225,7 +225,8 @@ class Scheduler:
         """The gang is gone: write how the attempt ended."""
         with self._db.begin() as session:
             if active.verdict is None and (active.ended or {}).get("ok"):
-                endings.succeed(session, active)
+                kind = self._kinds.get(active.job.kind) if active.job.kind in self._kinds else None
+                endings.succeed(session, active, evaluates=kind is not None and kind.evaluates)
                 state = State.succeeded
             else:
                 state = self._conclude(session, active, active.error or Crashed("The gang ended without saying why."))
@@ -255,7 +256,7 @@ class Scheduler:
         """Let go of an attempt and of its folders; where that left the job done also of its checkpoints."""
         self._active.pop(active.job.id, None)
         self._woken = True
-        self._release(active.job.id)
+        self._release(active.job.id, whole=state.ended)
         if state is State.queued and _stays(active):
             self._parked[active.job.id] = active, time.monotonic() + _PARKED
             return
@@ -270,12 +271,13 @@ class Scheduler:
         else:
             self._pool.submit(self._clean, folder, ended)
 
-    def _release(self, job: str) -> None:
-        """Let go of a launcher that waits for an attempt of this job."""
+    def _release(self, job: str, *, whole: bool = False) -> None:
+        """Let go of a launcher that waits for an attempt of this job; of its folder too, unless the job's `whole` one goes."""
         active, _ = self._parked.pop(job, (None, 0.0))
         if active is not None and active.handle is not None:
             active.handle.kill()
-            self._pool.submit(self._clean, active.folder, None)
+            if not whole:  # two that remove the same files would be in each other's way
+                self._pool.submit(self._clean, active.folder, None)
 
     def _clean(self, folder: Path, ended: Job | None) -> None:
         """Remove a folder, and before that the checkpoints of `ended`: while the folder is there, they may be."""
