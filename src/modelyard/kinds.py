@@ -164,7 +164,8 @@ class JobKind:
     its outputs become versions of; a submitter must then name it (a child job need not). `check` raises `Invalid` for inputs,
     by role, that the catalogue already knows to be wrong: it is called at submission and must be cheap. `rejoins`: where its
     gang is lost its children go on, and the next one takes them up again (`watch`); another kind's are cancelled. `resumable`:
-    options that may differ where a job goes on from the checkpoint of another; None: it cannot."""
+    options that may differ where a job goes on from the checkpoint of another; None: it cannot. `evaluates`: what its outputs'
+    metadata says as 'evaluation' is recorded as evidence on its inputs; of other kinds it means nothing."""
 
     name: str
     config: type[Config]
@@ -176,6 +177,7 @@ class JobKind:
     check: Check | None = None
     rejoins: bool = False
     resumable: tuple[str, ...] | None = None
+    evaluates: bool = False
 
 
 @dataclass(slots=True)

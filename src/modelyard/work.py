@@ -10,6 +10,7 @@ from modelyard.conversion.config import ImportModelConfig
 from modelyard.data.config import ImportDatasetConfig
 from modelyard.kinds import JobKind
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
+from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
 from modelyard.plugins import Registry
 from modelyard.training.config import RESUMABLE, TrainConfig
 from modelyard.training.sweep.config import SweepConfig
@@ -54,6 +55,15 @@ OPTIMISE = JobKind(
     target="model",
     inputs=("model", "dataset"),
     check=check_inputs,
+    evaluates=True,
+)
+EVALUATE = JobKind(
+    name="evaluate",
+    config=EvaluateConfig,
+    run="modelyard.optimisation.evaluation:run",
+    inputs=("model", "original", "dataset"),
+    check=check_evaluation,
+    evaluates=True,
 )
 
 KINDS: Registry[JobKind] = Registry(
@@ -63,6 +73,7 @@ KINDS: Registry[JobKind] = Registry(
         "import-model": "modelyard.work:IMPORT_MODEL",
         "sweep": "modelyard.work:SWEEP",
         "train": "modelyard.work:TRAIN",
+        "evaluate": "modelyard.work:EVALUATE",
         "optimise": "modelyard.work:OPTIMISE",
     },
 )

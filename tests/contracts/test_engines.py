@@ -1,4 +1,4 @@
-"""Every `BatchEngine`: the two real ones over the same matrix, and the published double."""
+"""Every `BatchEngine`: the real ones over the same matrix, and the published double."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from modelyard.conversion.base import CONVERTERS
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard, ModuleCard, TensorCard
 from modelyard.testing import FAKE_CARD, FakeEngine
 
@@ -18,7 +19,7 @@ INPUT = TensorCard(name="x", datatype="FP32", shape=(-1, 2))
 OUTPUT = TensorCard(name="y", datatype="FP32", shape=(-1, 1))
 
 
-def onnx_engine(folder: Path) -> BatchEngine:
+def matrix(folder: Path) -> ModelCard:
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "sum",
@@ -27,8 +28,16 @@ def onnx_engine(folder: Path) -> BatchEngine:
         [numpy_helper.from_array(np.ones((2, 1), np.float32), "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
-    card = ModelCard(task="tabular-regression", engines=("onnx",), files={"onnx": "m.onnx"}, inputs=(INPUT,), outputs=(OUTPUT,))
-    return ENGINES.get("onnx")(folder, card)  # type: ignore[return-value]
+    return ModelCard(task="tabular-regression", engines=("onnx",), files={"onnx": "m.onnx"}, inputs=(INPUT,), outputs=(OUTPUT,))
+
+
+def onnx_engine(folder: Path) -> BatchEngine:
+    return ENGINES.get("onnx")(folder, matrix(folder))  # type: ignore[return-value]
+
+
+def openvino_engine(folder: Path) -> BatchEngine:
+    card = CONVERTERS.get("openvino").convert(folder, matrix(folder), folder, {})
+    return ENGINES.get("openvino")(folder, card)  # type: ignore[return-value]
 
 
 def torch_engine(folder: Path) -> BatchEngine:
@@ -51,7 +60,7 @@ def fake_engine(folder: Path) -> BatchEngine:
     return FakeEngine(folder, FAKE_CARD)
 
 
-@pytest.fixture(params=[onnx_engine, torch_engine, fake_engine])
+@pytest.fixture(params=[onnx_engine, openvino_engine, torch_engine, fake_engine])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> BatchEngine:
     make: Callable[[Path], BatchEngine] = request.param
     return make(tmp_path)

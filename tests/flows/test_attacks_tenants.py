@@ -42,6 +42,7 @@ def bodies(scene: Scene) -> dict[tuple[str, str], list[Any]]:
         ("POST", "/api/deployments/{name}/feedback"): [{"items": [{"version": "1", "score": 1.0}]}],
         ("PUT", "/api/datasets/{name}/aliases/{alias}"): [{"version": 1}],
         ("PUT", "/api/models/{name}/aliases/{alias}"): [{"version": 1}],
+        ("PUT", "/api/projects/{name}/gate"): [{"gate": {"max_accuracy_drop": 1.0}}, {"gate": None}],
     }
 
 

@@ -52,6 +52,22 @@ def served(platform: Yard) -> dict[str, Any]:
     return platform.deploy("homes", best["reference"])
 
 
+def test_another_engine_is_measured_beside_and_answers_the_same(platform: Yard, served: dict[str, Any]) -> None:
+    platform.optimize("homes@1", variants=["fp32", "openvino"])
+    made = {v["metadata"].get("variant"): v for v in platform.versions("homes")["versions"]}
+    assert made["openvino"]["metadata"]["engines"] == ["openvino"]
+    assert made["openvino"]["metadata"]["verification"]["max_rel"] < 1e-4
+    shown = platform.deploy("elsewhere", made["openvino"]["reference"])
+    assert shown["engine"] == "openvino"
+    platform.deploy("here", made["fp32"]["reference"])
+    _, area, rooms, town, _ = zip(*homes(100), strict=True)
+    asked = {"area": np.array(area, np.float32), "rooms": list(rooms), "town": list(town)}
+    ours, theirs = platform.predict("here", asked), platform.predict("elsewhere", asked)
+    np.testing.assert_array_equal(ours["label"], theirs["label"])
+    for name in ("here", "elsewhere"):
+        platform.undeploy(name)
+
+
 def test_rows_as_they_are_get_answers_that_chance_has_not(platform: Yard, served: dict[str, Any]) -> None:
     _, area, rooms, town, wanted = zip(*homes(300), strict=True)
     asked = {"area": np.array(area, np.float32), "rooms": list(rooms), "town": list(town)}

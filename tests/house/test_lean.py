@@ -48,6 +48,14 @@ def url() -> Iterator[str]:
         thread.join()
 
 
+def test_the_gate_loads_nothing_heavy() -> None:
+    """Control decides by it."""
+    code = "import sys, modelyard.optimisation.gate; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "modelyard.optimisation.evidence" in ran.stdout.split()
+    assert not set(ran.stdout.split()) & HEAVY
+
+
 @pytest.mark.parametrize(("command", "unneeded"), [("--help", {"httpcore", "modelyard.client"}), ("ps", {"rich", "pygments"})])
 def test_what_is_typed_often_loads_no_heavy_module(command: str, unneeded: set[str], url: str) -> None:
     environment = {**os.environ, "MODELYARD_URL": url, "MODELYARD_KEY": "my_key"}

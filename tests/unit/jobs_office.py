@@ -95,11 +95,33 @@ def stranger(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     context.wait(config.text)
 
 
+def judges(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """One output that says what was found of it, or of the input `text`, beside the input 'base'."""
+    folder = context.work / "out"
+    folder.mkdir()
+    (folder / "text.txt").write_text("judged")
+    said = {"baseline": "base", "dataset": "dataset", "split": "report", "evidence": {"rows": config.number}}
+    said |= {"candidate": config.text} if config.text else {}
+    outputs.publish("out", folder, metadata={"evaluation": said, "kept": True})
+
+
+def adopts(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
+    """Takes over what a child that 'judges' made."""
+    given = {"dataset": inputs["dataset"].reference, "base": inputs["base"].reference}
+    child = context.submit("judges", {"number": config.number}, {role: f"dataset:{one}" for role, one in given.items()})
+    context.wait(child)
+    outputs.adopt("best", child, "out", metadata={"adopted": True}, alias="best")
+
+
 def kinds() -> Registry[JobKind]:
     found: Registry[JobKind] = Registry("job kind", {})
     for name in ("makes", "holds", "refuses", "begins", "counts", "climbs", "parent", "stranger"):
         free = ("number",) if name == "counts" else None
         found.add(name, JobKind(name, Plan, f"jobs_office:{name}", optional=("base",), gang=True, resumable=free))
+    both = {"inputs": ("dataset", "base"), "target": "model"}
+    found.add("judges", JobKind("judges", Plan, "jobs_office:judges", evaluates=True, **both))  # type: ignore[arg-type]
+    found.add("claims", JobKind("claims", Plan, "jobs_office:judges", **both))  # type: ignore[arg-type]
+    found.add("adopts", JobKind("adopts", Plan, "jobs_office:adopts", **both))  # type: ignore[arg-type]
     found.add("trains", JobKind("trains", Plan, "jobs_office:makes", inputs=("dataset",), optional=("model",), target="model"))
     return found
 

@@ -8,7 +8,9 @@ import pytest
 from fastapi import FastAPI
 
 from modelyard.catalogue import service
+from modelyard.catalogue.evaluations import record
 from modelyard.catalogue.routes import routes
+from modelyard.catalogue.types import Parent
 from modelyard.db import Base, Database
 from modelyard.storage import CHUNK, Artefacts, batches
 from modelyard.tenancy import ledger
@@ -259,6 +261,18 @@ def test_names_versions_aliases_and_lineage(desk, artefact, kind):
     assert gone.json() == {"kind": kind, "name": "m", "deleted": [1, 2]}
     assert {(f"{kind}.alias", "m@best"), (f"{kind}.delete", "m")} <= desk.audited()
     assert desk("GET", f"{kind}s").json() == []
+
+
+def test_what_was_found_of_a_version_is_shown_to_its_project(desk, artefact):
+    version = desk.version(artefact=artefact)
+    inputs = {role: Parent.of(role, version) for role in ("original", "dataset")}
+    said = {"baseline": "original", "dataset": "dataset", "split": "report", "evidence": {"rows": 3}}
+    with desk.db.begin() as session:
+        record(session, "p", "j1", said, inputs, artefact)
+    [found] = desk("GET", "models/m/versions/1/evaluations").json()
+    assert (found["candidate"], found["baseline_reference"], found["evidence"]) == (artefact, "m@1", {"rows": 3})
+    assert desk("GET", "models/m/versions/2/evaluations").status_code == 404
+    assert desk("GET", "models/m/versions/1/evaluations", "q-write").status_code == 404
 
 
 def test_datasets_are_no_models(desk, artefact):

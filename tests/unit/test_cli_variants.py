@@ -44,3 +44,17 @@ def test_a_variant_reads_in_one_line() -> None:
 def test_what_could_not_be_measured_is_a_dash() -> None:
     rows = [row("dynamic-int8", accuracy=None, low=None, high=None, drop=None, p50_ms=None, p99_ms=None, items_per_s=None)]
     assert findings({"metric": "r2", "table": rows, "report": REPORT}).count("—") == 7
+
+
+def test_a_lesson_stands_beside_its_control() -> None:
+    told = {
+        "rows": 300,
+        "teacher": INTERVAL,
+        "distilled": INTERVAL,
+        "control": INTERVAL | {"value": 0.9},
+        "gain": REPORT["drop"],
+    }
+    text = findings({"metric": "accuracy", "table": [row("distil")], "report": REPORT, "distillation": {"report": told}})
+    assert "on 300 rows of report (control: the same student from scratch)" in text
+    assert "  control   accuracy 0.9000 (0.950–0.990)" in text
+    assert text.endswith("gain 0.00 points (-0.50 to 0.50)")

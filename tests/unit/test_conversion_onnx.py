@@ -43,3 +43,25 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, forward:
         CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)
     assert len(caught.value.message) < 600
     assert "\n" not in caught.value.message
+
+
+CURVED = """
+
+class Curve(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"), [(True, r"layer 'curves\.0' \(Curve\) uses"), (False, "'SimpleModel' itself uses")]
+)
+def test_an_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path: Path, inside: bool, named: str) -> None:
+    card = simple(tmp_path / "version")
+    curve = "self.curves[0](self.first(x))" if inside else "torch.special.bessel_j0(self.first(x))"
+    source = SIMPLE.replace("torch.relu(self.first(x))", curve)
+    source = source.replace("        self.second =", "        self.curves = nn.ModuleList([Curve()])\n        self.second =")
+    (tmp_path / "version" / "model.py").write_text(source + CURVED)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Invalid, match=rf"ONNX has no operator for aten\.special_bessel_j0, which .*{named}"):
+        CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)

@@ -1,11 +1,15 @@
-"""Who is started again: a gang that died by itself a few times, one under which control ended many times, a wrong one never."""
+"""How attempts end in the books: who is started again (a gang that died by itself a few times, one under which control ended
+many times, a wrong one never), and what is recorded as an evaluation of what."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jobs_office import Office
 
+from modelyard.catalogue import service as catalogue
+from modelyard.catalogue.evaluations import Evaluation, evaluations
 from modelyard.errors import Crashed, Internal, Invalid, ModelyardError, TimedOut
 from modelyard.jobs.endings import MOST_ABANDONED, starts_again
 from modelyard.jobs.types import Job
@@ -41,3 +45,61 @@ def test_control_that_ends_costs_no_restart_but_not_for_ever(job: Job, restarts:
 @pytest.mark.parametrize("error", [Invalid(), TimedOut(), Internal()])
 def test_a_gang_that_was_wrong_is_not_started_again(job: Job, error: ModelyardError) -> None:
     assert not starts_again(replace(job, attempt=1), error, 2, abandoned=False)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    made = Office(tmp_path / "yard")
+    made.dataset(tmp_path / "digits")
+    made.dataset(tmp_path / "base", "base")
+    yield made
+    made.close()
+
+
+def judged(office: Office, kind: str, **config: object) -> tuple[Job, list[Evaluation]]:
+    """A job over the datasets 'digits' and 'base' that makes a version of 'm', and what is recorded of it."""
+    inputs = {"dataset": "dataset:digits", "base": "dataset:base"}
+    submitted = office.submit(kind, config=config, inputs=inputs, target={"kind": "model", "name": "m"})
+    [job] = office.finish(submitted.id)
+    with office.db.read() as session:
+        return job, evaluations(session, "team", job.outputs[0]["hash"]) if job.outputs else []
+
+
+def test_what_an_output_says_is_recorded_of_it_and_the_jobs_inputs(office: Office) -> None:
+    job, [found] = judged(office, "judges", number=7)
+    pinned = {one.role: one for one in job.resolved}
+    assert (found.baseline, found.baseline_reference) == (pinned["base"].artefact, "base@1")
+    assert (found.dataset, found.dataset_reference) == (pinned["dataset"].artefact, "digits@1")
+    assert (found.job, found.split, found.evidence) == (job.id, "report", {"rows": 7})
+    with office.db.read() as session:
+        assert catalogue.resolve(session, "team", "model", "m@1").metadata == {"kept": True}
+
+
+def test_it_may_speak_of_an_input_instead(office: Office) -> None:
+    job, of_output = judged(office, "judges", text="base")
+    assert of_output == []
+    with office.db.read() as session:
+        [found] = evaluations(session, "team", next(one.artefact for one in job.resolved if one.role == "base"))
+    assert found.job == job.id
+
+
+def test_a_job_cannot_speak_of_what_it_was_not_given(office: Office) -> None:
+    job, _ = judged(office, "judges", text="base@1")
+    assert job.error is not None
+    assert job.error["message"].startswith("An evaluation names the role of its candidate, not 'base@1'")
+    assert (job.state, list(job.outputs)) == ("failed", [])
+
+
+def test_a_kind_that_does_not_evaluate_is_not_believed(office: Office) -> None:
+    _, found = judged(office, "claims")
+    assert found == []
+
+
+def test_what_a_child_found_holds_for_the_version_that_its_parent_makes_of_it(office: Office) -> None:
+    job, [found] = judged(office, "adopts", number=3)
+    assert found.job != job.id
+    assert found.evidence == {"rows": 3}
+    with office.db.read() as session:
+        version = catalogue.resolve(session, "team", "model", "m@best")
+    assert (version.artefact, version.job) == (found.candidate, found.job)
+    assert version.metadata == {"kept": True, "adopted": True}

@@ -241,11 +241,11 @@ def test_a_child_of_an_unknown_kind_is_refused_in_its_parent(office: Office) -> 
 def test_a_database_that_is_away_loses_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     real, failures = endings.succeed, [1, 2, 3]
 
-    def succeed(*given: object) -> None:
+    def succeed(*given: object, **more: object) -> None:
         if failures:
             failures.pop()
             raise OperationalError("COMMIT", {}, Exception("database is locked"))
-        real(*given)  # type: ignore[arg-type]
+        real(*given, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(endings, "succeed", succeed)
     (job,) = office.finish(office.submit("makes", target={"kind": "model", "name": "m"}).id)
@@ -257,10 +257,10 @@ def test_a_database_that_is_away_loses_nothing(office: Office, monkeypatch: pyte
 def test_an_unexpected_error_fails_that_job_alone(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     real = endings.succeed
 
-    def succeed(session: object, active: object) -> None:
+    def succeed(session: object, active: object, **more: object) -> None:
         if active.job.id == bad:  # type: ignore[attr-defined]
             raise RuntimeError("a bug, with /a/secret/path")
-        real(session, active)  # type: ignore[arg-type]
+        real(session, active, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(endings, "succeed", succeed)
     bad, good = office.submit("makes").id, office.submit("makes").id

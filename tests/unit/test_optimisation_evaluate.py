@@ -4,25 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, score, wilson
-
-
-@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_is_scipys(counts: tuple[int, int], confidence: float) -> None:
-    right, rows = counts
-    ours, theirs = wilson(right, rows, confidence), binomtest(right, rows).proportion_ci(confidence, method="wilson")
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    assert 0 <= ours.low <= ours.value <= ours.high <= 1
-
-
-def test_no_rows_are_no_proportion() -> None:
-    for right, rows in ((0, 0), (2, 1), (-1, 1)):
-        with pytest.raises(Invalid):
-            wilson(right, rows)
+from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, resampled_drop, score
 
 
 def table(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,3 +95,13 @@ def test_rows_must_match() -> None:
 def test_agreement_is_between_models_not_with_the_truth() -> None:
     assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 0]), "accuracy") == 0.75
     assert agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), "r2") == 1
+
+
+def test_the_resampled_drop_is_what_its_interval_is_read_from() -> None:
+    random = np.random.default_rng(0)
+    wanted = random.standard_normal(200)
+    good, bad = wanted + 0.1 * random.standard_normal(200), wanted + 0.4 * random.standard_normal(200)
+    value, drawn = resampled_drop(good, bad, wanted, seed=3)
+    stated = drop(good, bad, wanted, "r2", 0.9, seed=3)
+    assert drawn.tolist() == sorted(drawn)
+    assert (value, *np.quantile(drawn, [0.05, 0.95])) == pytest.approx((stated.value, stated.low, stated.high))

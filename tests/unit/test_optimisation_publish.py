@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_the_table_shows_what_failed_too(findings: Findings) -> None:
 def test_the_machine_is_named() -> None:
     assert machine()["cpus"] > 0
     assert machine()["onnxruntime"]
+
+
+def test_what_was_found_of_a_variant_is_handed_over_with_it_alone(findings: Findings, tmp_path: Path) -> None:
+    said = {"baseline": "model", "evidence": {"rows": 10}}
+    outputs = FolderOutputs(tmp_path / "out")
+    for name, evaluations in (("fp32", {"fp32": said}), ("static-int8", {})):
+        folder = tmp_path / name
+        folder.mkdir()
+        variant = Variant(name, folder, matmul(folder / "model.onnx"), None, True, {"ok": True})
+        whole = replace(findings, evaluations=evaluations, table=[ROW, {**ROW, "variant": "static-int8"}])
+        publish(whole, variant, outputs)
+    assert outputs.published["fp32"]["metadata"]["evaluation"] == said
+    assert "evaluation" not in outputs.published["static-int8"]["metadata"]

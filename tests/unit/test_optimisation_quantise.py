@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import matmul, save
@@ -12,7 +13,9 @@ from tiny_models import matmul, save
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
-from modelyard.optimisation.quantise import QUANTISERS
+from modelyard.optimisation import sensitive
+from modelyard.optimisation.quantise import QUANTISERS, layers_of, prepared
+from modelyard.optimisation.steps.config import Quantize
 
 RANDOM = np.random.default_rng(0)
 
@@ -68,7 +71,126 @@ def test_static_weights_leave_a_bit_for_older_processors(tmp_path: Path) -> None
 
 def test_failures_are_told_and_logging_is_as_it_was(tmp_path: Path) -> None:
     matmul(tmp_path / "model.onnx")
-    with pytest.raises(Invalid, match="cannot quantise this model: Required inputs"):
-        QUANTISERS["static-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", {"z": np.ones((1, 3), np.float32)})
+    with pytest.raises(Invalid, match=r"cannot quantise this model: .*Unexpected input data type"):
+        QUANTISERS["static-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", {"x": np.ones((1, 3), np.float64)})
     assert logging.root.manager.disable == logging.NOTSET
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("rows", [{"z": np.ones((1, 3), "f")}, {"x": np.ones((1, 4), "f")}, {"x": np.ones(3, "f")}, {}])
+def test_rows_of_another_shape_are_refused_with_both_shapes(tmp_path: Path, rows: dict[str, np.ndarray]) -> None:
+    matmul(tmp_path / "model.onnx")
+    with pytest.raises(Invalid, match=r"The model takes 'x' \[-1, 3\]; the rows of calibration are"):
+        QUANTISERS["static-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", rows)
+
+
+def two_layers(path: Path) -> dict[str, np.ndarray]:
+    """x → `tame` → relu → `wild` → y; in `wild` one weight of each output is a thousand times as large as the others."""
+    tame, wild = (RANDOM.standard_normal((16, 16)).astype("f") for _ in range(2))
+    wild[0] *= 1000
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "tame.weight"], ["a"], "one"),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("MatMul", ["b", "wild.weight"], ["y"], "two"),
+        ],
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [numpy_helper.from_array(tame, "tame.weight"), numpy_helper.from_array(wild, "wild.weight")],
+    )
+    save(graph, path)
+    rows = RANDOM.standard_normal((24, 16)).astype("f")
+    rows[:, 0] = 0  # so that what is large counts for little
+    return {"x": rows}
+
+
+def quantised(tmp_path: Path, rows: dict[str, np.ndarray], step: Quantize, *, alike: bool = True) -> tuple[list, dict, set]:
+    """What is left in float, the effects, and the layers that have eight bits in the end."""
+    with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", rows, step) as graph:
+        left, effects = sensitive.leave_sensitive(graph, tmp_path / "small.onnx", lambda _: alike, lambda: None)
+        graph.write(tmp_path / "small.onnx", leave=left)
+    floats = {i.name for i in onnx.load(tmp_path / "small.onnx").graph.initializer if i.data_type == TensorProto.FLOAT}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "small.onnx"]
+    return left, effects, {name for name in ("tame", "wild") if f"{name}.weight" not in floats}
+
+
+@pytest.mark.parametrize("method", ["static-int8", "dynamic-int8", "weights-int8"])
+def test_a_named_layer_stays_in_float(tmp_path: Path, method: str) -> None:
+    rows = two_layers(tmp_path / "model.onnx")
+    left, effects, small = quantised(tmp_path, rows, Quantize(method=method, float_layers=("wild",)))
+    assert (left, effects, small) == (["wild"], {}, {"tame"})
+
+
+@pytest.mark.parametrize("method", ["static-int8", "dynamic-int8", "weights-int8"])
+def test_the_layer_that_suffers_most_is_found_by_measuring(tmp_path: Path, method: str) -> None:
+    rows = two_layers(tmp_path / "model.onnx")
+    left, effects, small = quantised(tmp_path, rows, Quantize(method=method, per_channel=False, sensitive=1))
+    assert effects.keys() == {"tame", "wild"}
+    worst = max(effects, key=effects.__getitem__)
+    assert left == [worst]
+    assert small == {"tame", "wild"} - {worst}
+    assert all(effect > 0 for effect in effects.values())
+
+
+def test_auto_leaves_as_few_in_float_as_it_takes(tmp_path: Path) -> None:
+    rows = two_layers(tmp_path / "model.onnx")
+    assert quantised(tmp_path, rows, Quantize(sensitive="auto"))[0] == []
+    (tmp_path / "small.onnx").unlink()
+    left, effects, _ = quantised(tmp_path, rows, Quantize(sensitive="auto"), alike=False)
+    assert left == [max(effects, key=effects.__getitem__)]  # half of the layers at most
+
+
+def test_layers_that_are_not_there_or_all_of_them_are_refused(tmp_path: Path) -> None:
+    rows = two_layers(tmp_path / "model.onnx")
+    with pytest.raises(Invalid, match="'wilt' is no layer that eight bits change; did you mean 'wild'"):
+        quantised(tmp_path, rows, Quantize(float_layers=("wilt",)))
+    with pytest.raises(Invalid, match="'head' is no layer that eight bits change; there are tame, wild"):
+        quantised(tmp_path, rows, Quantize(float_layers=("head",)))
+    with pytest.raises(Invalid, match="All 2 layers would stay in float"):
+        quantised(tmp_path, rows, Quantize(float_layers=("tame",), sensitive=5))
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
+def test_each_calibration_finds_ranges_of_its_own(tmp_path: Path, calibration: str) -> None:
+    """Of rows with one outlier: min-max keeps it, the others cut it off."""
+    card, samples = network(tmp_path / "model.onnx", convolve=False)
+    samples["x"][-1, 0] = 20
+    step = Quantize(calibration=calibration, percentile=99)
+    with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", samples, step) as graph:
+        graph.write(tmp_path / "small.onnx")
+    scales = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "small.onnx").graph.initializer}
+    whole = (20 - samples["x"].min()) / 255
+    assert (float(scales["x_scale"]) > 0.99 * whole) == (calibration == "minmax")
+    assert OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"].shape == (
+        50,
+        8,
+    )
+
+
+def test_one_scale_for_all_channels_is_coarser(tmp_path: Path) -> None:
+    rows = two_layers(tmp_path / "model.onnx")
+    wanted = sensitive.answers(tmp_path / "model.onnx", rows)
+    far = {}
+    for per_channel in (True, False):
+        quantised(tmp_path, rows, Quantize(method="weights-int8", per_channel=per_channel))
+        far[per_channel] = sensitive.distance(wanted, sensitive.answers(tmp_path / "small.onnx", rows))
+        (tmp_path / "small.onnx").unlink()
+    assert 0 < far[True] <= far[False] < 1
+
+
+def test_packed_weights_are_floats_again_once_loaded(tmp_path: Path) -> None:
+    """What onnxruntime runs has no layer more than the float graph: it computes as that does."""
+    card, samples = network(tmp_path / "model.onnx", convolve=True)
+    with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", samples, Quantize(method="weights-int8")) as graph:
+        assert list(graph.layers) == list(layers_of(tmp_path / "model.onnx"))
+        graph.write(tmp_path / "small.onnx")
+    assert {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node} == {"Cast", "Mul", "Conv"}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(tmp_path / "small.onnx", options, providers=["CPUExecutionProvider"])
+    assert not {"Cast", "Mul"} & {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    wanted = OnnxEngine(tmp_path, card).forward(samples)["y"]
+    given = OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"]
+    assert 0 < np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()

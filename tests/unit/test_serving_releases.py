@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from test_serving_service import CALLER, CARD, deploy, replica, settle, version
 
-from modelyard.db import Base, Database, revision
+from modelyard.catalogue import service as catalogue
+from modelyard.catalogue.tables import ArtefactRow
+from modelyard.db import Base, Database, now, revision
 from modelyard.errors import Conflict, Invalid, NotFound
 from modelyard.serving import observations, releases, service
 from modelyard.serving.feedback import Label, take
@@ -27,6 +29,10 @@ def db(tmp_path: Path) -> Iterator[Database]:
     Base.metadata.create_all(database.engine)
     with database.begin() as session:
         tenancy.create_project(session, "team")
+        for number in (1, 2, 3):  # as `version` has them
+            session.add(ArtefactRow(project="team", hash=f"hash{number}", size=1, files=1, created=now()))
+            session.flush()
+            catalogue.register(session, "team", kind="model", name="m", artefact=f"hash{number}")
     deploy(database)
     replica(database, "one", 1)
     settle(database, 1)

@@ -25,6 +25,7 @@ from modelyard.plugins import load
 from modelyard.serving import service as serving
 from modelyard.serving.controller import Controller
 from modelyard.serving.probe import probe
+from modelyard.serving.routes import gates as gate_routes
 from modelyard.serving.routes import routes as serving_routes
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts, open_store
@@ -56,7 +57,7 @@ def build(settings: Settings, executor: Executor) -> FastAPI:
     asked = partial(probe, identity=settings.identity)
     state.controller = Controller(state.db, state.artefacts, executor, settings, asked)
     install(app)
-    for routes in (tenancy_routes, catalogue_routes, jobs_routes, serving_routes, own):
+    for routes in (tenancy_routes, catalogue_routes, jobs_routes, serving_routes, gate_routes, own):
         app.include_router(routes)
     app.add_api_route("/healthz", healthy, include_in_schema=False)
     app.add_api_route("/readyz", healthy, include_in_schema=False)

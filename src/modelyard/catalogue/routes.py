@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from modelyard.catalogue import ranges, service
+from modelyard.catalogue.evaluations import evaluations
 from modelyard.catalogue.types import AliasRequest, Kind
 from modelyard.errors import NotFound
 from modelyard.storage import CHUNK, Manifest, Staged, batches
@@ -179,6 +180,14 @@ def show_lineage(request: Request, caller: Caller, kind: KindOf, name: str, ref:
     with request.app.state.db.read() as session:
         version = service.resolve(session, caller.project, kind, f"{name}@{ref}")
         return service.lineage(session, caller.project, version)
+
+
+@routes.get("/models/{name}/versions/{ref}/evaluations", scope=Scope.write)
+def show_evaluations(request: Request, caller: Caller, name: str, ref: str) -> list[dict[str, Any]]:
+    """What was found of a version beside others, newest first."""
+    with request.app.state.db.read() as session:
+        version = service.resolve(session, caller.project, "model", f"{name}@{ref}")
+        return [found.to_json() for found in evaluations(session, caller.project, version.artefact)]
 
 
 @twins("put", "/{name}/aliases/{alias}", scope=Scope.write)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Integer, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from modelyard.db import Base, now
@@ -81,3 +81,22 @@ class EdgeRow(Base):
     name: Mapped[str | None]
     number: Mapped[int | None]
     artefact: Mapped[str]
+
+
+class EvaluationRow(Base):
+    """What a job found of a candidate beside a baseline on a split of a dataset: by artefact, so that it holds for every
+    version of the same files and for no other; the references are as they were. `evidence` is read by whoever decides by it."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index("ix_evaluations_candidate", "project", "candidate", "baseline"),)
+    id: Mapped[int] = mapped_column(_Serial, primary_key=True)
+    project: Mapped[str]
+    candidate: Mapped[str]
+    baseline: Mapped[str]
+    baseline_reference: Mapped[str]
+    dataset: Mapped[str]
+    dataset_reference: Mapped[str]
+    split: Mapped[str]
+    evidence: Mapped[dict[str, Any]]
+    job: Mapped[str] = mapped_column(index=True)
+    created: Mapped[datetime] = mapped_column(default=now)

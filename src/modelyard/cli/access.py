@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from modelyard.cli.gate import Confidence, MaxDrop, MaxSliceDrop, More, gate_text, policy
 from modelyard.cli.screen import AsJson, Data, confirm, note, open_yard, say, size
 from modelyard.cli.table import table
 from modelyard.cli.values import rate as a_second
 from modelyard.cli.values import seconds
+from modelyard.errors import Invalid
 
 Scope = Literal["infer", "write", "admin"]
 _RATE = typer.Option(help="Calls it may make, as 100/s or 30/m; none: any number.", show_default=False)
@@ -117,6 +119,27 @@ def set_project_quota(
     with open_yard(data) as yard:
         changed = yard.set_quota(rate=a_second(rate), burst=burst, project=name)
     say(as_json, changed, _limit(f"project {name}", changed))
+
+
+@project.command("gate")
+def set_project_gate(
+    name: Annotated[str, typer.Argument(help="The project's name.", show_default=False)],
+    max_accuracy_drop: MaxDrop = None,
+    max_slice_drop: MaxSliceDrop = None,
+    confidence: Confidence = None,
+    more: More = None,
+    off: Annotated[bool, typer.Option("--off", help="Lift the gate.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a project's variants against the versions they were made from, before they are deployed; without options, show
+    how."""
+    wanted = policy(more, max_accuracy_drop=max_accuracy_drop, max_slice_drop=max_slice_drop, confidence=confidence)
+    if off and wanted:
+        raise Invalid("Say either --off or what the gate is to hold.")
+    with open_yard(data) as yard:
+        gate = yard.set_project_gate(name, wanted) if off or wanted else yard.project_gate(name)
+    say(as_json, {"project": name, "gate": gate}, gate_text(gate, f"project {name}") or f"project {name} has no gate")
 
 
 def _limit(of: str, changed: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "migrate": (RUN, "processes:migrate"),
     "train": (BUILD, "train:train"),
     "optimize": (BUILD, "jobs:optimize"),
+    "evaluate": (BUILD, "evaluate:evaluate"),
     "reproduce": (BUILD, "reproduce:reproduce"),
     "deploy": (SERVE, "serving:deploy"),
     "predict": (SERVE, "serving:predict"),

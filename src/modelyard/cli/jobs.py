@@ -78,8 +78,19 @@ def optimize(
     ] = "latency",
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"),
+        typer.Option(
+            "--dataset", "--on", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"
+        ),
     ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            help="A step, as prune:channels=0.5,finetune=3, distil:epochs=5, quantize:static-int8. Again: the next step.",
+            metavar="STEP",
+        ),
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Processors for the steps that train; one where not said.")] = None,
     settings: Set = None,
     follow: Follow = False,
     data: Data = None,
@@ -87,8 +98,16 @@ def optimize(
 ) -> None:
     """Make smaller, faster variants of a model, measure them, and choose the best within a budget of accuracy."""
     with open_yard(data) as yard:
+        asked = nested(settings or []) | ({"steps": steps} if steps else {})
+        resources = {"cpus": cpus} if cpus else None
         job = yard.optimize(
-            reference, dataset=dataset, max_accuracy_drop=max_accuracy_drop, goal=goal, wait=False, **nested(settings or [])
+            reference,
+            dataset=dataset,
+            max_accuracy_drop=max_accuracy_drop,
+            goal=goal,
+            resources=resources,
+            wait=False,
+            **asked,
         )
         if not follow:
             return started(as_json, job)

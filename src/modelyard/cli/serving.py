@@ -8,6 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelyard.cli.curl import curl_line
+from modelyard.cli.gate import (
+    Baseline,
+    Confidence,
+    MaxDrop,
+    MaxSliceDrop,
+    More,
+    NoGate,
+    Override,
+    decision_text,
+    gate_text,
+    policy,
+)
 from modelyard.cli.live import Live
 from modelyard.cli.screen import AsJson, Data, NoWait, open_yard, say
 from modelyard.cli.table import table
@@ -18,6 +30,23 @@ if TYPE_CHECKING:
     from modelyard.client import Answer
 
 Name = Annotated[str, typer.Argument(help="A deployment's name.", show_default=False)]
+
+Least = Annotated[
+    int | None, typer.Option(min=0, max=64, help="The fewest; 0: none while nobody calls.", metavar="N", show_default=False)
+]
+Most = Annotated[int | None, typer.Option(min=1, max=64, help="The most, when many call.", metavar="N", show_default=False)]
+Idle = Annotated[float | None, typer.Option(help="Seconds without a call after which it sleeps.", show_default=False)]
+LatencyTarget = Annotated[
+    float | None, typer.Option(help="Seconds; a call that would take longer is refused at once.", show_default=False)
+]
+Canary = Annotated[
+    int | None, typer.Option(min=1, max=99, help="Try it on so many % of the calls.", metavar="%", show_default=False)
+]
+Shadow = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, help="Try it on copies of so many % of the calls.", metavar="%", show_default=False),
+]
+Engine = Annotated[str | None, typer.Option(help="onnx or torch; the model's best where not said.", show_default=False)]
 
 deployment = typer.Typer(name="deployment", no_args_is_help=True, help="List and show deployments.")
 
@@ -31,36 +60,29 @@ def deploy(
         ),
     ],
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer.")] = 1,
-    min_replicas: Annotated[
-        int | None,
-        typer.Option(min=0, max=64, help="The fewest; 0: none while nobody calls.", metavar="N", show_default=False),
-    ] = None,
-    max_replicas: Annotated[
-        int | None, typer.Option(min=1, max=64, help="The most, when many call.", metavar="N", show_default=False)
-    ] = None,
-    idle: Annotated[
-        float | None, typer.Option(help="Seconds without a call after which it sleeps.", show_default=False)
-    ] = None,
-    latency_target: Annotated[
-        float | None, typer.Option(help="Seconds; a call that would take longer is refused at once.", show_default=False)
-    ] = None,
+    min_replicas: Least = None,
+    max_replicas: Most = None,
+    idle: Idle = None,
+    latency_target: LatencyTarget = None,
     cache: Annotated[bool, typer.Option("--cache", help="Answer the same input from memory.")] = False,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads a replica computes in.", metavar="N")] = 1,
-    canary: Annotated[
-        int | None, typer.Option(min=1, max=99, help="Try it on so many % of the calls.", metavar="%", show_default=False)
-    ] = None,
-    shadow: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="Try it on copies of so many % of the calls.", metavar="%", show_default=False),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="onnx or torch; the model's best where not said.", show_default=False)
-    ] = None,
+    canary: Canary = None,
+    shadow: Shadow = None,
+    engine: Engine = None,
+    max_accuracy_drop: MaxDrop = None,
+    max_slice_drop: MaxSliceDrop = None,
+    confidence: Confidence = None,
+    baseline: Baseline = None,
+    more: More = None,
+    no_gate: NoGate = False,
+    override: Override = None,
     no_wait: NoWait = False,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a model version, or move a deployment to another one without a gap."""
+    losses = {"max_accuracy_drop": max_accuracy_drop, "max_slice_drop": max_slice_drop}
+    gate = policy(more, **losses, confidence=confidence, baseline=baseline)
     with open_yard(data) as yard:
         with Live("deploy") as live:
             live.see({"type": "state", "state": "starting"})
@@ -79,6 +101,9 @@ def deploy(
                 min_replicas=min_replicas,
                 max_replicas=max_replicas,
                 idle=idle,
+                gate=gate,
+                lift_gate=no_gate or None,
+                override=override,
             )
         line = curl_line(yard.profile, shown) if shown["state"] == "ready" else ""
     say(as_json, numbered(shown) | {"curl": line}, f"{deployed(shown, model, meant)}\n{line}".rstrip())
@@ -149,10 +174,10 @@ def _short(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def promote(name: Name, data: Data = None, as_json: AsJson = False) -> None:
+def promote(name: Name, override: Override = None, data: Data = None, as_json: AsJson = False) -> None:
     """Have the version on trial answer every call."""
     with open_yard(data) as yard:
-        shown = yard.promote(name)
+        shown = yard.promote(name, override=override)
     say(as_json, numbered(shown), f"{name} serves {shown['model']}")
 
 
@@ -193,6 +218,8 @@ def show(name: Name, data: Data = None, as_json: AsJson = False) -> None:
         + (f": {found['error']}" if found["error"] else ""),
         table(("", "tensor", "datatype", "shape"), tensors_of, "Its tensors are known once it is ready."),
         table(("replica", "version", "state", "pid"), replicas, "No replicas."),
+        gate_text(found["gate"], f"deployment {name}"),
+        decision_text(found["decision"]),
         on_trial(found["trial"]),
         found["note"] or "",
         line,

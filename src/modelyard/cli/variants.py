@@ -17,11 +17,14 @@ def measured(row: Mapping[str, Any], metric: str) -> str:
 
 
 def findings(facts: Mapping[str, Any]) -> str:
-    """The table of variants on the select split, the chosen one marked, and the report split's figures below it."""
+    """The table of variants on the select split, the chosen one marked, below it the report split's figures and, of a lesson,
+    what it was worth."""
     metric = facts["metric"]
     rows = [_row(row) for row in facts["table"]]
     header = [metric if name == "accuracy" else name for name in _HEADER]
-    return f"{table(header, rows, spare=('interval', 'p99 ms'))}\n{_report(facts['report'], metric)}"
+    parts = [table(header, rows, spare=("interval", "p99 ms")), _report(facts["report"], metric)]
+    parts += [_lesson(split, found, metric) for split, found in facts.get("distillation", {}).items()]
+    return "\n".join(parts)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -44,6 +47,14 @@ def _report(report: Mapping[str, Any], metric: str) -> str:
     points = f"{lost['value']:.2f} points lost ({lost['low']:.2f} to {lost['high']:.2f})"
     own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
     return f"on {report['rows']} rows kept for the report:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
+
+
+def _lesson(split: str, found: Mapping[str, Any], metric: str) -> str:
+    """What a teacher was worth: the student beside the same student from scratch."""
+    gain = found["gain"]
+    lines = [f"the lesson, on {found['rows']} rows of {split} (control: the same student from scratch):"]
+    lines += [f"  {name:<9} {metric} {_interval(found[name])}" for name in ("teacher", "distilled", "control")]
+    return "\n".join([*lines, f"  gain {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f})"])
 
 
 def _interval(figure: Mapping[str, float]) -> str:

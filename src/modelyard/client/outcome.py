@@ -37,9 +37,10 @@ def origins(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         level = below
 
 
-def dataset_of(tree: Mapping[str, Any]) -> str:
-    """The dataset nearest to a model in its lineage. Raises `Invalid` where there is none, or none any more."""
-    say_which = "Say which to measure on (dataset=…, --dataset)."
+def dataset_of(tree: Mapping[str, Any], option: str = "dataset=…, --dataset") -> str:
+    """The dataset nearest to a model in its lineage. Raises `Invalid`, naming the `option` that says another, where there is
+    none, or none any more."""
+    say_which = f"Say which to measure on ({option})."
     for node in origins(tree):
         if node["kind"] == "dataset":
             if node.get("deleted"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelyard.client.answer import Answer
+from modelyard.client.jobs import Jobs
 from modelyard.client.outcome import best_or_newest
 from modelyard.client.rollout import until_gone, until_ready, until_tried
 from modelyard.client.wire import Wire, segment
@@ -13,11 +14,11 @@ from modelyard.client.wire import Wire, segment
 Json = dict[str, Any]
 
 
-class Serving:
+class Serving(Jobs):
     """Deployments of one platform."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+        super().__init__(wire)
         self._datatypes: dict[str, Mapping[str, str]] = {}
 
     def deploy(
@@ -38,8 +39,10 @@ class Serving:
 
         Options: `min_replicas` (0: it sleeps after `idle` seconds without a call) and `max_replicas`, both `replicas` where not
         said; `latency_target` in seconds; `cache`; `threads` that a replica computes in; `policy`, what a version on trial is
-        judged by. Returns when calls are answered by it alone, or by it on trial, unless not `wait`. Raises the replica's own
-        error if it cannot."""
+        judged by; `gate`, what any version but its baseline must be shown to keep ({'max_accuracy_drop': 0.5, …}; it stays with
+        the deployment), `lift_gate`, and `override`, why an administrator lets a version pass that is refused. Returns when
+        calls are answered by it alone, or by it on trial, unless not `wait`. Raises the replica's own error if it cannot, and
+        `Conflict` where the gate refuses it."""
         given = {"engine": engine, "canary": canary, "shadow": shadow, **options}
         body = {"name": name, "model": self.served(model), "replicas": replicas}
         body |= {key: value for key, value in given.items() if value is not None}
@@ -56,9 +59,10 @@ class Serving:
         """What `deploy` takes a reference for: a bare name for 'name@best' where that alias is given, else for the newest."""
         return model if "@" in model else best_or_newest(dict(self._wire.get(f"/api/models/{segment(model)}")))
 
-    def promote(self, name: str) -> Json:
-        """Have the version on trial answer every call; returns once it does."""
-        return until_ready(self._wire, dict(self._wire.post(f"/api/deployments/{segment(name)}/promote")))
+    def promote(self, name: str, *, override: str | None = None) -> Json:
+        """Have the version on trial answer every call; returns once it does. Raises `Conflict` where the gate refuses it."""
+        body = {} if override is None else {"override": override}
+        return until_ready(self._wire, dict(self._wire.post(f"/api/deployments/{segment(name)}/promote", body)))
 
     def rollback(self, name: str) -> Json:
         """End the trial, if there is one, else go back to the version that served before; returns once that answers."""

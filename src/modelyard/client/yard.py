@@ -7,32 +7,23 @@ event meanwhile. References are 'name', 'name@3' or 'name@alias'; a bare name me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from modelyard.client.answer import Answer
-from modelyard.client.following import follow
-from modelyard.client.outcome import (
-    chosen,
-    concerns,
-    dataset_of,
-    failure_of,
-    newest_original,
-    origins,
-)
+from modelyard.client.gating import Gating
+from modelyard.client.jobs import Kind, OnEvent, collection
+from modelyard.client.outcome import chosen, concerns, dataset_of, newest_original, origins
 from modelyard.client.profile import find
-from modelyard.client.serving import Serving
 from modelyard.client.wire import Wire, segment
 from modelyard.errors import Invalid
 from modelyard.plugins import load
 
 Json = dict[str, Any]
 Tensors = Mapping[str, Any]
-OnEvent = Callable[[Mapping[str, Any]], None]
-Kind = Literal["dataset", "model"]
 Goal = Literal["latency", "throughput", "size"]
 _SOURCES = (
     "A dataset comes from CSV, JSONL, Parquet or text files, images by class, a hub, as hf:org/name, or scikit-learn, as "
@@ -40,7 +31,7 @@ _SOURCES = (
 )
 
 
-class Yard(Serving):
+class Yard(Gating):
     """A platform, spoken to over HTTP. Without arguments: the one of `MODELYARD_URL` and `MODELYARD_KEY`, else that of the
     profile in `data` (`MODELYARD_DATA`, `~/.modelyard`). Safe to use from several threads."""
 
@@ -126,17 +117,6 @@ class Yard(Serving):
         job = self.submit("import-model", config, uploaded, target={"kind": "model", "name": name})
         return self.result(job["id"], on_event) if wait else job
 
-    def version(self, reference: str, kind: Kind = "model") -> Json:
-        """One version by 'name', 'name@3' or 'name@alias'."""
-        name, _, number = reference.partition("@")
-        if not number:
-            number = str(self.versions(name, kind)["versions"][-1]["version"])
-        return dict(self._wire.get(f"{_collection(kind)}/{segment(name)}/versions/{segment(number)}"))
-
-    def versions(self, name: str, kind: Kind = "model") -> Json:
-        """A name's versions, oldest first, and its aliases."""
-        return dict(self._wire.get(f"{_collection(kind)}/{segment(name)}"))
-
     def datasets(self) -> list[Json]:
         return list(self._wire.get("/api/datasets"))
 
@@ -146,7 +126,7 @@ class Yard(Serving):
     def set_alias(self, reference: str, alias: str, kind: Kind = "model") -> Json:
         """Make 'name@alias' mean the version that `reference` means now."""
         version = self.version(reference, kind)
-        path = f"{_collection(kind)}/{segment(version['name'])}/aliases/{segment(alias)}"
+        path = f"{collection(kind)}/{segment(version['name'])}/aliases/{segment(alias)}"
         self._wire.put(path, {"version": version["version"]})
         return self.version(f"{version['name']}@{alias}", kind)
 
@@ -154,13 +134,7 @@ class Yard(Serving):
         """Forget a name with all its versions, or one version of it ('name@3'). Raises `Conflict` while something still uses
         it. The files stay, by their hash, until they are collected."""
         name, at, version = reference.partition("@")
-        self._wire.delete(f"{_collection(kind)}/{segment(name)}" + (f"/versions/{segment(version)}" if at else ""))
-
-    def lineage(self, reference: str, kind: Kind = "model") -> Json:
-        """Where a version comes from: {reference, kind, hash, job, task, created, parents: […]}, down to the data."""
-        version = self.version(reference, kind)
-        path = f"{_collection(kind)}/{segment(version['name'])}/versions/{version['version']}/lineage"
-        return dict(self._wire.get(path))
+        self._wire.delete(f"{collection(kind)}/{segment(name)}" + (f"/versions/{segment(version)}" if at else ""))
 
     # Work
 
@@ -209,79 +183,27 @@ class Yard(Serving):
         dataset: str | None = None,
         max_accuracy_drop: float = 1.0,
         goal: Goal = "latency",
+        steps: Sequence[str | Mapping[str, Any]] = (),
+        resources: Mapping[str, int] | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         **config: Any,
     ) -> Json:
         """Make variants of a model, measure them, and choose the best whose accuracy falls by at most `max_accuracy_drop`
-        percentage points. A bare name means its newest version that is no such variant; `dataset` None what it was trained on.
-        Returns the chosen version, or the job if not `wait`."""
+        percentage points; with `steps` ('prune:channels=0.5', 'quantize:static-int8') one, made by these. A bare name means its
+        newest version that is no such variant; `dataset` None what it was trained on. Returns the version, or the job."""
         reference = reference if "@" in reference else newest_original(self.versions(reference))
         dataset = dataset or dataset_of(self.lineage(reference))
         inputs = {"model": f"model:{reference}", "dataset": f"dataset:{dataset}"}
-        config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal}
+        config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal} | ({"steps": list(steps)} if steps else {})
         target = {"kind": "model", "name": reference.partition("@")[0]}
-        job = self.submit("optimise", config, inputs, target=target)
+        job = self.submit("optimise", config, inputs, target=target, resources=resources)
         return self.result(job["id"], on_event) if wait else job
 
     def reproduce(self, reference: str, on_event: OnEvent | None = None) -> Json:
         """Run the job again that made a model version, as 'NAME-reproduced', and compare the weights: {reference, reproduced,
         job, identical, largest, differences: [{tensor, largest, why}], environment: [{name, first, second}]}."""
         return dict(load("modelyard.client.reproduce:reproduce")(self, reference, on_event))
-
-    def submit(
-        self,
-        kind: str,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        *,
-        target: Mapping[str, str] | None = None,
-        ranks: int = 1,
-        **limits: Any,
-    ) -> Json:
-        """Submit a job of any kind; `inputs` are role → 'dataset:digits@1', 'model:cnn@best' or 'artefact:<hash>'. `limits`:
-        timeout, max_restarts, priority, resources (what each rank takes: {'cpus', 'gpus', 'memory' in bytes}), resume."""
-        body = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "target": target, "ranks": ranks, **limits}
-        return dict(self._wire.post("/api/jobs", {key: value for key, value in body.items() if value is not None}))
-
-    def jobs(self, state: str | None = None) -> list[Json]:
-        """The newest 1,000, newest first; of one state if given."""
-        return list(self._wire.get("/api/jobs", state=state))
-
-    def underway(self, first: int = 20) -> Json:
-        """{jobs, counts}: the jobs that start or run, then the `first` of the queue in its order; how many of each state."""
-        return dict(self._wire.get("/api/jobs/underway", first=first))
-
-    def job(self, job: str) -> Json:
-        return dict(self._wire.get(f"/api/jobs/{segment(job)}"))
-
-    def cancel(self, job: str) -> Json:
-        """Ask a job to stop; one that has ended stays as it is."""
-        return dict(self._wire.post(f"/api/jobs/{segment(job)}/cancel"))
-
-    def events(self, job: str, after: int = 0) -> Iterator[Json]:
-        """What a job has said so far, from event number `after` on."""
-        yield from self._wire.lines(f"/api/jobs/{segment(job)}/events", after=after, follow="false")
-
-    def follow(self, job: str, after: int = 0) -> Iterator[Json]:
-        """What a job says, from its start to its end; a broken connection is taken up where it broke for up to a minute."""
-        return follow(self._wire, job, after)
-
-    def logs(self, job: str, *, follow: bool = False) -> Iterator[str]:
-        """The lines that a job's ranks wrote."""
-        for event in self.follow(job) if follow else self.events(job):
-            if event["type"] == "log":
-                yield str(event["text"])
-
-    def wait(self, job: str, on_event: OnEvent | None = None) -> Json:
-        """Wait for a job's end and return it. Raises the job's own error if it failed or was cancelled."""
-        for event in self.follow(job):
-            if on_event:
-                on_event(event)
-        ended = self.job(job)
-        if ended["state"] != "succeeded":
-            raise failure_of(ended)
-        return ended
 
     def result(self, job: str, on_event: OnEvent | None = None) -> Json:
         """Wait for a job and return the version it made: the aliased one ('best') where it made several. Raises as `wait`."""
@@ -389,7 +311,3 @@ def _as_events(what: str, on_event: OnEvent | None) -> Callable[[int, int], None
     if on_event is None:
         return None
     return lambda done, total: on_event({"type": "progress", "what": what, "done": done, "total": total, "unit": "bytes"})
-
-
-def _collection(kind: Kind) -> str:
-    return f"/api/{kind}s"

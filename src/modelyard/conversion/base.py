@@ -35,7 +35,10 @@ class Converter(Protocol):
         ...
 
 
-CONVERTERS: Registry[Converter] = Registry("converter", {"onnx": "modelyard.conversion.onnx:CONVERTER"})
+CONVERTERS: Registry[Converter] = Registry(
+    "converter",
+    {"onnx": "modelyard.conversion.onnx:CONVERTER", "openvino": "modelyard.conversion.openvino:CONVERTER"},
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ is taken out again.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from modelyard.tensors import Array
 
 FILE = "model.onnx"
 _ROWS = 3  # 0 and 1 are special to torch.export
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)', overload='(?P<overload>[^']+)'\)>")
 _INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 2 GiB
 
 
@@ -64,6 +66,7 @@ def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, 
 
 def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -> Any:
     open_dims = tuple(_open_dims(spec.shape, value.ndim) for spec, value in zip(card.inputs, arguments, strict=True))
+    shapes = _by_parameter(module, open_dims)
     try:
         with _quiet():
             return torch.onnx.export(
@@ -73,10 +76,11 @@ def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -
                 verbose=False,
                 input_names=[spec.name for spec in card.inputs],
                 output_names=[spec.name for spec in card.outputs],
-                dynamic_shapes=_by_parameter(module, open_dims),
+                dynamic_shapes=shapes,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise Invalid(f"{type(module).__name__} cannot be exported to ONNX: {_reason(error)}") from error
+        reason = _lacking(error, module, tuple(arguments), shapes) or _reason(error)
+        raise Invalid(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
 
 
 def _by_parameter(module: nn.Module, open_dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
@@ -131,10 +135,38 @@ def _batch_is_open(card: ModelCard, made: ModelCard) -> None:
 
 def _reason(error: Exception) -> str:
     """The innermost cause in one line: the exporter's own message is a page."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return first_line(cause)
+    return first_line(list(_causes(error))[-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if error.__cause__ is not None:
+        yield from _causes(error.__cause__)
+
+
+def _lacking(error: Exception, module: nn.Module, arguments: tuple[Any, ...], shapes: Any) -> str | None:
+    """Which operator ONNX does not have, and the layers that use it; None where that is not what is wrong. The exporter names
+    the operator alone: where it stands is looked up in the program, traced once more."""
+    match = next((said for cause in _causes(error) if (said := _MISSING.search(str(cause)))), None)
+    if match is None:
+        return None
+    with _quiet():
+        program = torch.export.export(module, arguments, dynamic_shapes=shapes)
+    # The exporter takes operators apart before it looks for them: aten.special_bessel_j0 is prims.bessel_j0 to it.
+    name = match["operator"].rpartition(".")[2]
+    found = [node for node in program.graph.nodes if str(node.target).rpartition(".")[0].endswith(name)]
+    operator = str(found[0].target).rpartition(".")[0] if found else match["operator"]
+    stacks = [node.meta.get("nn_module_stack", {}) for node in found]
+    layers = dict.fromkeys(_layer(list(stack.values())[-1]) for stack in stacks if stack)
+    where = f"layer {', '.join(layers)}" if layers else "forward"
+    return f"ONNX has no operator for {operator}, which {where} uses; use another there."
+
+
+def _layer(entry: Any) -> str:
+    """'layers.0' (Wave), of a module's place in the program; the whole network has no name."""
+    path, kind = entry
+    name = str(path).removeprefix("L['self']").lstrip(".")
+    return f"'{name}' ({str(kind).rpartition('.')[2]})" if name else f"'{str(kind).rpartition('.')[2]}' itself"
 
 
 @contextmanager

@@ -123,11 +123,12 @@ class EngineFactory(Protocol):
 
 
 # Engines that compute a graph: no code comes with a version that they run.
-GRAPHS = frozenset({"onnx"})
+GRAPHS = frozenset({"onnx", "openvino"})
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {
         "onnx": "modelyard.engines.onnx:OnnxEngine",
+        "openvino": "modelyard.engines.openvino:OpenVinoEngine",
         "torch": "modelyard.engines.torch:TorchEngine",
     },
 )

@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
+from modelyard.engines.tensors import agree
 from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import Array, Signature, TensorSpec
 
@@ -68,7 +69,7 @@ class OnnxEngine:
         check(path)
         self._session = _session(path, threads, device)
         self._signature = card.signature
-        _agree(card.signature, session_signature(self._session))
+        agree(card.signature, session_signature(self._session))
         self._outputs = [spec.name for spec in card.outputs]
         self._text_in = [spec.name for spec in card.inputs if spec.datatype == "BYTES"]
         self._text_out = [spec.name for spec in card.outputs if spec.datatype == "BYTES"]
@@ -184,31 +185,6 @@ def _spec(given: Any) -> TensorSpec:
     return TensorSpec(
         given.name, _DATATYPES[given.type], tuple(d if isinstance(d, int) and d >= 0 else -1 for d in given.shape)
     )
-
-
-def _agree(card: Signature, graph: Signature) -> None:
-    """Raises `Invalid` naming the first tensor of the card that the graph does not have in that form."""
-    for what, stated, there in (("input", card.inputs, graph.inputs), ("output", card.outputs, graph.outputs)):
-        specs = {spec.name: spec for spec in there}
-        for spec in stated:
-            if spec.name not in specs or not _fits(spec, specs[spec.name]):
-                found = ", ".join(_shown(s) for s in there)
-                raise Invalid(f"model.json states the {what} {_shown(spec)}, but the graph's {what}s are {found}.")
-    missing = sorted({spec.name for spec in graph.inputs} - {spec.name for spec in card.inputs})
-    if missing:
-        raise Invalid(f"The graph also takes {', '.join(missing)}, which model.json does not state.")
-
-
-def _fits(stated: TensorSpec, there: TensorSpec) -> bool:
-    if stated.datatype != there.datatype:
-        return False
-    if stated.shape is None or there.shape is None:
-        return True
-    return len(stated.shape) == len(there.shape) and all(b in (-1, a) for a, b in zip(stated.shape, there.shape, strict=True))
-
-
-def _shown(spec: TensorSpec) -> str:
-    return f"{spec.name}:{spec.datatype}{'' if spec.shape is None else list(spec.shape)}"
 
 
 def _decoded(array: Array) -> Array:

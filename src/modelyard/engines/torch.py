@@ -37,7 +37,17 @@ class TorchEngine:
 
     def __init__(self, folder: Path, card: ModelCard, *, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        self._module = load_module(folder, card)
+        self._hold(load_module(folder, card), card)
+
+    @classmethod
+    def of(cls, module: nn.Module, card: ModelCard) -> TorchEngine:
+        """Over a module in memory, in eval mode, with the tensors of `card`: what a step of optimisation made of a version."""
+        engine = cls.__new__(cls)
+        engine._hold(module.eval(), card)
+        return engine
+
+    def _hold(self, module: nn.Module, card: ModelCard) -> None:
+        self._module = module
         self._signature = card.signature
         self._inputs = [spec.name for spec in card.inputs]
         self._outputs = [spec.name for spec in card.outputs]

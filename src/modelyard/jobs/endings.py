@@ -6,11 +6,13 @@ the audit log are written together or not at all.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 
+from modelyard.catalogue import evaluations
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Parent, Version
 from modelyard.db import Session, now
@@ -22,6 +24,8 @@ from modelyard.tenancy import ledger
 from modelyard.tenancy.ledger import UsageEntry
 from modelyard.tenancy.tables import Usage
 
+# Where an output's metadata says what was found of it, or of the job's inputs.
+EVALUATION = "evaluation"
 # Attempts of one job that may end with control before it is the job that is suspected.
 MOST_ABANDONED = 50
 
@@ -35,11 +39,13 @@ def starts_again(job: Job, error: ModelyardError, most: int, *, abandoned: bool,
     return isinstance(error, Crashed) and most > 0 and (further or job.setbacks < most)
 
 
-def succeed(session: Session, active: Active) -> None:
-    """The job succeeded: its outputs become versions of its target. Raises what the catalogue refuses, and `Lost`."""
+def succeed(session: Session, active: Active, *, evaluates: bool = False) -> None:
+    """The job succeeded: its outputs become versions of its target, and what they say of its inputs, if it is of a kind that
+    `evaluates`, evidence. Raises what the catalogue refuses, and `Lost`."""
     job = active.job
     parents = [Parent(one.role, one.kind, one.name, one.number, one.artefact) for one in job.resolved]
-    made = [_register(session, job, output, parents) for output in active.outputs.values()]
+    outputs = [_evaluated(session, job, one, parents) if evaluates else one for one in active.outputs.values()]
+    made = [_register(session, job, output, parents) for output in outputs]
     chosen = next((shown["reference"] for shown in made if shown["alias"]), made[-1]["reference"] if made else None)
     _use(session, active, version=chosen or "", calls=1)
     _end(session, active, State.succeeded, outputs=made)
@@ -90,6 +96,17 @@ def charged_us(session: Session, job: Job) -> int:
     sources = [_source(job, attempt) for attempt in range(1, job.attempt)]
     query = select(func.sum(Usage.cpu_us)).where(Usage.project == job.project, Usage.source.in_(sources))
     return int(session.scalar(query) or 0)
+
+
+def _evaluated(session: Session, job: Job, output: Output, parents: list[Parent]) -> Output:
+    """Record what an output says as an evaluation, of the inputs that the job was resolved to. The output goes on without it,
+    so that a parent that adopts it does not say the same of inputs of its own."""
+    if EVALUATION not in output.metadata:
+        return output
+    rest = dict(output.metadata)
+    said, inputs = rest.pop(EVALUATION), {parent.role: parent for parent in parents}
+    evaluations.record(session, job.project, job.id, said, inputs, output.manifest.hash)
+    return replace(output, metadata=rest)
 
 
 def _register(session: Session, job: Job, output: Output, parents: list[Parent]) -> dict[str, Any]:

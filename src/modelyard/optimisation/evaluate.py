@@ -6,61 +6,32 @@ Classification is scored by accuracy, regression by R², whose drop counts in po
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from modelyard.errors import Invalid
+from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array
 
 _RESAMPLES = 1000
 _RIGHT = "accuracy"
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and the bounds of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def wilson(right: int, rows: int, confidence: float = 0.95) -> Interval:
-    """A proportion with Wilson's score interval (E. B. Wilson, 1927, J. Am. Stat. Assoc. 22), right also near 0 and 1."""
-    if not 0 <= right <= rows or rows < 1:
-        raise Invalid(f"{right} of {rows} is no proportion.")
-    z2 = _z(confidence) ** 2
-    share = right / rows
-    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = math.sqrt(z2 * (share * (1 - share) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
-    # At 0 and 1 the bound is the estimate itself; rounding must not put it on the wrong side.
-    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
 def paired_difference(first: Array, second: Array, confidence: float = 0.95) -> Interval:
-    """Share right in `first` minus share right in `second`, both bool [rows] over the same rows, with the interval of
-    R. G. Newcombe, 1998, Statistics in Medicine 17, 2635–2650, method 10 (square-and-add of Wilson's, correlated)."""
-    rows = len(first)
-    a, b = int((first & second).sum()), int((first & ~second).sum())
-    c, d = int((~first & second).sum()), int((~first & ~second).sum())
-    one, two = wilson(a + b, rows, confidence), wilson(a + c, rows, confidence)
-    phi = _phi(a, b, c, d)
-    difference = one.value - two.value
+    """Share right in `first` minus share right in `second`, both bool [rows] over the same rows, by Newcombe's interval."""
+    both, one, two, neither = paired(first, second)
+    return newcombe(both, one, two, neither, confidence)
 
-    def half(towards: float, away: float) -> float:
-        return math.sqrt(max(0.0, towards**2 - 2 * phi * towards * away + away**2))
 
-    low = difference - half(one.value - one.low, two.high - two.value)
-    high = difference + half(one.high - one.value, two.value - two.low)
-    return Interval(difference, max(-1.0, low), min(1.0, high))
+def paired(first: Array, second: Array) -> tuple[int, int, int, int]:
+    """How many rows are right in both, in the first alone, in the second alone, in neither."""
+    return (
+        int((first & second).sum()),
+        int((first & ~second).sum()),
+        int((~first & second).sum()),
+        int((~first & ~second).sum()),
+    )
 
 
 def mse(predicted: Array, wanted: Array) -> float:
@@ -99,18 +70,24 @@ def agreement(original: Array, variant: Array, metric: str) -> float:
     return float(np.mean(original == variant)) if metric == _RIGHT else r2(variant, original)
 
 
-def _phi(a: int, b: int, c: int, d: int) -> float:
-    """Correlation of a 2×2 table, corrected for continuity where positive."""
-    product = (a + b) * (c + d) * (a + c) * (b + d)
-    excess: float = a * d - b * c
-    if excess > 0:
-        excess = max(0.0, excess - (a + b + c + d) / 2)
-    return excess / math.sqrt(product) if product else 0.0
+def resampled_drop(original: Array, variant: Array, wanted: Array, seed: int = 0) -> tuple[float, Array]:
+    """What `variant` loses in R² against `original`, in points, and the same in 1,000 resamples of the rows, sorted."""
+    _check(original, wanted)
+    _check(variant, wanted)
+    value, drawn = _resampled([original, variant], wanted, lambda values: values[:, 0] - values[:, 1], seed)
+    return 100 * value, np.sort(100 * drawn)
 
 
 def _bootstrap(
     models: list[Array], wanted: Array, statistic: Callable[[Array], Array], confidence: float, seed: int
 ) -> Interval:
+    value, drawn = _resampled(models, wanted, statistic, seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(value, min(value, float(low)), max(value, float(high)))
+
+
+def _resampled(models: list[Array], wanted: Array, statistic: Callable[[Array], Array], seed: int) -> tuple[float, Array]:
     """`statistic` maps R² of each model, [resamples, models], to [resamples]; the same rows are drawn for all models."""
     wanted = wanted.astype(np.float64)
     squares = np.stack([(predicted.astype(np.float64) - wanted) ** 2 for predicted in models])
@@ -120,9 +97,7 @@ def _bootstrap(
         for _ in range(_RESAMPLES)
     ]
     value = float(statistic(_r2s(squares, wanted, np.ones(rows))[None])[0])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(np.stack(drawn)), [tail, 1 - tail])
-    return Interval(value, min(value, float(low)), max(value, float(high)))
+    return value, statistic(np.stack(drawn))
 
 
 def _r2s(squares: Array, wanted: Array, weights: Array) -> Array:
@@ -139,7 +114,3 @@ def _check(predicted: Array, wanted: Array) -> None:
         raise Invalid(
             f"Predictions {list(predicted.shape)} and what was wanted {list(wanted.shape)} need the same rows, at least one."
         )
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -5,7 +5,7 @@ measured went the way a caller's data goes. Called by `optimise`; knows datasets
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from modelyard.data.datasets import Dataset
-from modelyard.data.transforms import build
+from modelyard.data.transforms import Transform, build, softmax
 from modelyard.engines.base import BatchEngine, ModelCard
 from modelyard.errors import Invalid
 from modelyard.tensors import DATATYPES, Array
 
 Metric = Literal["accuracy", "r2"]
 _CHUNK = 64
-_TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
+TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,25 @@ class Examples:
     wanted: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model answers to rows: predictions in the form of `Examples.wanted`, a label whose scores are not finite being -1
+    and never right; and how sure it is of each label, 0 to 1, None where it gives no scores."""
+
+    predicted: Array
+    confidence: Array | None = None
+
+    def only(self, kept: Array) -> Answers:
+        """Those of some rows: BOOL [rows]."""
+        return Answers(self.predicted[kept], None if self.confidence is None else self.confidence[kept])
+
+
 class Source:
     """The examples of one model version and dataset. Raises `Invalid` where the two do not go together."""
 
-    def __init__(self, folder: Path, card: ModelCard, dataset: Dataset) -> None:
-        trained = _trained_on(folder)
+    def __init__(self, folder: Path, card: ModelCard, dataset: Dataset, like: Path | None = None) -> None:
+        """`like`: the folder of the version it was made from, whose training says what its own does not."""
+        trained = _trained_on(folder) or (_trained_on(like) if like else {})
         target = trained.get("target") or dataset.target
         if target is None:
             raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
@@ -50,22 +64,66 @@ class Source:
         self._features = tuple(trained.get("inputs") or self._feature_names())
         self.metric: Metric = "accuracy" if self._labels else "r2"
 
-    def examples(self, split: str, most: int | None = None, seed: int = 0) -> Examples:
-        """A split, or `most` rows of it drawn by `seed`, kept in order. Raises `Invalid` where the split is empty."""
-        columns = self._dataset.columns(split, [*self._features, self._target])
-        wanted = columns.pop(self._target)
-        if not len(wanted):
-            raise Invalid(f"The split '{split}' of the dataset is empty: optimising needs calibrate, select and report.")
-        if most is not None and most < len(wanted):
-            kept = np.sort(np.random.default_rng(seed).choice(len(wanted), most, replace=False))
+    def examples(self, split: str, most: int | None = None, seed: int = 0, among: Array | None = None) -> Examples:
+        """A split, or `most` rows of it drawn by `seed`, kept in order; `among`: only of those, INT64 positions. Raises
+        `Invalid` where the split is empty."""
+        columns, wanted = self._read(split)
+        kept = np.arange(len(wanted)) if among is None else among
+        if most is not None and most < len(kept):
+            kept = kept[np.sort(np.random.default_rng(seed).choice(len(kept), most, replace=False))]
+        if len(kept) < len(wanted):
             columns, wanted = {name: array[kept] for name, array in columns.items()}, wanted[kept]
-        return Examples(self._engine_inputs(columns), wanted if self._labels else wanted.astype(np.float64))
+        return Examples(self._engine_inputs(columns), wanted)
+
+    def run(self, engine: BatchEngine, split: str, check: Callable[[], None] = lambda: None) -> tuple[Answers, Array]:
+        """What a model answers to a whole split, and what was wanted. Rows are decoded as they are needed, so that it may be
+        larger than memory takes once decoded; `check` is called before each batch."""
+        columns, wanted = self._read(split)
+        parts = []
+        for i in range(0, len(wanted), _CHUNK):
+            check()
+            inputs = self._engine_inputs({name: values[i : i + _CHUNK] for name, values in columns.items()})
+            parts.append(self._answers(self._transform.after(engine.forward(inputs))))
+        return _joined(parts), wanted
+
+    def fresh(self, split: str, others: Sequence[str]) -> Array:
+        """BOOL [rows of `split`]: which of them, as the model is shown them, are in none of the splits `others` as well."""
+        there = [other for other in others if other in self._dataset.card.splits]
+        seen = {row for other in there for row in self._contents(other)}
+        return np.array([row not in seen for row in self._contents(split)], bool)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the target's classes, by position; None where it is a number."""
+        return self._labels
+
+    @property
+    def target(self) -> str:
+        return self._target
 
     def predict(self, engine: BatchEngine, inputs: Mapping[str, Array]) -> Array:
         """One prediction a row, in the form of `Examples.wanted`; rows go through in bounded batches."""
+        return self.answers(engine, inputs).predicted
+
+    def answers(self, engine: BatchEngine, inputs: Mapping[str, Array]) -> Answers:
+        """As `predict`, and how sure the model is."""
         rows = len(next(iter(inputs.values())))
         parts = [engine.forward({k: v[i : i + _CHUNK] for k, v in inputs.items()}) for i in range(0, rows, _CHUNK)]
-        return np.concatenate([self._answers(self._transform.after(part)) for part in parts])
+        return _joined([self._answers(self._transform.after(part)) for part in parts])
+
+    def _read(self, split: str) -> tuple[dict[str, Array], Array]:
+        """The columns that the model is shown, and the target."""
+        columns = self._dataset.columns(split, [*self._features, self._target])
+        wanted = columns.pop(self._target)
+        if not len(wanted):
+            needed = "optimising needs calibrate, select and report, evaluating needs report"
+            raise Invalid(f"The split '{split}' of the dataset is empty: {needed}.")
+        return columns, wanted if self._labels else wanted.astype(np.float64)
+
+    def _contents(self, split: str) -> Iterator[tuple[Any, ...]]:
+        """Each row of a split as the model is shown it; a missing number is None, so that it equals another."""
+        columns = self._dataset.columns(split, self._features)
+        return zip(*([None if v != v else v for v in columns[name].tolist()] for name in self._features), strict=True)
 
     def _feature_names(self) -> list[str]:
         """What the transform reads: the one image, its named columns, or all numbers in the dataset's order."""
@@ -74,6 +132,43 @@ class Source:
         if self._kind == "columns":
             return [column["name"] for column in self._transform.config["columns"]]
         return self._dataset.of_type("float", "int") or _refuse("columns of numbers", self._dataset)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The columns that the model is shown."""
+        return self._features
+
+    @property
+    def dataset(self) -> Dataset:
+        return self._dataset
+
+    @property
+    def transform(self) -> Transform:
+        return self._transform
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and deviation of the target in whose terms the model answers numbers."""
+        known = self._transform.config if self._kind == "columns" else {}
+        return float(known.get("mean", 0.0)), float(known.get("std", 1.0))
+
+    def inputs(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Rows of the dataset's columns → the engine's inputs."""
+        return self._engine_inputs(columns)
+
+    def order(self) -> Array | None:
+        """INT64: of each of the dataset's labels its position among the model's outputs; None where both count alike, or for
+        numbers. Raises `Invalid` naming labels that the model does not have."""
+        own = self._card.labels or self._transform.config.get("labels")
+        if self._labels is None or own is None:
+            return None
+        if missing := [name for name in self._labels if name not in own]:
+            raise Invalid(
+                f"The dataset has the labels {', '.join(map(repr, missing[:10]))}, which the model does not have "
+                f"({', '.join(map(repr, own[:10]))}): it cannot be trained on them."
+            )
+        found = np.array([list(own).index(name) for name in self._labels], np.int64)
+        return None if (found == np.arange(len(found))).all() else found
 
     def _engine_inputs(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         if self._kind == "image":
@@ -88,17 +183,21 @@ class Source:
             raise Invalid(f"The model takes {takes}; the dataset gives {gives}.")
         return {spec.name: matrix}
 
-    def _answers(self, outputs: Mapping[str, Array]) -> Array:
-        """Public outputs → predictions. A plain tensor is a row of logits for labels, a number otherwise."""
+    def _answers(self, outputs: Mapping[str, Array]) -> Answers:
+        """Public outputs → answers. A plain tensor is a row of logits or of probabilities for labels, a number otherwise."""
         if self._kind != "tensor":
-            return self._positions(outputs["label"]) if self._labels else outputs["prediction"].astype(np.float64)
+            if self._labels is None:
+                return Answers(outputs["prediction"].astype(np.float64))
+            return _labelled(self._positions(outputs["label"]), outputs["scores"])
         values = outputs[self._card.outputs[0].name]
         if self._labels is None:
             if values.size != len(values):
                 raise Invalid(f"The model answers {list(values.shape[1:])} numbers a row; '{self._target}' is one number.")
-            return values.reshape(-1).astype(np.float64)
-        order = values.reshape(len(values), -1).argmax(axis=1)
-        return self._positions(np.array(self._card.labels, object)[order]) if self._card.labels else order
+            return Answers(values.reshape(-1).astype(np.float64))
+        rows = values.reshape(len(values), -1)
+        order = rows.argmax(axis=1)
+        positions = self._positions(np.array(self._card.labels, object)[order]) if self._card.labels else order
+        return _labelled(positions, rows if _are_shares(rows) else softmax(rows))
 
     def _positions(self, labels: Array) -> Array:
         """Names of labels → their positions in the dataset; -1, never right, for one that it does not have."""
@@ -106,9 +205,26 @@ class Source:
         return np.array([known.get(v.decode() if isinstance(v, bytes) else str(v), -1) for v in labels], np.int64)
 
 
+def _joined(parts: Sequence[Answers]) -> Answers:
+    sure = [part.confidence for part in parts if part.confidence is not None]
+    whole = np.concatenate(sure) if len(sure) == len(parts) else None
+    return Answers(np.concatenate([part.predicted for part in parts]), whole)
+
+
+def _labelled(positions: Array, scores: Array) -> Answers:
+    best = scores.max(axis=1).astype(np.float64)
+    known = np.isfinite(best)
+    return Answers(np.where(known, positions, -1), np.where(known, best, 0.0))
+
+
+def _are_shares(rows: Array) -> bool:
+    """Whether each row is of probabilities already."""
+    return bool(((rows >= 0) & (rows <= 1)).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3))
+
+
 def _trained_on(folder: Path) -> dict[str, Any]:
     """The columns that the config of a version's training names; none where it was not trained on columns of its choice."""
-    path = folder / _TRAINING
+    path = folder / TRAINING
     config = json.loads(path.read_bytes()).get("config", {}) if path.is_file() else {}
     recipe = str(config.get("recipe"))
     named = {"module": ("inputs", "target"), "tabular": ("target",)}.get(recipe, ())

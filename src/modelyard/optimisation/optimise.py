@@ -14,21 +14,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from modelyard.data.datasets import Dataset
-from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
+from modelyard.engines.base import CARD, ENGINES, BatchEngine, ModelCard
 from modelyard.engines.files import inside
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
+from modelyard.optimisation import chain
 from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.comparison import by_label, compare
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
+from modelyard.optimisation.evaluation import SPLIT, described, fresh
 from modelyard.optimisation.examples import Examples, Source
 from modelyard.optimisation.measure import Speed, measure
 from modelyard.optimisation.publish import REPORT, Findings, publish
+from modelyard.optimisation.steps.config import epochs
+from modelyard.optimisation.study import study
 from modelyard.optimisation.variants import Subject, Variant, make
 from modelyard.tensors import Array
 
 ORIGINAL = "original"
-_STEPS = 5
+_STEPS = chain.BEYOND
 _UNKNOWN = Speed(math.nan, math.nan, math.nan)
 
 
@@ -36,29 +41,32 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
     version too. Raises `Invalid` where the version is a variant, cannot be converted, or no variant is within the budget."""
     check_inputs(inputs)
-    subject = read(inputs)
-    context.progress(1, _STEPS)
-    variants = make(subject, config, context)
-    context.progress(2, _STEPS)
+    subject, ahead = read(inputs), epochs(config.steps)
+    context.progress(1, ahead + _STEPS)
+    made = chain.make(subject, config, context) if config.steps else chain.Result(make(subject, config, context))
+    variants = made.variants
+    context.progress(ahead + 2, ahead + _STEPS)
     table = tabulate(subject, variants, config, context)
     for step, row in enumerate(table):
         context.metric(step, **{key: value for key, value in _known(row).items() if isinstance(value, float)})
     told = [{**_known(row), "verdict": "measured", "chosen": False} for row in table]  # stays, if none is chosen
-    context.report(metric=subject.source.metric, goal=config.goal, table=told)
-    context.progress(3, _STEPS)
+    context.report(metric=subject.source.metric, goal=config.goal, table=told, **found_by(made, "select", subject, config))
+    context.progress(ahead + 3, ahead + _STEPS)
     choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
     rows = [
         {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
         for row in table
     ]
     report = judge(subject, next(v for v in variants if v.name == choice.variant), config)
-    context.progress(4, _STEPS)
-    context.report(table=rows, chosen=choice.variant, report=report)
-    findings = Findings(config, inputs, subject.source.metric, rows, report, choice.variant)
+    context.progress(ahead + 4, ahead + _STEPS)
+    more = found_by(made, "report", subject, config)
+    context.report(table=rows, chosen=choice.variant, report=report, **more)
+    evaluations = evaluate(subject, variants, config, context)
+    findings = Findings(config, inputs, subject.source.metric, rows, report, choice.variant, evaluations, more)
     for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
         if variant.verified:
             publish(findings, variant, outputs)
-    context.progress(_STEPS, _STEPS)
+    context.progress(ahead + _STEPS, ahead + _STEPS)
 
 
 def read(inputs: Mapping[str, Input]) -> Subject:
@@ -94,6 +102,27 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     ]
 
 
+def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
+    """Of every verified variant what the report split shows, which nothing was chosen by; none where it can show nothing."""
+    source, found = subject.source, dict[str, Any]()
+    try:
+        kept = fresh(source, context)
+        rows = source.examples(SPLIT)
+        original = source.answers(subject.engine, rows.inputs)
+        slices = by_label(source.labels, rows.wanted)
+        for variant in variants:
+            context.check()
+            if variant.verified and variant.engine is not None:
+                answers = source.answers(variant.engine, rows.inputs)
+                evidence = compare(
+                    original, answers, rows.wanted, source.metric, split=SPLIT, slices=slices, kept=kept, seed=config.seed
+                )
+                found[variant.name] = described(evidence, "model")
+    except Invalid as error:
+        context.log(f"The variants were not evaluated on the report split: {error.message}")
+    return found
+
+
 def judge(subject: Subject, chosen: Variant, config: OptimiseConfig) -> dict[str, Any]:
     """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
     assert chosen.engine is not None
@@ -105,6 +134,18 @@ def judge(subject: Subject, chosen: Variant, config: OptimiseConfig) -> dict[str
         report[name] = _figures(predicted, examples, metric, config)
     lost = drop(predictions[ORIGINAL], predictions["chosen"], examples.wanted, metric, config.confidence, config.seed)
     return {**report, "drop": lost.to_json()}
+
+
+def found_by(made: chain.Result, split: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:
+    """What steps have to tell beside the table: each of them, and of a lesson what it was worth on both splits so far."""
+    if not config.steps:
+        return {}
+    told: dict[str, Any] = {"steps": list(made.told)}
+    if made.lesson is None:
+        return told
+    splits = ("select",) if split == "select" else ("select", "report")
+    examples = {name: subject.select if name == "select" else subject.source.examples(name) for name in splits}
+    return told | {"distillation": {name: study(subject, made.lesson, found, config) for name, found in examples.items()}}
 
 
 def _figures(predicted: Array, examples: Examples, metric: str, config: OptimiseConfig) -> dict[str, float]:
@@ -124,8 +165,8 @@ def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, confi
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the model's own files."""
-    return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+    """Bytes of the model's own files: those that are named as it is, but for its card."""
+    return sum(path.stat().st_size for path in folder.glob("model.*") if path.name != CARD)
 
 
 def _known(row: Measured) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import onnxruntime
 
 from modelyard.conversion.importing import describe_metadata
 from modelyard.conversion.readme import write as write_readme
@@ -21,12 +21,15 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.variants import Variant
 
 REPORT = "optimisation.json"
+_LONGEST = 63  # letters of an output's name
 _NAMES = {"accuracy": "accuracy", "r2": "R²"}
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the job found: the table of all variants on the select split, and the report split's figures of the chosen one."""
+    """What the job found: the table of all variants on the select split, and the report split's figures of the chosen one.
+    `evaluations`: of each variant the evidence of the report split, for the catalogue to record. `more`: of steps what each did
+    (`steps`) and what a lesson was worth (`distillation`)."""
 
     config: OptimiseConfig
     inputs: Mapping[str, Input]
@@ -34,6 +37,8 @@ class Findings:
     table: Sequence[Mapping[str, Any]]
     report: Mapping[str, Any]
     chosen: str
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
@@ -51,6 +56,7 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
         "report": dict(findings.report),
         "verification": dict(variant.proof),
         "machine": machine(),
+        **findings.more,
     }
     (variant.folder / REPORT).write_text(json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
     score = findings.report["chosen"]["value"] if chosen else row["accuracy"]
@@ -66,8 +72,12 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
         "select": dict(row),
         "report": report,
         "verification": dict(variant.proof),
+        **findings.more,
     }
-    outputs.publish(variant.name, variant.folder, task=variant.card.task, metadata=metadata, alias="best" if chosen else None)
+    if variant.name in findings.evaluations:
+        metadata["evaluation"] = findings.evaluations[variant.name]
+    output = variant.name.replace("+", ".")[:_LONGEST]  # what joins steps is no part of a name
+    outputs.publish(output, variant.folder, task=variant.card.task, metadata=metadata, alias="best" if chosen else None)
 
 
 def machine() -> dict[str, Any]:
@@ -76,7 +86,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "onnxruntime": onnxruntime.__version__,
+        **{name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)},
         "threads": 1,
     }
 
@@ -101,12 +111,35 @@ def readme(findings: Findings) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in findings.table),
     ]
+    lines += of_steps(findings)
     original, chosen = findings.report["original"], findings.report["chosen"]
     lines.append(
         f"\nOn the report split, which nothing was chosen by, {findings.chosen} reaches {name} {chosen['value']:.4f} "
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
     return "\n".join(lines)
+
+
+def of_steps(findings: Findings) -> list[str]:
+    """How the variant was made, and what a teacher was worth."""
+    lines = []
+    if steps := findings.more.get("steps"):
+        lines.append("\nMade by these steps, which `--with` takes again:\n")
+        lines += [f"1. `{step['step']}`" for step in steps]
+    for split, found in findings.more.get("distillation", {}).items():
+        gain = found["gain"]
+        lines += [
+            f"\nThe lesson on the {split} split ({found['rows']} rows); the control is the same student from scratch, trained "
+            "for as long:\n",
+            f"| | {_NAMES[findings.metric]} | interval |",
+            "|---|---|---|",
+            *(
+                f"| {name} | {found[name]['value']:.4f} | {found[name]['low']:.4f} to {found[name]['high']:.4f} |"
+                for name in ("teacher", "distilled", "control")
+            ),
+            f"\nThe teacher was worth {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f}).",
+        ]
+    return lines
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,79 +1,215 @@
 """Eight-bit variants of an ONNX model by onnxruntime's quantiser. What they are worth is found by measuring, not here.
 
-Activations are unsigned: onnxruntime's kernels for signed ones were slower than float on x86. Weights of the static variant
-keep 7 of 8 bits, because processors without VNNI saturate otherwise and would answer differently from where it was measured.
+Of `weights-int8` onnxruntime makes floats again when it loads the graph, and computes as fast as in float; the file alone is
+smaller. Activations are unsigned: onnxruntime's kernels for signed ones were slower than float on x86. Weights keep
+7 of 8 bits, because processors without VNNI saturate otherwise and would answer differently from where it was
+measured.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelyard.conversion.base import count, first_line
 from modelyard.engines.onnx import ERRORS
 from modelyard.errors import Invalid
+from modelyard.optimisation.packing import pack
+from modelyard.optimisation.steps.config import Quantize
 from modelyard.tensors import Array
 
 _CHUNK = 32
+_BINS, _KEPT_BINS = 512, 128  # of a tensor's histogram, and the fewest of them that a range is made of
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHT = re.compile(r"(?:ConvBnFusion_W_)?(?P<layer>.+)\.weight")
 Quantise = Callable[[Path, Path, Mapping[str, Array]], None]
 
 
 def static_int8(source: Path, target: Path, calibration: Mapping[str, Array]) -> None:
     """Weights (per channel) and activations, whose ranges are those seen on the `calibration` rows; QDQ form."""
-    with _prepared(source, target) as prepared:
-        quantize_static(
-            prepared,
-            target,
-            _Reader(calibration),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
+    with prepared(source, target, calibration, Quantize()) as graph:
+        graph.write(target)
 
 
 def dynamic_int8(source: Path, target: Path, calibration: Mapping[str, Array]) -> None:
-    """Weights ahead, activations at each call. Convolutions need unsigned weights: with signed ones they are thrice as slow.
-    Signed ones keep seven bits: with eight, sums saturate on processors without VNNI, and the answers are others there."""
-    with _prepared(source, target) as prepared:
-        convolves = any(node.op_type == "Conv" for node in onnx.load(prepared).graph.node)
-        weights = QuantType.QUInt8 if convolves else QuantType.QInt8
-        quantize_dynamic(prepared, target, weight_type=weights, reduce_range=not convolves)
+    """Weights ahead, activations at each call. Convolutions need unsigned weights: with signed ones they are thrice as slow."""
+    with prepared(source, target, calibration, Quantize(method="dynamic-int8")) as graph:
+        graph.write(target)
 
 
 QUANTISERS: Mapping[str, Quantise] = {"static-int8": static_int8, "dynamic-int8": dynamic_int8}
 
 
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A float graph ready to be quantised. `layers`: those that have weights, by the name of the module they were exported
+    from (of their node, where it was no module), to their node. Ranges are found once and kept beside it."""
+
+    path: Path
+    calibration: Mapping[str, Array]
+    step: Quantize
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranges(self) -> Path:
+        return self.path.with_suffix(".ranges.json")
+
+    def write(self, target: Path, *, leave: Collection[str] = (), only: Collection[str] | None = None) -> None:
+        """Quantise all but the layers `leave`, or `only` some. Raises `Invalid` where there is no such layer, or the quantiser
+        gives up."""
+        nodes = [self.layers[name] for name in only] if only is not None else None
+        excluded = [self.layers[self.known(name)] for name in leave]
+        try:
+            if self.step.method == "static-int8":
+                self._static(target, nodes, excluded)
+            elif self.step.method == "dynamic-int8":
+                self._dynamic(target, nodes, excluded)
+            else:
+                chosen = set(self.layers.values() if nodes is None else nodes) - set(excluded)
+                pack(self.path, target, chosen, per_channel=self.step.per_channel)
+        except (ValueError, KeyError, AttributeError, NotImplementedError, *ERRORS) as error:
+            raise Invalid(f"onnxruntime cannot quantise this model: {first_line(error)}") from error
+
+    def known(self, name: str) -> str:
+        """Raises `Invalid`, naming what there is, where that is no layer."""
+        if name in self.layers:
+            return name
+        near = difflib.get_close_matches(name, self.layers, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(list(self.layers)[:20]) or 'none'}"
+        raise Invalid(f"'{name}' is no layer that eight bits change; {hint}.")
+
+    def _static(self, target: Path, nodes: list[str] | None, excluded: list[str]) -> None:
+        if self.step.calibration == "entropy" and not self.ranges.exists():
+            self._find_by_entropy()
+        quantize_static(
+            self.path,
+            target,
+            _Reader(self.calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=self.step.per_channel,
+            reduce_range=True,
+            calibrate_method=_METHODS[self.step.calibration],
+            calibration_cache_path=self.ranges,
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=excluded,
+            extra_options={"CalibPercentile": self.step.percentile} if self.step.calibration == "percentile" else {},
+        )
+
+    def _find_by_entropy(self) -> None:
+        """As `quantize_static` would, but for the bins: of the 128 that it takes the least that may be kept is all of them."""
+        augmented = self.path.with_suffix(".augmented.onnx")
+        try:
+            bins = {"num_bins": _BINS, "num_quantized_bins": _KEPT_BINS}
+            calibrator = create_calibrator(
+                self.path, list(QDQRegistry), augmented, CalibrationMethod.Entropy, extra_options=bins
+            )
+            calibrator.collect_data(_Reader(self.calibration))
+            save_tensors_data(calibrator.compute_data(), self.ranges)
+        finally:
+            augmented.unlink(missing_ok=True)
+
+    def _dynamic(self, target: Path, nodes: list[str] | None, excluded: list[str]) -> None:
+        convolves = any(node.op_type == "Conv" for node in onnx.load(self.path).graph.node)
+        quantize_dynamic(
+            self.path,
+            target,
+            weight_type=QuantType.QUInt8 if convolves else QuantType.QInt8,
+            reduce_range=True,
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=excluded,
+        )
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Rows in chunks, as onnxruntime's calibration asks for them."""
+    """Rows in chunks of one size, as onnxruntime's calibration asks for them: its histograms take no other."""
 
     def __init__(self, samples: Mapping[str, Array]) -> None:
         rows = count(samples)
-        self._chunks = iter([{k: v[i : i + _CHUNK] for k, v in samples.items()} for i in range(0, rows, _CHUNK)])
+        size = next(size for size in range(min(rows, _CHUNK), 0, -1) if rows % size == 0)
+        self._chunks = iter([{k: v[i : i + size] for k, v in samples.items()} for i in range(0, rows, size)])
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._chunks, None)
 
 
 @contextmanager
-def _prepared(source: Path, target: Path) -> Iterator[Path]:
+def prepared(source: Path, target: Path, calibration: Mapping[str, Array], step: Quantize) -> Iterator[Graph]:
     """The graph with shapes inferred and constants folded, as the quantiser wants it; gone afterwards. Raises `Invalid` where
-    the quantiser gives up."""
+    `calibration` has not the graph's inputs, or the quantiser gives up."""
     path = target.with_suffix(".prepared.onnx")
+    if step.method == "static-int8":
+        _check_rows(source, calibration)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the quantiser gives advice to its developers on the root logger
     try:
         quant_pre_process(source, path, skip_symbolic_shape=True)
-        yield path
+        graph = Graph(path, calibration, step, layers_of(path))
+        yield graph
     except (ValueError, KeyError, AttributeError, NotImplementedError, *ERRORS) as error:
         raise Invalid(f"onnxruntime cannot quantise this model: {first_line(error)}") from error
     finally:
         logging.disable(disabled)
         path.unlink(missing_ok=True)
+        path.with_suffix(".ranges.json").unlink(missing_ok=True)
+
+
+def layers_of(path: Path) -> dict[str, str]:
+    """The layers of a graph that have weights, by name, in order."""
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {initial.name for initial in graph.initializer}
+    found = {}
+    for node in graph.node:
+        held = [name for name in node.input if name in weights]
+        if node.op_type in _LAYERS and held:
+            named = next((match["layer"] for name in held if (match := _WEIGHT.match(name))), node.name)
+            found[named if named not in found else node.name] = node.name
+    return found
+
+
+def _check_rows(source: Path, calibration: Mapping[str, Array]) -> None:
+    """Raises `Invalid` where the rows of calibration are no input of the graph."""
+    wanted = {
+        given.name: [dim.dim_value or -1 for dim in given.type.tensor_type.shape.dim]
+        for given in onnx.load(source, load_external_data=False).graph.input
+    }
+    for name, shape in wanted.items():
+        array = calibration.get(name)
+        if array is None or not _fits(shape, array.shape):
+            given = ", ".join(f"{key} {list(value.shape)}" for key, value in calibration.items()) or "nothing"
+            raise Invalid(f"The model takes '{name}' {shape}; the rows of calibration are {given}.")
+
+
+def _fits(wanted: Sequence[int], given: Sequence[int]) -> bool:
+    """Whether dims past the batch are as wanted, where -1 is any."""
+    return len(wanted) == len(given) and all(dim in (-1, own) for dim, own in zip(wanted[1:], given[1:], strict=True))
+
+
+def facts(step: Quantize, left: Collection[str], effects: Mapping[str, float]) -> dict[str, Any]:
+    """What is told of a quantisation: what stayed in float, and what each layer does alone."""
+    return {"method": step.method, "float_layers": list(left)} | ({"effects": dict(effects)} if effects else {})

@@ -1,5 +1,5 @@
-"""Makes the variants of a version and proves each to be the same model: float ones number by number, eight-bit ones by how
-often they answer alike. Called by `optimise`; what a variant is worth is not decided here.
+"""Makes the variants of a version and proves each to be the same model: float ones, in whatever format, number by number,
+eight-bit ones by how often they answer alike. Called by `optimise`; what a variant is worth is not decided here.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 
 from modelyard.conversion.base import CONVERTERS, compare, verify
 from modelyard.conversion.onnx import FILE
-from modelyard.engines.base import BatchEngine, ModelCard
+from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.engines.files import inside
 from modelyard.engines.onnx import OnnxEngine, check
 from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
+from modelyard.optimisation.calibration import calibration
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluate import agreement
 from modelyard.optimisation.examples import Examples, Source
@@ -56,23 +57,23 @@ class Variant:
 def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> list[Variant]:
     """The variants asked for, in that order. Raises `Invalid` where the version cannot be expressed in ONNX or, as floats,
     answers otherwise there; the worst input is then kept in the job's folder."""
-    float32 = _float32(subject, context.work)
+    float32 = make_float32(subject, context.work / "fp32", context.work)
     context.log(f"fp32: verified, greatest relative error {float32.proof['max_rel']:.2g}.")
-    calibration = subject.source.examples("calibrate", _ROWS, config.seed).inputs
+    rows = calibration(subject.source, _ROWS, config.seed) if "static-int8" in config.variants else {}
     made = []
     for name in config.variants:
         context.check()
-        variant = float32 if name == "fp32" else _eight_bit(name, subject, float32, calibration)
+        variant = float32 if name == "fp32" else _made(name, subject, float32, rows)
         if not variant.verified:
             context.log(f"{name}: not verified. {variant.proof['reason']}")
         made.append(variant)
     return made
 
 
-def _float32(subject: Subject, work: Path) -> Variant:
-    out = work / "fp32"
+def make_float32(subject: Subject, out: Path, work: Path) -> Variant:
+    """The version as a float graph in `out`, which answers as it does; where not, the worst input is kept in `work`."""
     out.mkdir()
-    rows = _few(subject.select.inputs)
+    rows = few(subject.select.inputs)
     card = _to_onnx(subject, out, rows)
     engine = OnnxEngine(out, card)
     found = verify(subject.engine, engine, rows, keep=work)
@@ -93,30 +94,37 @@ def _to_onnx(subject: Subject, out: Path, rows: Mapping[str, Array]) -> ModelCar
     return made
 
 
-def _eight_bit(name: str, subject: Subject, float32: Variant, calibration: Mapping[str, Array]) -> Variant:
+def _made(name: str, subject: Subject, float32: Variant, rows: Mapping[str, Array]) -> Variant:
     """A failed try is a result as well: the variant is kept, unverified, with the reason."""
     out = float32.folder.with_name(name)
     out.mkdir()
-    engine = None
+    card = float32.card
+    engine: BatchEngine | None = None
     try:
-        QUANTISERS[name](float32.folder / FILE, out / FILE, calibration)
-        float32.card.save(out)
-        engine = OnnxEngine(out, float32.card)
-        proof = _agreement(subject, engine)
+        if name in QUANTISERS:
+            QUANTISERS[name](float32.folder / FILE, out / FILE, rows)
+            card.save(out)
+            engine = OnnxEngine(out, card)
+            proof = same_answers(subject, subject.engine, engine)
+        else:  # another format, which must answer number by number
+            card = CONVERTERS.get(name).convert(float32.folder, card, out, few(subject.select.inputs))
+            engine = cast(BatchEngine, ENGINES.get(card.engines[0])(out, card))
+            proof = verify(subject.engine, engine, few(subject.select.inputs), keep=out.parent).to_json()
     except Invalid as error:
         proof = {"ok": False, "reason": error.message}
-    return Variant(name, out, float32.card, engine, verified=bool(proof["ok"]), proof=proof)
+    return Variant(name, out, card, engine, verified=bool(proof["ok"]), proof=proof)
 
 
-def _agreement(subject: Subject, engine: BatchEngine) -> dict[str, Any]:
+def same_answers(subject: Subject, reference: BatchEngine, engine: BatchEngine) -> dict[str, Any]:
     """Same shapes in every batch size, finite numbers, and at least `AGREEMENT` of the predictions alike."""
-    found = compare(subject.engine, engine, _few(subject.select.inputs), tolerance=None)
+    found = compare(reference, engine, few(subject.select.inputs), tolerance=None)
     inputs, source = subject.select.inputs, subject.source
-    alike = agreement(source.predict(subject.engine, inputs), source.predict(engine, inputs), source.metric)
+    alike = agreement(source.predict(reference, inputs), source.predict(engine, inputs), source.metric)
     ok = math.isfinite(found.max_abs) and alike >= AGREEMENT
     reason = "" if ok else f"It predicts {alike:.3f} like the original (its outputs differ by up to {found.max_abs:.3g})."
     return {**found.to_json(), "agreement": round(alike, 6), "required": AGREEMENT, "ok": ok, "reason": reason}
 
 
-def _few(inputs: Mapping[str, Array]) -> dict[str, Array]:
+def few(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The first rows: as many as are compared number by number."""
     return {name: array[:_ROWS] for name, array in inputs.items()}

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import delete, select
 
+from modelyard.catalogue import service as catalogue
 from modelyard.db import Session, bump, now
 from modelyard.errors import Conflict, not_found
+from modelyard.serving import gating
 from modelyard.serving.planning import Wanted
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Options, ReplicaState, TrialKind
@@ -37,44 +40,51 @@ def find(session: Session, project: str, name: str) -> DeploymentRow | None:
 
 
 def try_out(
-    session: Session, caller: Principal, row: DeploymentRow, asked: Served, task: str, trial: tuple[TrialKind, int]
+    session: Session,
+    caller: Principal,
+    row: DeploymentRow,
+    asked: Served,
+    task: str,
+    trial: tuple[TrialKind, int],
+    decision: dict[str, Any] | None,
 ) -> None:
-    """Put a release on trial, in place of another; the same one again is given another share."""
+    """Put a release on trial, in place of another; the same one again is given another share. `decision` is the gate's."""
     kind, share = trial
     if (row.trial_kind, row.weight) != (kind, share):  # what was seen under another share cannot be added to
         session.execute(delete(ObservationRow).where(ObservationRow.deployment == row.id))
     there = session.get(ReleaseRow, (row.id, row.trial)) if row.trial is not None else None
     if there is None or there.error is not None or asked != served(there):
-        write(session, row, asked, task, share)
+        there = write(session, row, asked, task, share)
         row.trial = row.generation
+    there.decision = decision
     row.trial_kind, row.weight, row.note, row.updated = kind, share, None, now()
     name, number, *_ = asked
     audit(session, caller.project, caller.key, f"deployment.{kind}", row.name, {"model": f"{name}@{number}", "share": share})
     bump(session)
 
 
-def write(session: Session, row: DeploymentRow, asked: Served, task: str, share: int = 100) -> None:
+def write(session: Session, row: DeploymentRow, asked: Served, task: str, share: int = 100) -> ReleaseRow:
     """Write the next generation of a deployment, with replicas for `share` % of its calls."""
     session.flush()
     row.generation += 1
     model, version, artefact, engine = asked
-    session.add(
-        ReleaseRow(
-            deployment=row.id,
-            generation=row.generation,
-            model=model,
-            version=version,
-            artefact=artefact,
-            engine=engine,
-            task=task,
-            replicas=max(1, math.ceil(options_of(row).min_replicas * share / 100)),
-            target_us=_target(options_of(row)),
-            threads=options_of(row).threads,
-            state=DeploymentState.pending,
-            created=now(),
-        )
+    release = ReleaseRow(
+        deployment=row.id,
+        generation=row.generation,
+        model=model,
+        version=version,
+        artefact=artefact,
+        engine=engine,
+        task=task,
+        replicas=max(1, math.ceil(options_of(row).min_replicas * share / 100)),
+        target_us=_target(options_of(row)),
+        threads=options_of(row).threads,
+        state=DeploymentState.pending,
+        created=now(),
     )
+    session.add(release)
     session.flush()
+    return release
 
 
 def move(session: Session, row: DeploymentRow, generation: int) -> None:
@@ -90,12 +100,15 @@ def move(session: Session, row: DeploymentRow, generation: int) -> None:
             session.delete(old)
 
 
-def promote(session: Session, caller: Principal, name: str) -> None:
-    """Have the release on trial answer every call. Its replicas take over once they are as many as serve now."""
+def promote(session: Session, caller: Principal, name: str, override: str | None = None) -> None:
+    """Have the release on trial answer every call, if the gate lets it. Its replicas take over once they are as many as serve
+    now."""
     row = get(session, caller.project, name)
     if row.trial is None:
         raise Conflict(f"Nothing is on trial at deployment '{name}'; deploy a version with a canary or a shadow first.")
     promoted, stable = session.get_one(ReleaseRow, (row.id, row.trial)), session.get_one(ReleaseRow, (row.id, row.stable))
+    version = catalogue.resolve(session, caller.project, "model", promoted.reference)
+    promoted.decision = gating.admit(session, caller, row, version, override=override)
     promoted.settled = promoted.replicas >= stable.replicas and promoted.state == DeploymentState.ready
     promoted.replicas = max(promoted.replicas, stable.replicas)
     move(session, row, promoted.generation)

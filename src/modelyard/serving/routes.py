@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import Request
 
 from modelyard.db import Session
-from modelyard.serving import releases, service
+from modelyard.serving import gating, releases, service
 from modelyard.serving.feedback import Feedback, take
 from modelyard.serving.service import Deployment
-from modelyard.serving.types import DeploymentRequest
+from modelyard.serving.types import DeploymentRequest, GateRequest, PromoteRequest
 from modelyard.tenancy.router import Caller, Routes, answered
 from modelyard.tenancy.types import Principal, Scope
 
 routes = Routes(prefix="/api/deployments", tags=["deployments"])
+gates = Routes(prefix="/api/projects", tags=["gate"])
 
 
 @routes.post("", scope=Scope.write)
@@ -46,9 +48,9 @@ def show(request: Request, caller: Caller, name: str) -> Deployment:
 
 
 @routes.post("/{name}/promote", scope=Scope.write)
-def promote(request: Request, caller: Caller, name: str) -> Deployment:
+def promote(request: Request, caller: Caller, name: str, body: PromoteRequest | None = None) -> Deployment:
     """Have the release on trial answer every call."""
-    return _changed(request, caller, name, releases.promote)
+    return _changed(request, caller, name, partial(releases.promote, override=body.override if body else None))
 
 
 @routes.post("/{name}/rollback", scope=Scope.write)
@@ -91,3 +93,18 @@ def undeploy(request: Request, caller: Caller, name: str) -> dict[str, Any]:
         service.undeploy(session, caller, name)
     request.app.state.controller.wake()
     return {"name": name, "deleted": True}
+
+
+@gates.get("/{name}/gate", scope=Scope.write)
+def show_gate(request: Request, caller: Caller, name: str) -> GateRequest:
+    """What a project's variants must be shown to keep, before they are deployed."""
+    with request.app.state.db.read() as session:
+        gating.check_project(session, caller, name)
+        return GateRequest(gate=gating.project_gate(session, name))
+
+
+@gates.put("/{name}/gate", scope=Scope.admin)
+def set_gate(request: Request, caller: Caller, name: str, body: GateRequest) -> GateRequest:
+    """Hold a project's variants against the versions they were made from, or no longer."""
+    with request.app.state.db.begin() as session:
+        return GateRequest(gate=gating.set_project_gate(session, caller, name, body.gate))

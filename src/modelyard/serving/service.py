@@ -17,7 +17,7 @@ from modelyard.catalogue.types import Version
 from modelyard.db import Session, bump, now
 from modelyard.engines.base import CARD, ENGINES, ModelCard
 from modelyard.errors import Conflict, Invalid
-from modelyard.serving import releases
+from modelyard.serving import gating, releases
 from modelyard.serving.observations import LOSSES, losses, shown, total
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import (
@@ -60,11 +60,13 @@ class TrialShown:
     calls: int
     evidence: dict[str, Any]
     verdict: str
+    decision: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A deployment as the API shows it. `inputs` and `outputs` are known once a replica has been ready."""
+    """A deployment as the API shows it. `inputs` and `outputs` are known once a replica has been ready. `decision` is what the
+    gate said of the version, None where it was not asked."""
 
     name: str
     model: str
@@ -74,6 +76,8 @@ class Deployment:
     engine: str
     task: str
     options: Options
+    gate: dict[str, Any] | None
+    decision: dict[str, Any] | None
     trial: TrialShown | None
     previous: str | None
     note: str | None
@@ -115,21 +119,24 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
         if trial is not None:
             raise Conflict(f"Deployment '{request.name}' serves nothing yet; a {trial[0]} is tried beside what serves.")
         row = DeploymentRow(project=caller.project, name=request.name, generation=0, stable=0, used=now(), created=now())
-        session.add(row)
-    elif trial is not None:
-        releases.try_out(session, caller, row, asked, card.task, trial)
+    gate = row.gate
+    decision = gating.admit(session, caller, row, version, request.asked_gate, request.override)
+    session.add(row)
+    if trial is not None:
+        releases.try_out(session, caller, row, asked, card.task, trial, decision)
         return _show(session, row)
     stable = session.get(ReleaseRow, (row.id, row.stable)) if row.id is not None else None
     same = stable is not None and stable.error is None and asked == releases.served(stable)
-    changed = row.options != options.model_dump(mode="json")
+    changed = row.options != options.model_dump(mode="json") or row.gate != gate
     if same and row.trial is None and not changed:
         return _show(session, row)
     row.options, row.updated, row.note = options.model_dump(mode="json"), now(), None
     if same and stable is not None and not releases.restarts(options, stable):
         stable.replicas = min(max(stable.replicas, options.min_replicas), options.max_replicas)
     else:
-        releases.write(session, row, asked, card.task)
+        stable = releases.write(session, row, asked, card.task)
         releases.move(session, row, row.generation)
+    stable.decision = decision
     row.trial = row.trial_kind = None
     audit(
         session, caller.project, caller.key, "deployment.deploy", request.name, {"model": version.reference, "engine": engine}
@@ -139,8 +146,10 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
 
 
 def undeploy(session: Session, caller: Principal, name: str) -> None:
-    """Forget a deployment; its replicas leave the routes now and are drained and ended by the controller."""
+    """Forget a deployment; its replicas leave the routes now and are drained and ended by the controller. Raises `Forbidden`
+    where it has a gate and the caller is no administrator."""
     row = releases.get(session, caller.project, name)
+    gating.check_end(caller, row)
     gone = update(ReplicaRow).where(ReplicaRow.deployment == row.id).values(state=ReplicaState.draining, changed=now())
     session.execute(gone)
     for table in (ReleaseRow, ObservationRow):
@@ -172,7 +181,17 @@ def in_use(session: Session, version: Version) -> str | None:
         )
     )
     name = session.scalars(query.limit(1)).first() if version.kind == "model" else None
-    return f"deployment '{name}'" if name else None
+    if name is None:
+        return _holds(session, version)
+    return f"deployment '{name}'"
+
+
+def _holds(session: Session, version: Version) -> str | None:
+    """The deployment whose gate holds others against a model version, or on what was found on a dataset version."""
+    field = "baseline" if version.kind == "model" else "dataset"
+    rows = session.execute(select(DeploymentRow.name, DeploymentRow.gate).where(DeploymentRow.project == version.project))
+    name = next((name for name, gate in rows if gate and gate.get(field) == version.reference), None)
+    return f"the gate of deployment '{name}'" if name else None
 
 
 def routes(session: Session) -> list[Route]:
@@ -273,6 +292,7 @@ def _one(
             sum(observation.calls for observation in observed),
             {**shown(evidence), LOSSES: [lost.n, lost.k]},
             unsteady(lost, tried.failures, policy, kind) or judge(evidence, policy, kind).reason,
+            tried.decision,
         )
     return Deployment(
         name=row.name,
@@ -283,6 +303,8 @@ def _one(
         engine=stable.engine,
         task=stable.task,
         options=options,
+        gate=row.gate,
+        decision=stable.decision,
         trial=trial,
         previous=before.reference if before else None,
         note=row.note,

@@ -17,7 +17,7 @@ from modelyard.db import Base
 class DeploymentRow(Base):
     """A service somebody asked for. `generation` grows with every release; `stable` is the one that answers, `previous` the one
     before it, `trial` one on trial beside it, if any: `trial_kind` 'canary' is given `weight` % of the calls, 'shadow' a copy
-    of them. `options` are `Options` as JSON; `used` is when it was last called."""
+    of them. `options` are `Options` as JSON; `gate` its `GatePolicy`, if it has one; `used` is when it was last called."""
 
     __tablename__ = "deployments"
     __table_args__ = (UniqueConstraint("project", "name"),)
@@ -32,6 +32,7 @@ class DeploymentRow(Base):
     trial_kind: Mapped[str | None]
     weight: Mapped[int] = mapped_column(default=0)
     options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    gate: Mapped[dict[str, Any] | None]
     note: Mapped[str | None]
     used: Mapped[datetime]
     created: Mapped[datetime]
@@ -41,7 +42,7 @@ class DeploymentRow(Base):
 class ReleaseRow(Base):
     """One generation of a deployment: a version on an engine. `replicas` is how many are wanted of it now; `settled`: all of
     them were ready once, so that nothing older is needed; `signature` what a ready one reported; `threads` how many each may
-    compute in."""
+    compute in; `decision` what the gate said of it, None where it was not asked."""
 
     __tablename__ = "releases"
 
@@ -61,6 +62,7 @@ class ReleaseRow(Base):
     failures: Mapped[int] = mapped_column(default=0)
     retry_at: Mapped[datetime | None]
     signature: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    decision: Mapped[dict[str, Any] | None]
     created: Mapped[datetime]
 
     @property

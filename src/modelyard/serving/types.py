@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from modelyard.errors import Invalid, ModelyardError
 from modelyard.jobs.types import NAME
 from modelyard.kinds import Config
+from modelyard.optimisation.gate import GatePolicy
 from modelyard.serving.verdict import Evidence, Policy
+
+Reason = Annotated[str, Field(min_length=3, max_length=1000, pattern=r"\S")]
 
 
 class DeploymentState(StrEnum):
@@ -64,7 +67,9 @@ class Options(Config):
 class DeploymentRequest(Config):
     """POST /api/deployments: create or move a deployment. `model` is a reference; an alias is pinned when this is handled.
     `replicas` is both the least and the most where those are not said. With `canary` (% of the calls) or `shadow` (% of the
-    calls that it is given a copy of) the version is put on trial beside the one that serves."""
+    calls that it is given a copy of) the version is put on trial beside the one that serves. `gate` stays with the deployment:
+    what any version but its baseline must be shown to keep; fields that are not said stay as they are; `lift_gate`: none.
+    `override`: why an administrator lets a version pass that the gate refuses."""
 
     name: str = Field(pattern=NAME)
     model: str
@@ -79,6 +84,9 @@ class DeploymentRequest(Config):
     policy: Policy = Policy()
     canary: int | None = Field(default=None, ge=1, le=99)
     shadow: int | None = Field(default=None, ge=1, le=100)
+    gate: GatePolicy | None = None
+    lift_gate: bool = False
+    override: Reason | None = None
 
     @property
     def options(self) -> Options:
@@ -97,6 +105,13 @@ class DeploymentRequest(Config):
         )
 
     @property
+    def asked_gate(self) -> GatePolicy | Literal["off"] | None:
+        """Another gate, none any more ('off'), or the one that there is. Raises `Invalid` where two of these are asked for."""
+        if self.lift_gate and self.gate is not None:
+            raise Invalid("A gate is either set or lifted; leave one of 'gate' and 'lift_gate' out.")
+        return "off" if self.lift_gate else self.gate
+
+    @property
     def trial(self) -> tuple[TrialKind, int] | None:
         """The kind of trial and its share in percent. Raises `Invalid` where both are asked for."""
         if self.canary is not None and self.shadow is not None:
@@ -104,6 +119,18 @@ class DeploymentRequest(Config):
         if self.canary is not None:
             return TrialKind.canary, self.canary
         return None if self.shadow is None else (TrialKind.shadow, self.shadow)
+
+
+class GateRequest(Config):
+    """PUT /api/projects/{name}/gate: the policy for the project's variants; null: none."""
+
+    gate: GatePolicy | None
+
+
+class PromoteRequest(Config):
+    """POST /api/deployments/{name}/promote; `override` as in `DeploymentRequest`."""
+
+    override: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

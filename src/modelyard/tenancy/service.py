@@ -115,6 +115,28 @@ def set_project_quota(session: Session, by: str, name: str, quota: Quota | None)
     return _project(found)
 
 
+def set_project_gate(session: Session, by: str, name: str, gate: dict[str, Any] | None) -> dict[str, Any]:
+    """Keep another policy for a project's variants, or none, on behalf of an administrator of it or of 'default'. What it says
+    is the serving room's to know."""
+    found = session.get(Project, name, with_for_update=True) if by in (DEFAULT_PROJECT, name) else None
+    if found is None:
+        raise not_found("project", name, session.scalars(select(Project.name)) if by == DEFAULT_PROJECT else [by])
+    found.gate = gate
+    session.flush()
+    return _project(found)
+
+
+def project_gate(session: Session, name: str) -> dict[str, Any] | None:
+    """The policy that is kept for a project's variants."""
+    found = session.get(Project, name)
+    return found.gate if found is not None else None
+
+
+def key_name(session: Session, project: str, key: str) -> str | None:
+    """What a key of the project is called, where it has a name."""
+    return session.scalars(select(Key.name).where(Key.project == project, Key.id == key)).one_or_none()
+
+
 def _is_looser(quota: Quota, present: Quota) -> bool:
     return quota.rate > present.rate or quota.burst > present.burst
 
@@ -135,7 +157,8 @@ def _other_admins(session: Session, key: Key) -> bool:
 
 
 def _project(project: Project) -> dict[str, Any]:
-    return {"name": project.name, "created": project.created.isoformat(), "rate": project.rate, "burst": project.burst}
+    said = {name: getattr(project, name) for name in ("rate", "burst", "gate")}
+    return {"name": project.name, "created": project.created.isoformat(), **said}
 
 
 def _key(key: Key) -> dict[str, Any]:

@@ -15,13 +15,15 @@ _Serial = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Project(Base):
-    """A tenant. Its name is its identity: it is in every key of the object store and never changes."""
+    """A tenant. Its name is its identity: it is in every key of the object store and never changes. `gate`: what its variants
+    must be shown to keep, as the serving room reads it; None where they need not."""
 
     __tablename__ = "projects"
     name: Mapped[str] = mapped_column(primary_key=True)
     created: Mapped[datetime] = mapped_column(default=now)
     rate: Mapped[float | None]
     burst: Mapped[int | None]
+    gate: Mapped[dict[str, Any] | None]
 
 
 class Key(Base):

@@ -88,11 +88,11 @@ def check_gpus(asked: int, ranks: int, found: int) -> None:
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
-    """The same operations in the same order at every run: one thread a rank, deterministic algorithms only."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def repeatable(threads: int = 1) -> Iterator[None]:
+    """The same operations in the same order at every run: one thread a rank or `threads`, deterministic algorithms only."""
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode would also overwrite every fresh buffer, to show who reads one unset: a cost at every step.
     filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # type: ignore[attr-defined]
@@ -100,5 +100,5 @@ def repeatable() -> Iterator[None]:
         yield
     finally:
         memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.use_deterministic_algorithms(deterministic)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -195,11 +195,16 @@ def measure_whole(
 def make_optimiser(network: Spread, config: TrainConfig) -> optim.Optimizer:
     """Over the parameters that learn and are held here."""
     parameters = [parameter for parameter in network.parameters().values() if parameter.requires_grad]
-    each = False if network.mesh.tensor > 1 else None  # parameters in parts and whole ones do not go in one operation
+    # parameters in parts and whole ones do not go in one operation
+    return optimiser_of(parameters, config, False if network.mesh.tensor > 1 else None)
+
+
+def optimiser_of(parameters: Sequence[nn.Parameter], config: TrainConfig, each: bool | None = None) -> optim.Optimizer:
+    """The optimiser that `config` names, over `parameters`. `each` False: one after another, None: as torch sees fit."""
+    decay = config.weight_decay
     if config.optimiser == "sgd":
-        decay = config.weight_decay
         return optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay, foreach=each)
-    return optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=each)
+    return optim.AdamW(parameters, lr=config.lr, weight_decay=decay, foreach=each)
 
 
 def _memory(gang: Gang) -> int:

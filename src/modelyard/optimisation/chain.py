@@ -1,0 +1,189 @@
+"""Steps one after another, from a version to one variant: those that train or prune go on its torch module, then it is exported
+to ONNX, then it may be quantised.
+
+What was pruned or taught is another function than the original and is not compared with it number by number. What is proved is
+that the ONNX graph computes what its own module does, and that eight bits answer as that does; what it is worth is measured
+like any variant's, by `optimise`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelyard.conversion.base import verify
+from modelyard.conversion.onnx import FILE, export
+from modelyard.engines.base import BatchEngine
+from modelyard.engines.onnx import OnnxEngine
+from modelyard.engines.torch import TorchEngine, load_module
+from modelyard.errors import Invalid
+from modelyard.kinds import JobContext
+from modelyard.optimisation.calibration import calibration
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluate import agreement
+from modelyard.optimisation.quantise import facts, prepared
+from modelyard.optimisation.sensitive import leave_sensitive
+from modelyard.optimisation.steps import qat
+from modelyard.optimisation.steps.config import Distil, Finetune, Prune, Qat, Quantize, epochs, variant_name
+from modelyard.optimisation.steps.distil import Lesson, anew, build_student, distil
+from modelyard.optimisation.steps.learn import Learning
+from modelyard.optimisation.steps.text import show
+from modelyard.optimisation.variants import Subject, Variant, few, make_float32, same_answers
+from modelyard.plugins import load
+from modelyard.tensors import Array
+from modelyard.training.gang import repeatable
+
+_FINETUNED, _QUANTISED = 0.25, 0.1  # of the rate of the version's own training
+_JUDGED = 2048  # rows of the train split that importance is judged by
+_ALIKE = 0.99  # of the labels; with so many alike `sensitive=auto` leaves no more in float
+BEYOND = 5  # what the job tells as progress beside epochs
+_PATIENT = 10.0  # times as long as usual a job may be silent while it traces, exports or quantises
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The variants (of steps there is one), what there is to tell of each step, and what came of the last lesson."""
+
+    variants: list[Variant]
+    told: Sequence[Mapping[str, Any]] = ()
+    lesson: Lesson | None = None
+
+
+@dataclass(slots=True)
+class Shaping:
+    """A network on its way through the steps. `spent`: epochs since it was made smaller or anew."""
+
+    subject: Subject
+    learning: Learning
+    network: nn.Module
+    told: list[dict[str, Any]] = field(default_factory=list)
+    lesson: Lesson | None = None
+    spent: int = 0
+
+    def take(self, step: Any) -> None:
+        """Do one step."""
+        learning, said = self.learning, {"step": show(step)}
+        learning.context.check()
+        match step:
+            case Prune():
+                learning.context.allow(_PATIENT)
+                inputs, _ = learning.some(2)
+                prune = load("modelyard.optimisation.steps.prune:prune")  # the one step that needs torch-pruning
+                said |= prune(self.network, step, inputs, self._loss)
+                learning.context.allow()
+                learning.context.log(f"{show(step)}: parameters {said['parameters'][0]} → {said['parameters'][1]}.")
+                self._train("prune", step.finetune, step.lr)
+            case Finetune():
+                self._train("finetune", step.epochs, step.lr)
+            case Qat():
+                qat.train(self.network, learning, step.epochs, step.lr or learning.training.lr * _QUANTISED)
+                self.spent += step.epochs
+            case Distil():
+                self._teach(step)
+        self.told.append(said | {"curves": learning.curves})
+        learning.curves = {}
+
+    def _train(self, what: str, several: int, lr: float | None) -> None:
+        self.learning.fit(self.network, what, several, lr or self.learning.training.lr * _FINETUNED)
+        self.spent += several
+
+    def _teach(self, step: Distil) -> None:
+        subject, seed = self.subject, self.learning.seed
+        teacher = load_module(subject.folder, subject.card)
+        if step.student is None:
+            student, control, spent = self.network, anew(self.network, seed), self.spent
+        else:
+            assert subject.card.module is not None
+            given = (subject.folder, subject.card.module, subject.source, step.student, seed)
+            student, control, spent = build_student(*given), build_student(*given), 0
+        lesson = distil(teacher, student, control, step, self.learning, spent=spent)
+        self.network, self.spent = student, spent + step.epochs
+        self.lesson = Lesson(copy.deepcopy(lesson.distilled), lesson.control)
+
+    def _loss(self, network: nn.Module) -> Any:
+        inputs, wanted = self.learning.some(_JUDGED)
+        return self.learning.plainly(network, inputs, wanted)[0]
+
+
+def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Result:
+    """Raises `Invalid` where a step cannot be done, or what came of it does not answer in ONNX as it does in torch."""
+    steps, name = config.steps, variant_name(config.steps)
+    shaping = [step for step in steps if not isinstance(step, Quantize)]
+    out = context.work / ("float" if isinstance(steps[-1], Quantize) else name)
+    shaped = _shape(subject, shaping, config, context) if shaping else None
+    context.allow(_PATIENT)
+    found = _exported(shaped, subject, out, context) if shaped else make_float32(subject, out, context.work)
+    told = list(shaped.told) if shaped else []
+    if isinstance(steps[-1], Quantize):
+        found, said = _quantised(steps[-1], subject, found, context.work / name, config, context)
+        told.append({"step": show(steps[-1]), **said})
+    context.allow()
+    variant = Variant(name, found.folder, found.card, found.engine, verified=True, proof=found.proof)
+    return Result([variant], told, shaped.lesson if shaped else None)
+
+
+def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, context: JobContext) -> Shaping:
+    card = subject.card
+    if card.module is None:
+        names = ", ".join(dict.fromkeys(step.step for step in steps))
+        raise Invalid(
+            f"{names}: this version is a graph ({', '.join(card.files)}) and no torch module; it can be quantised alone."
+        )
+    context.allow(_PATIENT)
+    learning = Learning.of(subject.folder, card, subject.source, context, seed=config.seed, total=epochs(steps), beyond=BEYOND)
+    context.allow()
+    shaping = Shaping(subject, learning, load_module(subject.folder, card))
+    with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):  # the processors it was given
+        for step in steps:
+            shaping.take(step)
+    return shaping
+
+
+def _exported(shaped: Shaping, subject: Subject, out: Path, context: JobContext) -> Variant:
+    """The network as ONNX, which equals itself number by number."""
+    out.mkdir()
+    rows = few(subject.select.inputs)
+    card = export(shaped.network.eval(), subject.card, out, rows)
+    engine = OnnxEngine(out, card)
+    found = verify(TorchEngine.of(shaped.network, subject.card), engine, rows, keep=context.work)
+    context.log(f"exported to ONNX: verified, greatest relative error {found.max_rel:.2g}.")
+    proof = {**found.to_json(), "agreement_with_original": _alike(subject, subject.engine, engine, subject.select.inputs)}
+    return Variant(out.name, out, card, engine, verified=True, proof=proof)
+
+
+def _quantised(
+    step: Quantize, subject: Subject, source: Variant, out: Path, config: OptimiseConfig, context: JobContext
+) -> tuple[Variant, dict[str, Any]]:
+    """Eight bits of a float graph, proved against that."""
+    looked_at = step.method == "static-int8" or step.sensitive
+    rows = calibration(subject.source, step.rows, config.seed) if looked_at else {}
+    out.mkdir()
+    source.card.save(out)
+    own = source.engine
+    assert own is not None
+
+    def alike(_: Path) -> bool:
+        return _alike(subject, own, OnnxEngine(out, source.card), rows) >= _ALIKE
+
+    with prepared(source.folder / FILE, out / FILE, rows, step) as graph:
+        left, effects = leave_sensitive(graph, out / FILE, alike, context.check)
+        graph.write(out / FILE, leave=left)
+    if left:
+        context.log(f"{show(step)}: in float stay {', '.join(left)}.")
+    engine = OnnxEngine(out, source.card)
+    proof = same_answers(subject, own, engine)
+    if not proof["ok"]:
+        raise Invalid(f"{show(step)}: not verified. {proof['reason']}")
+    more = {name: source.proof[name] for name in ("agreement_with_original",) if name in source.proof}
+    return Variant(out.name, out, source.card, engine, verified=True, proof={**proof, **more}), facts(step, left, effects)
+
+
+def _alike(subject: Subject, one: BatchEngine, other: BatchEngine, inputs: Mapping[str, Array]) -> float:
+    source = subject.source
+    return round(agreement(source.predict(one, inputs), source.predict(other, inputs), source.metric), 6)

@@ -1,0 +1,205 @@
+"""The job kind `evaluate`: a version beside the one it is to stand in for, on the report split, by which neither was made.
+
+Each runs on its own engine and through its own transform, so that they are compared as callers would meet them. What is found
+is published as an artefact for people (README.md) and programs (evaluation.json), and as evidence that the gate decides by:
+the catalogue records it for the inputs that the job was given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from modelyard.data.datasets import Dataset
+from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
+from modelyard.errors import Invalid
+from modelyard.kinds import Input, JobContext, Outputs
+from modelyard.optimisation.comparison import by_column, by_label, compare
+from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
+from modelyard.optimisation.evidence import Drop, Evidence, Paired
+from modelyard.optimisation.examples import Answers, Source
+from modelyard.optimisation.intervals import Interval, newcombe, wilson
+from modelyard.tensors import Array
+
+SPLIT = "report"
+_USED = ("calibrate", "select")  # splits that variants are made and chosen by
+_MOST_LEFT_OUT = 0.1
+_TOLD = 50  # slices that are reported as facts
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One of the two versions: its input, its card, its examples of the dataset."""
+
+    given: Input
+    card: ModelCard
+    source: Source
+
+    def answers(self, context: JobContext) -> tuple[Answers, Array]:
+        engine = cast(BatchEngine, ENGINES.get(self.card.engines[0])(self.given.view.local(), self.card))
+        try:
+            return self.source.run(engine, SPLIT, context.check)
+        finally:
+            engine.close()
+
+
+def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
+    """Publishes the artefact 'evaluation'. Raises `Invalid` where the two cannot be compared: other labels, another target, a
+    report split that is empty, of one class, or used for making variants."""
+    check_evaluation(inputs)
+    dataset = Dataset.open(inputs["dataset"].view.local())
+    original = _open(inputs["original"], dataset)
+    variant = _open(inputs["model"], dataset, like=inputs["original"].view.local())
+    check_alike(original, variant)
+    kept = fresh(original.source, context)
+    context.progress(1, 3)
+    first, wanted = original.answers(context)
+    context.progress(2, 3)
+    second, _ = variant.answers(context)
+    slices = by_label(original.source.labels, wanted)
+    for column in config.slices:
+        slices |= by_column(dataset, SPLIT, column)
+    how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
+    evidence = compare(first, second, wanted, original.source.metric, **how)
+    publish(config, inputs, evidence, outputs, context)
+    context.progress(3, 3)
+
+
+def check_alike(original: Subject, variant: Subject) -> None:
+    """Raises `Invalid` where the two answer different questions."""
+    one, two = original.source, variant.source
+    if one.target != two.target or one.metric != two.metric:
+        raise Invalid(f"The two predict different things: the original '{one.target}', the model '{two.target}'.")
+    known, wanted = [labels_of(subject.card) for subject in (original, variant)], set(one.labels or ())
+    if known[0] != known[1] and all(known):
+        only = [", ".join(sorted(mine - other)[:5]) or "none" for mine, other in (known, known[::-1])]
+        raise Invalid(
+            f"The two have different labels: only the original has {only[0]}, only the model {only[1]}. "
+            "A version is held against one that answers the same."
+        )
+    if known[0] and wanted - known[0]:
+        unknown = ", ".join(sorted(wanted - known[0])[:5])
+        raise Invalid(
+            f"The dataset has labels that the original never answers ({unknown}): where both are wrong nothing is lost."
+        )
+
+
+def labels_of(card: ModelCard) -> set[str]:
+    """The labels a version answers with, as far as its card says."""
+    return set(card.labels or (card.transform or {}).get("labels") or ())
+
+
+def fresh(source: Source, context: JobContext) -> Array:
+    """Which rows of the report split count: those that no variant is made or chosen by."""
+    kept = source.fresh(SPLIT, _USED)
+    out = int((~kept).sum())
+    if out > _MOST_LEFT_OUT * len(kept):
+        raise Invalid(
+            f"{out:,} of {len(kept):,} rows of the split '{SPLIT}' are in {' or '.join(_USED)} as well, by which variants are "
+            "made and chosen: they prove nothing. Import a dataset whose splits share no rows."
+        )
+    if out:
+        context.log(f"{out:,} rows of the report split are in {' or '.join(_USED)} as well and were left out.")
+    return kept
+
+
+def described(evidence: Evidence, baseline: str, candidate: str | None = None) -> dict[str, Any]:
+    """What an output says of itself for the catalogue to record as an evaluation, under the name 'evaluation' in its metadata:
+    the roles of the candidate (None: the output itself), of the baseline, and the evidence."""
+    roles = {"baseline": baseline, "dataset": "dataset", "split": evidence.split}
+    return {**roles, **({"candidate": candidate} if candidate else {}), "evidence": evidence.to_json()}
+
+
+def publish(
+    config: EvaluateConfig, inputs: Mapping[str, Input], evidence: Evidence, outputs: Outputs, context: JobContext
+) -> None:
+    """Leave the artefact, and what a command shows as the job's facts."""
+    figures = table(evidence, config.confidence)
+    folder = context.work / "evaluation"
+    folder.mkdir()
+    whole = {
+        "config": config.model_dump(mode="json"),
+        "inputs": {role: {"reference": i.reference, "hash": i.view.hash} for role, i in sorted(inputs.items())},
+        "evidence": evidence.to_json(),
+        "figures": figures,
+    }
+    (folder / "evaluation.json").write_text(json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    (folder / "README.md").write_text(readme(config, inputs, figures))
+    outputs.publish("evaluation", folder, metadata={"evaluation": described(evidence, "original", "model")}, version=False)
+    worst = sorted(figures["slices"], key=lambda row: -math.inf if row["drop"] is None else -row["drop"]["high"])
+    context.report(**{**figures, "slices": worst[:_TOLD]})
+
+
+def table(evidence: Evidence, confidence: float) -> dict[str, Any]:
+    """The figures for people, with two-sided intervals at `confidence`: {metric, rows, left_out, original, variant, drop,
+    agreement, calibration, slices: [{slice, rows, drop}]}; `drop` is in points, None where there is no row."""
+    return {
+        "metric": evidence.metric,
+        "rows": evidence.rows,
+        "left_out": evidence.left_out,
+        "confidence": confidence,
+        **_scores(evidence, confidence),
+        "drop": _interval(evidence.drop, confidence),
+        "agreement": evidence.agreement,
+        "calibration": list(evidence.calibration) if evidence.calibration else None,
+        "slices": [
+            {"slice": name, "rows": drop.rows, "drop": _interval(drop, confidence)} for name, drop in evidence.slices.items()
+        ],
+    }
+
+
+def readme(config: EvaluateConfig, inputs: Mapping[str, Input], figures: Mapping[str, Any]) -> str:
+    """The same in prose, with a table of the slices."""
+    names = {role: f"`{given.reference}`" for role, given in inputs.items()}
+    left_out = f"{figures['left_out']:,} rows were left out, which variants are made or chosen by"
+    lines = [
+        f"# {inputs['model'].reference} beside {inputs['original'].reference}\n",
+        f"{names['model']} against {names['original']} on {figures['rows']:,} rows of the report split of {names['dataset']}; "
+        f"intervals at {config.confidence:.4g}. {left_out}.\n",
+        f"- {figures['metric']}: original {figures['original']['value']:.4f}, model {figures['variant']['value']:.4f}",
+        f"- lost: {_points(figures['drop'])}",
+        f"- agreement with the original's answers: {figures['agreement']:.4f}",
+    ]
+    if figures["calibration"]:
+        before, after = figures["calibration"]
+        lines.append(f"- expected calibration error: original {before:.4f}, model {after:.4f}")
+    if figures["slices"]:
+        lines += ["", "| slice | rows | lost (points) |", "|---|---|---|"]
+        lines += [f"| {row['slice']} | {row['rows']} | {_points(row['drop'])} |" for row in figures["slices"]]
+    return "\n".join(lines) + "\n"
+
+
+def _points(drop: Mapping[str, float] | None) -> str:
+    return f"{drop['value']:.2f} points ({drop['low']:.2f} to {drop['high']:.2f})" if drop else "not known"
+
+
+def _interval(drop: Drop, confidence: float) -> dict[str, float] | None:
+    if not drop.rows:
+        return None
+    if isinstance(drop, Paired):
+        found = newcombe(drop.both, drop.original, drop.variant, drop.neither, confidence)
+        return Interval(*(round(100 * value, 9) for value in (found.value, found.low, found.high))).to_json()
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drop.quantiles, [tail, 1 - tail])
+    return Interval(drop.drop, min(drop.drop, float(low)), max(drop.drop, float(high))).to_json()
+
+
+def _scores(evidence: Evidence, confidence: float) -> dict[str, Any]:
+    """Of both; with Wilson's interval where they are shares."""
+    drop = evidence.drop
+    if not isinstance(drop, Paired):
+        return {"original": {"value": evidence.original}, "variant": {"value": evidence.variant}}
+    right = {"original": drop.both + drop.original, "variant": drop.both + drop.variant}
+    return {name: wilson(count, drop.rows, confidence).to_json() for name, count in right.items()}
+
+
+def _open(given: Input, dataset: Dataset, like: Path | None = None) -> Subject:
+    folder = given.view.local()
+    card = ModelCard.load(folder)
+    return Subject(given, card, Source(folder, card, dataset, like))

@@ -1,0 +1,183 @@
+"""What an evaluation found, as a value that the gate decides by: counts of rows rather than intervals, so that a bound at any
+confidence can be read off later. JSON both ways; what is no evidence is refused here.
+
+Made by `comparison` from predictions, kept by the catalogue as JSON, read by `gate`. It knows no model and no dataset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.intervals import most, refuted, wilson
+
+Metric = Literal["accuracy", "r2"]
+_FEWEST = 30  # rows, below which resampling says nothing
+_STEPS = 200  # between the quantiles that are kept, of 0 to 1
+_SUREST = 0.999  # that a thousand resamples can be
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """How many rows both models had right, the original alone, the variant alone, neither."""
+
+    both: int
+    original: int
+    variant: int
+    neither: int
+
+    @property
+    def rows(self) -> int:
+        return self.both + self.original + self.variant + self.neither
+
+    @property
+    def drop(self) -> float:
+        """What the variant loses, in points (percentage points of accuracy); NaN without rows."""
+        return round(100 * (self.original - self.variant) / self.rows, 9) if self.rows else math.nan
+
+    def most(self, confidence: float, times: float = 1.0) -> float:
+        """The drop in points that is not exceeded, at this confidence; were there `times` as many rows at the same rates."""
+        bound = most(times * self.original, times * self.variant, times * self.rows, confidence)
+        return round(100 * bound, 9)  # 1 of 100 rows is 1.0 points, not past a budget of 1
+
+    def within(self, budget: float, confidence: float, times: float) -> bool:
+        """Whether `most` would be within a budget: quicker, for who tries many."""
+        return refuted(budget / 100, times * self.original, times * self.variant, times * self.rows, confidence)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Paired:
+        counts = [body[name] for name in ("both", "original", "variant", "neither")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"counts are whole and not negative, not {counts}")
+        return cls(*counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A drop in points (100 × R²) over so many rows, and the quantiles of it over resamples of the rows, at even steps."""
+
+    rows: int
+    drop: float
+    quantiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rows: int, drop: float, drawn: Sequence[float]) -> Resampled:
+        """From the drop in each resample, sorted."""
+        places = (math.ceil(step * (len(drawn) - 1) / _STEPS) for step in range(_STEPS + 1))
+        return cls(rows, float(drop), tuple(round(float(drawn[place]), 6) for place in places))
+
+    def most(self, confidence: float, times: float = 1.0) -> float:
+        """As `Paired.most`: the quantile next above, drawn in towards the drop as √`times`. Infinite where that is more than
+        resampling can say: with few rows, or a confidence above 99.9 %."""
+        if self.rows * times < _FEWEST or confidence > _SUREST:
+            return math.inf
+        bound = max(self.drop, self.quantiles[math.ceil(confidence * (len(self.quantiles) - 1) - 1e-9)])
+        return self.drop + (bound - self.drop) / math.sqrt(times)
+
+    def within(self, budget: float, confidence: float, times: float) -> bool:
+        return self.most(confidence, times) <= budget
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": self.rows, "drop": self.drop, "quantiles": list(self.quantiles)}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Resampled:
+        rows, drop, quantiles = body["rows"], _number(body["drop"]), tuple(_number(value) for value in body["quantiles"])
+        if type(rows) is not int or rows < 0 or len(quantiles) != _STEPS + 1 or list(quantiles) != sorted(quantiles):
+            raise ValueError(f"a resampled drop has a number of rows and {_STEPS + 1} quantiles in order")
+        return cls(rows, drop, quantiles)
+
+
+Drop = Paired | Resampled
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A variant beside its original on the same rows of one split. `original` and `variant` are the models' scores by `metric`;
+    `drop` the loss over all rows, `slices` within some, as 'label=shirt' or 'COLUMN=value'. `agreement` is how alike they
+    answer, up to 1 (equal labels; R² of the variant's numbers against the original's). `calibration`: expected calibration
+    error of the original and the variant (15 bins of equal mass), None where no scores are known. `columns`: those that slices
+    were asked for by. `left_out`: rows of the split that were not counted, because they are in another one too."""
+
+    metric: Metric
+    split: str
+    original: float
+    variant: float
+    drop: Drop
+    agreement: float
+    calibration: tuple[float, float] | None = None
+    slices: Mapping[str, Drop] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.drop.rows
+
+    def least_agreement(self, confidence: float, times: float = 1.0) -> float:
+        """The agreement that is reached at this confidence: Wilson's lower bound of equal labels, were there `times` as many
+        rows at this rate; for numbers as it was seen."""
+        if self.metric != "accuracy":
+            return self.agreement
+        rows = times * self.rows
+        return wilson(min(rows, self.agreement * rows), rows, 2 * confidence - 1).low
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "split": self.split,
+            "rows": self.rows,
+            "left_out": self.left_out,
+            "original": self.original,
+            "variant": self.variant,
+            "drop": self.drop.to_json(),
+            "slices": {name: one.to_json() for name, one in self.slices.items()},
+            "columns": list(self.columns),
+            "agreement": self.agreement,
+            "calibration": list(self.calibration) if self.calibration else None,
+        }
+
+    @classmethod
+    def from_json(cls, body: Any) -> Evidence:
+        """Raises `Invalid` for anything that is not whole: a figure that is missing or no number, counts that do not add up."""
+        try:
+            return cls._read(body)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise Invalid(
+                f"The evaluation is no evidence: {type(error).__name__}: {error}. Evaluate the version again."
+            ) from error
+
+    @classmethod
+    def _read(cls, body: Mapping[str, Any]) -> Evidence:
+        metric = body["metric"]
+        if metric not in ("accuracy", "r2"):
+            raise ValueError(f"the metric is {str(metric)[:40]!r}, expected 'accuracy' or 'r2'")
+        kind: type[Drop] = Paired if metric == "accuracy" else Resampled
+        drop, calibration = kind.from_json(body["drop"]), body["calibration"]
+        slices = {str(name): kind.from_json(one) for name, one in body["slices"].items()}
+        if drop.rows < 1 or drop.rows != body["rows"] or any(one.rows > drop.rows for one in slices.values()):
+            raise ValueError("its rows do not add up")
+        return cls(
+            cast(Metric, metric),
+            str(body["split"]),
+            _number(body["original"]),
+            _number(body["variant"]),
+            drop,
+            _number(body["agreement"]),
+            (_number(calibration[0]), _number(calibration[1])) if calibration is not None else None,
+            slices,
+            tuple(str(name) for name in body["columns"]),
+            int(body["left_out"]),
+        )
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]} is no finite number")
+    return float(value)

@@ -1,0 +1,30 @@
+"""What a teacher was worth: the teacher, the student it taught and the same student from scratch, on the same rows. Called by
+`optimise` for the select split, and for the report split at the very end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelyard.engines.torch import TorchEngine
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluate import drop, score
+from modelyard.optimisation.examples import Examples
+from modelyard.optimisation.steps.distil import Lesson
+from modelyard.optimisation.variants import Subject
+
+NAMES = ("teacher", "distilled", "control")
+
+
+def study(subject: Subject, lesson: Lesson, examples: Examples, config: OptimiseConfig) -> dict[str, Any]:
+    """By name the score of each with its interval, and `gain`: what the distilled student is better than its control by, in
+    points, with the interval of paired rows. Students as they were right after the lesson, in float."""
+    source, metric = subject.source, subject.source.metric
+    engines = (subject.engine, *(TorchEngine.of(network, subject.card) for network in (lesson.distilled, lesson.control)))
+    answers = {name: source.predict(engine, examples.inputs) for name, engine in zip(NAMES, engines, strict=True)}
+    scores = {
+        name: score(predicted, examples.wanted, metric, config.confidence, config.seed).to_json()
+        for name, predicted in answers.items()
+    }
+    gain = drop(answers["distilled"], answers["control"], examples.wanted, metric, config.confidence, config.seed)
+    return {"rows": len(examples.wanted), **scores, "gain": gain.to_json()}

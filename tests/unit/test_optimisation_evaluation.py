@@ -1,0 +1,266 @@
+"""The job kind `evaluate` over plain folders: what it finds and publishes, and which pairs cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+from tiny_datasets import COLUMNS, ROWS, table, write
+from tiny_models import save, simple
+
+from modelyard.data.datasets import Dataset, Feature
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.torch import TorchEngine
+from modelyard.errors import Invalid
+from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
+from modelyard.optimisation import evaluation
+from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
+from modelyard.optimisation.evidence import Evidence, Paired
+from modelyard.work import KINDS
+
+LABELS = ("low", "high")
+RIGHT = np.stack([-np.ones(10), np.ones(10)], axis=1).astype(np.float32)  # x · RIGHT: 'high' where the sum is above 0
+
+
+def linear(folder: Path, matrix: np.ndarray = RIGHT, labels: tuple[str, ...] | None = LABELS) -> Path:
+    """An ONNX version: logits[n, 2] = x[n, 10] · matrix."""
+    folder.mkdir()
+    outputs = matrix.shape[1]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs])],
+        [numpy_helper.from_array(matrix, "w")],
+    )
+    save(graph, folder / "model.onnx")
+    ModelCard(
+        task="tabular-classification",
+        engines=("onnx",),
+        files={"onnx": "model.onnx"},
+        inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 10)),),
+        outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, outputs)),),
+        labels=labels,
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two classes, and a column 'light' that neither model is shown."""
+    random, splits = np.random.default_rng(0), {}
+    for name, rows in ROWS.items():
+        matrix = random.standard_normal((rows, len(COLUMNS))).astype(np.float32)
+        kind = (matrix.sum(axis=1) > 0).astype(int).tolist()
+        light = [["dim", "bright"][row % 2] for row in range(rows)]
+        splits[name] = {**{c: matrix[:, i].tolist() for i, c in enumerate(COLUMNS)}, "kind": kind, "light": light}
+    features = {c: Feature(type="float") for c in COLUMNS}
+    features |= {"kind": Feature(type="label", names=LABELS), "light": Feature(type="text")}
+    folder = tmp_path_factory.mktemp("classes") / "data"
+    write(folder, features, splits, "kind")
+    return folder
+
+
+def evaluated(work: Path, model: Path, original: Path, dataset: Path, **config: Any) -> tuple[FolderOutputs, FolderContext]:
+    (work / "work").mkdir()
+    outputs, context = FolderOutputs(work / "out"), FolderContext(work / "work")
+    inputs = {
+        "model": Input("m@2", {}, FolderView(model, "aa")),
+        "original": Input("m@1", {}, FolderView(original, "bb")),
+        "dataset": Input("d@1", {}, FolderView(dataset, "cc")),
+    }
+    evaluation.run(EvaluateConfig.model_validate(config), inputs, outputs, context)
+    return outputs, context
+
+
+def evidence(outputs: FolderOutputs) -> Evidence:
+    return Evidence.from_json(outputs.published["evaluation"]["metadata"]["evaluation"]["evidence"])
+
+
+def test_a_version_is_held_against_its_original_on_the_report_split(classes: Path, tmp_path: Path) -> None:
+    half = RIGHT.copy()
+    half[:5] = 0  # decides by five of the ten columns
+    outputs, context = evaluated(
+        tmp_path, linear(tmp_path / "new", half), linear(tmp_path / "old"), classes, slices=["light"], confidence=0.9
+    )
+    [name] = outputs.published
+    said = outputs.published[name]["metadata"]["evaluation"]
+    assert {key: said[key] for key in said if key != "evidence"} == {
+        "candidate": "model",
+        "baseline": "original",
+        "dataset": "dataset",
+        "split": "report",
+    }
+    found, dataset = evidence(outputs), Dataset.open(classes)
+    columns = dataset.columns("report", [*COLUMNS, "kind"])
+    matrix = np.stack([columns[c] for c in COLUMNS], axis=1)
+    right = (matrix[:, 5:].sum(axis=1) > 0) == columns["kind"]
+    assert found.drop == Paired(int(right.sum()), int((~right).sum()), 0, 0)
+    assert (found.original, found.variant, found.rows) == (1.0, right.mean(), 80)
+    assert sorted(found.slices) == ["label=high", "label=low", "light=bright", "light=dim"]
+    assert sum(found.slices[f"light={light}"].rows for light in ("dim", "bright")) == 80
+    assert found.columns == ("light",)
+    assert found.calibration is not None
+    facts = context.facts
+    assert (facts["rows"], facts["original"]["value"], facts["variant"]["value"]) == (80, 1.0, right.mean())
+    assert facts["drop"]["low"] < facts["drop"]["value"] == found.drop.drop < facts["drop"]["high"]
+    whole = json.loads((outputs.published[name]["folder"] / "evaluation.json").read_text())
+    assert whole["inputs"]["model"] == {"hash": "aa", "reference": "m@2"}
+    text = (outputs.published[name]["folder"] / "README.md").read_text()
+    assert "m@2 beside m@1" in text
+    assert "| light=dim | 40 |" in text
+
+
+def test_each_version_runs_on_its_own_engine(tmp_path: Path) -> None:
+    """Regression: a torch module beside the same numbers made by hand in ONNX."""
+    engine = TorchEngine(tmp_path / "torch", simple(tmp_path / "torch"))
+    noise = np.random.default_rng(7)
+
+    def answers(x: np.ndarray) -> list[float]:
+        return (engine.forward({"x": x})["output"][:, 0] + 0.05 * noise.standard_normal(len(x))).tolist()
+
+    table(tmp_path / "data", Feature(type="float"), answers)
+    outputs, _ = evaluated(tmp_path, linear(tmp_path / "onnx", RIGHT[:, :1], None), tmp_path / "torch", tmp_path / "data")
+    found = evidence(outputs)
+    assert (found.metric, found.slices, found.calibration) == ("r2", {}, None)
+    assert found.original > 0.9 > found.variant
+    assert found.drop.drop == pytest.approx(100 * (found.original - found.variant))
+
+
+def test_what_its_original_was_trained_on_is_what_a_variant_is_shown(tmp_path: Path) -> None:
+    def answers(x: np.ndarray) -> list[float]:
+        return x[:, ::-1][:, :5].sum(axis=1).tolist()
+
+    table(tmp_path / "data", Feature(type="float"), answers)
+    matrix = np.concatenate([np.ones((5, 1)), np.zeros((5, 1))]).astype(np.float32)
+    old, new = linear(tmp_path / "old", matrix, None), linear(tmp_path / "new", matrix, None)
+    module = {"inputs": list(COLUMNS[::-1]), "target": "target"}
+    (old / "training.json").write_text(json.dumps({"config": {"recipe": "module", "module": module}}))
+    outputs, _ = evaluated(tmp_path, new, old, tmp_path / "data")
+    assert (evidence(outputs).original, evidence(outputs).variant) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_scores_that_are_no_numbers_are_wrong(classes: Path, tmp_path: Path) -> None:
+    broken = np.full((10, 2), np.nan, np.float32)
+    with np.errstate(invalid="ignore"):
+        outputs, _ = evaluated(tmp_path, linear(tmp_path / "new", broken), linear(tmp_path / "old"), classes)
+    assert evidence(outputs).drop == Paired(0, 80, 0, 0)
+
+
+@pytest.mark.parametrize("labels", [("low", "middle"), ("low", "high", "middle")])
+def test_versions_with_different_labels_are_not_compared(classes: Path, tmp_path: Path, labels: tuple[str, ...]) -> None:
+    matrix = np.ones((10, len(labels)), np.float32)
+    with pytest.raises(Invalid, match=r"different labels: only the original has (high|none), only the model middle\."):
+        evaluated(tmp_path, linear(tmp_path / "new", matrix, labels), linear(tmp_path / "old"), classes)
+
+
+def test_a_dataset_of_other_labels_proves_nothing(classes: Path, tmp_path: Path) -> None:
+    """Both would be wrong everywhere, and nothing lost."""
+    others = ("cat", "dog")
+    with pytest.raises(Invalid, match=r"labels that the original never answers \(high, low\)"):
+        evaluated(tmp_path, linear(tmp_path / "new", labels=others), linear(tmp_path / "old", labels=others), classes)
+
+
+def test_the_same_labels_in_another_order_are_compared_by_name(classes: Path, tmp_path: Path) -> None:
+    outputs, _ = evaluated(
+        tmp_path, linear(tmp_path / "new", RIGHT[:, ::-1].copy(), LABELS[::-1]), linear(tmp_path / "old"), classes
+    )
+    assert evidence(outputs).drop == Paired(80, 0, 0, 0)
+
+
+def changed(classes: Path, folder: Path, **splits: dict[str, list[Any]] | None) -> Path:
+    """The dataset with other rows in some of its splits."""
+    before = Dataset.open(classes)
+    rows = {
+        name: {column: before.column(name, column).tolist() for column in before.features} if wanted is ... else wanted
+        for name, wanted in {**dict.fromkeys(before.card.splits, ...), **splits}.items()
+    }
+    write(folder, before.features, rows, "kind")  # type: ignore[arg-type]
+    return folder
+
+
+def rows_of(classes: Path, split: str, start: int, stop: int) -> dict[str, list[Any]]:
+    dataset = Dataset.open(classes)
+    return {column: dataset.column(split, column).tolist()[start:stop] for column in dataset.features}
+
+
+def test_an_empty_report_split_is_refused(classes: Path, tmp_path: Path) -> None:
+    dataset = changed(classes, tmp_path / "data", report=rows_of(classes, "report", 0, 0))
+    with pytest.raises(Invalid, match="The split 'report' of the dataset is empty"):
+        evaluated(tmp_path, linear(tmp_path / "new"), linear(tmp_path / "old"), dataset)
+
+
+def test_a_report_split_of_one_class_is_refused(classes: Path, tmp_path: Path) -> None:
+    whole = rows_of(classes, "report", 0, 80)
+    kept = [row for row, kind in enumerate(whole["kind"]) if kind == 1]
+    one = {column: [values[row] for row in kept] for column, values in whole.items()}
+    dataset = changed(classes, tmp_path / "data", report=one)
+    with pytest.raises(Invalid, match="are of one class: a model that answers nothing else is right"):
+        evaluated(tmp_path, linear(tmp_path / "new"), linear(tmp_path / "old"), dataset)
+
+
+@pytest.mark.parametrize("split", ["calibrate", "select"])
+def test_rows_that_variants_are_made_by_are_left_out_of_the_report(classes: Path, tmp_path: Path, split: str) -> None:
+    report, other = rows_of(classes, "report", 0, 80), rows_of(classes, split, 0, 5)
+    more = {column: values + other[column] for column, values in report.items()}
+    outputs, context = evaluated(
+        tmp_path, linear(tmp_path / "new"), linear(tmp_path / "old"), changed(classes, tmp_path / "data", report=more)
+    )
+    assert (evidence(outputs).rows, evidence(outputs).left_out) == (80, 5)
+    assert context.lines == ["5 rows of the report split are in calibrate or select as well and were left out."]
+
+
+def test_a_report_split_that_variants_were_made_by_is_refused(classes: Path, tmp_path: Path) -> None:
+    dataset = changed(classes, tmp_path / "data", report=rows_of(classes, "select", 0, 80))
+    with pytest.raises(Invalid, match="80 of 80 rows of the split 'report' are in calibrate or select as well"):
+        evaluated(tmp_path, linear(tmp_path / "new"), linear(tmp_path / "old"), dataset)
+
+
+def test_an_unknown_slice_is_refused(classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="No feature 'lihgt'"):
+        evaluated(tmp_path, linear(tmp_path / "new"), linear(tmp_path / "old"), classes, slices=["lihgt"])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        ({"splits": {"train": 10, "report": 0}}, "d@1 has no row in the split 'report'"),
+        ({"splits": {"report": 5}, "labels": ["a"]}, "d@1 has one class, a"),
+    ],
+)
+def test_what_the_catalogue_knows_is_refused_at_submission(metadata: dict[str, Any], what: str) -> None:
+    given = {"dataset": Input("d@1", metadata, FolderView(Path()))}
+    with pytest.raises(Invalid, match=what):
+        check_evaluation(given)
+    assert KINDS.get("evaluate").check is check_evaluation
+    check_evaluation({"dataset": Input("d@1", {"splits": {"report": 5}, "labels": ["a", "b"]}, FolderView(Path()))})
+
+
+def test_a_column_is_named_once() -> None:
+    with pytest.raises(ValidationError, match="each column may be named once"):
+        EvaluateConfig(slices=("a", "a"))
+
+
+def test_versions_that_predict_different_columns_are_not_compared(tmp_path: Path) -> None:
+    table(tmp_path / "data", Feature(type="float"), lambda x: x.sum(axis=1))
+    old, new = (linear(tmp_path / name, RIGHT[:, :1], None) for name in ("old", "new"))
+    for folder, target in ((old, "target"), (new, "c0")):
+        module = {"inputs": list(COLUMNS), "target": target}
+        (folder / "training.json").write_text(json.dumps({"config": {"recipe": "module", "module": module}}))
+    with pytest.raises(Invalid, match="predict different things: the original 'target', the model 'c0'"):
+        evaluated(tmp_path, new, old, tmp_path / "data")
+
+
+def test_a_version_that_cannot_be_loaded_is_the_jobs_error(classes: Path, tmp_path: Path) -> None:
+    new = linear(tmp_path / "new")
+    model = onnx.load(new / "model.onnx")
+    model.graph.node[0].op_type = "NoSuchOp"
+    (new / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(Invalid):
+        evaluated(tmp_path, new, linear(tmp_path / "old"), classes)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.steps.config import epochs, variant_name
+
+
+def steps(*texts: str):
+    return OptimiseConfig(steps=texts).steps
+
+
+def test_steps_are_objects_or_text_and_travel_as_json() -> None:
+    config = OptimiseConfig(steps=["prune:channels=0.5", {"step": "quantize", "rows": 20}])
+    assert [step.step for step in config.steps] == ["prune", "quantize"]
+    assert OptimiseConfig.model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(Invalid, match="did you mean 'prune'"):
+        steps("prunes")
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (("prune:channels=0.5", "distil", "quantize:static-int8"), "prune50+distil+static-int8"),
+        (("prune:channels=0.333,heads=0.25,blocks=0.5", "qat"), "prune33.3-heads25-blocks50+qat"),
+        (('prune:layers={"a":0.25}', "finetune"), "prune25+finetune"),
+        (("quantize:dynamic-int8",), "dynamic-int8"),
+    ],
+)
+def test_a_variant_is_called_by_its_steps(texts: tuple[str, ...], name: str) -> None:
+    assert variant_name(steps(*texts)) == name
+
+
+def test_eight_bits_come_last() -> None:
+    with pytest.raises(ValidationError, match="'prune' comes after 'quantize'"):
+        steps("quantize", "prune:channels=0.5")
+    with pytest.raises(ValidationError, match="'quantize' comes after 'quantize'"):
+        steps("quantize", "quantize")
+
+
+def test_a_teacher_needs_a_student() -> None:
+    with pytest.raises(ValidationError, match="no student but the teacher itself"):
+        steps("finetune", "distil")
+    assert len(steps("prune:blocks=0.5", "distil")) == len(steps("finetune", "distil:student.width=1")) == 2
+
+
+def test_a_control_learns_as_long_as_its_student() -> None:
+    assert epochs(steps("prune:channels=0.5,finetune=3", "finetune:epochs=2", "distil:epochs=4", "qat:epochs=1")) == (
+        3 + 2 + 4 + (3 + 2 + 4) + 1
+    )
+    assert epochs(steps("finetune:epochs=2", "distil:epochs=4,student.width=1")) == 2 + 4 + 4
+    assert epochs(steps("quantize")) == 0
