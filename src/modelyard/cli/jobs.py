@@ -1,19 +1,17 @@
-"""Work on the platform: `optimize`, and looking at it: `ps`, `logs`, `stop`. What its commands share, `train` has from here."""
+"""Looking at work on the platform: `ps`, `logs`, `stop`; and what the commands that start it share."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelyard.cli.live import Live, progress_text
-from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, describe, note, open_yard, say
+from modelyard.cli.screen import INTERRUPTED, AsJson, Data, Left, note, open_yard, say
 from modelyard.cli.serving import numbered
 from modelyard.cli.table import table
-from modelyard.cli.values import nested
-from modelyard.cli.variants import findings
 from modelyard.errors import TimedOut, Unavailable
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 # Seconds between looks at a job that waits or is being stopped.
 _LOOK = 0.2
-Goal = Literal["latency", "throughput", "size"]
 Job = Annotated[str, typer.Argument(help="A job's id, as `modelyard ps` shows it.", show_default=False)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Stay and show it; Ctrl-C detaches, the job goes on.")]
 Set = Annotated[
@@ -66,56 +63,6 @@ def detached(job: str) -> Left:
 def started(as_json: bool, job: dict[str, Any]) -> None:
     """Say that a job was submitted, and how to see more of it."""
     say(as_json, {"job": job["id"]}, f"job {job['id']} {job['state']}; `modelyard logs {job['id']} --follow` shows it")
-
-
-def optimize(
-    reference: Annotated[str, typer.Argument(help="The model to optimise, as digits-cnn@1.", show_default=False)],
-    max_accuracy_drop: Annotated[
-        float, typer.Option(min=0, max=100, help="Percentage points of accuracy the chosen variant may lose.")
-    ] = 1.0,
-    goal: Annotated[
-        Goal, typer.Option(help="What is best among those: latency, throughput or size.", metavar="GOAL")
-    ] = "latency",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "--on", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"
-        ),
-    ] = None,
-    steps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with",
-            help="A step, as prune:channels=0.5,finetune=3, distil:epochs=5, quantize:static-int8. Again: the next step.",
-            metavar="STEP",
-        ),
-    ] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Processors for the steps that train; one where not said.")] = None,
-    settings: Set = None,
-    follow: Follow = False,
-    data: Data = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make smaller, faster variants of a model, measure them, and choose the best within a budget of accuracy."""
-    with open_yard(data) as yard:
-        asked = nested(settings or []) | ({"steps": steps} if steps else {})
-        resources = {"cpus": cpus} if cpus else None
-        job = yard.optimize(
-            reference,
-            dataset=dataset,
-            max_accuracy_drop=max_accuracy_drop,
-            goal=goal,
-            resources=resources,
-            wait=False,
-            **asked,
-        )
-        if not follow:
-            return started(as_json, job)
-        note(f"job {job['id']}")
-        version = finish(yard, job, Live("optimize", logs=True))
-        facts = yard.job(job["id"])["facts"]["0"]
-    say(as_json, version | {"facts": facts}, f"{findings(facts)}\nchosen {describe(version)}")
-    return None
 
 
 def ps(

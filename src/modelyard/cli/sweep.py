@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +20,10 @@ from modelyard.plugins import load
 class Trials(Live):
     """One line for each trial that starts, ends or is stopped; on a terminal the table of all of them below the bar."""
 
-    def __init__(self) -> None:
-        super().__init__("sweep", logs=True)
+    def __init__(self, title: str = "sweep", shown: Callable[..., str] | None = None) -> None:
+        """`shown`: what the table of trials looks like, given its rows and the metric."""
+        super().__init__(title, logs=True)
+        self._shown = shown or trials_text
         self._rows: dict[str, Mapping[str, Any]] = {}
         self._metric: str | None = None
 
@@ -33,7 +35,7 @@ class Trials(Live):
         self._metric = event["facts"].get("metric", self._metric)
         self._rows |= {name: row for name, row in event["facts"].items() if name.startswith("trial ")}
         if self._bars:
-            self._bars.figures(f"\n{trials_text([self._rows[name] for name in sorted(self._rows)], self._metric)}")
+            self._bars.figures(f"\n{self._shown([self._rows[name] for name in sorted(self._rows)], self._metric)}")
 
 
 def sweep(

@@ -33,17 +33,19 @@ def asked(
     return "sweep", {"train": whole, "space": space, "trials": trials, "parallel": parallel, "ranks": ranks, **own}, 1
 
 
-def table(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A sweep's trials in order: {number, parameters, job, state, epoch, score, seconds, error}. Raises `Invalid`."""
-    if job["kind"] != "sweep":
-        raise Invalid(f"Job {job['id']} is no sweep but of kind '{job['kind']}'.")
+def table(job: Mapping[str, Any], kind: str = "sweep") -> list[dict[str, Any]]:
+    """The trials of a sweep in order: {number, parameters, job, state, epoch, score, seconds, error}; or of a `search`, whose
+    rows have `steps` and what was measured. Raises `Invalid`."""
+    if job["kind"] != kind:
+        raise Invalid(f"Job {job['id']} is no {kind} but of kind '{job['kind']}'.")
     facts = job["facts"].get("0", {})
     return [dict(facts[name]) for name in sorted(facts) if name.startswith("trial ")]
 
 
 def save_report(yard: Yard, job: Mapping[str, Any], folder: str | Path) -> Path:
-    """sweep.json, sweep.svg and sweep.png as a new folder. Raises `NotFound` while the sweep has not ended well."""
+    """The files of its report as a new folder: sweep.json, sweep.svg and sweep.png, of a search search.json, pareto.svg and
+    pareto.png. Raises `NotFound` while it has not ended well."""
     found = next((output for output in job["outputs"] if output["name"] == "report"), None)
     if found is None:
-        raise NotFound(f"The sweep {job['id']} is {job['state']} and has no report; it writes one when it succeeds.")
+        raise NotFound(f"The {job['kind']} {job['id']} is {job['state']} and has no report; it writes one when it succeeds.")
     return Path(load("modelyard.client.transfer:fetch")(yard._wire, found["hash"], folder, None))

@@ -184,6 +184,8 @@ class Yard(Gating):
         max_accuracy_drop: float = 1.0,
         goal: Goal = "latency",
         steps: Sequence[str | Mapping[str, Any]] = (),
+        trials: int | None = None,
+        time_budget: float | None = None,
         resources: Mapping[str, int] | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
@@ -191,13 +193,15 @@ class Yard(Gating):
     ) -> Json:
         """Make variants of a model, measure them, and choose the best whose accuracy falls by at most `max_accuracy_drop`
         percentage points; with `steps` ('prune:channels=0.5', 'quantize:static-int8') one, made by these. A bare name means its
-        newest version that is no such variant; `dataset` None what it was trained on. Returns the version, or the job."""
+        newest version that is no such variant; `dataset` None what it was trained on. With `trials` or `time_budget` (seconds)
+        chains of steps are searched, in a `space` of your own if you like. Returns the version, or the job."""
         reference = reference if "@" in reference else newest_original(self.versions(reference))
         dataset = dataset or dataset_of(self.lineage(reference))
         inputs = {"model": f"model:{reference}", "dataset": f"dataset:{dataset}"}
-        config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal} | ({"steps": list(steps)} if steps else {})
+        config |= {"max_accuracy_drop": max_accuracy_drop, "goal": goal}
+        kind, config = load("modelyard.client.search:asked")(config, steps, trials, time_budget)
         target = {"kind": "model", "name": reference.partition("@")[0]}
-        job = self.submit("optimise", config, inputs, target=target, resources=resources)
+        job = self.submit(kind, config, inputs, target=target, resources=resources)
         return self.result(job["id"], on_event) if wait else job
 
     def reproduce(self, reference: str, on_event: OnEvent | None = None) -> Json:

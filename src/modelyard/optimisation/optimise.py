@@ -48,7 +48,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     context.progress(ahead + 2, ahead + _STEPS)
     table = tabulate(subject, variants, config, context)
     for step, row in enumerate(table):
-        context.metric(step, **{key: value for key, value in _known(row).items() if isinstance(value, float)})
+        context.metric(step, **{key: float(value) for key, value in _known(row).items() if type(value) in (int, float)})
     told = [{**_known(row), "verdict": "measured", "chosen": False} for row in table]  # stays, if none is chosen
     context.report(metric=subject.source.metric, goal=config.goal, table=told, **found_by(made, "select", subject, config))
     context.progress(ahead + 3, ahead + _STEPS)

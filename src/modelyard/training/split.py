@@ -8,6 +8,7 @@ rank computes. What only numbers show (a layer split the wrong way round) is fou
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
@@ -58,6 +59,11 @@ class Split:
         if not _names(sequence):
             raise Invalid(f"PARALLEL['sequence'] is a list of patterns; there is {_shown(sequence)}.")
         return cls(tensor, heads, blocks, tuple(sequence))
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Split:
+        """What is declared beside the class of a network. Raises `Invalid`."""
+        return cls.read(vars(sys.modules[type(network).__module__]).get("PARALLEL", {}))
 
     def limits(self, network: nn.Module) -> Limits:
         """What `mesh.propose` needs to know."""

@@ -9,7 +9,6 @@ sequence that answer in the shape they take.
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,7 +157,7 @@ class _Attention:
 
 def _attentions(network: nn.Module) -> Iterator[_Attention]:
     """Those that the network's class declares (see docs/training.md: PARALLEL)."""
-    split = Split.read(vars(sys.modules[type(network).__module__]).get("PARALLEL", {}))
+    split = Split.of(network)
     for name, module in network.named_modules():
         declared = [names for pattern, names in split.heads.items() if _matches(name, pattern)]
         if not declared:

@@ -6,7 +6,6 @@ The class knows nothing of the platform: its forward takes one tensor (the input
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def module(config: TrainConfig, dataset: Dataset, code: Path | None) -> Plan:
         loss=cross_entropy if labels else mse_loss,
         input=names["input"],
         output=names["output"],
-        split=Split.read(vars(sys.modules[type(network).__module__]).get("PARALLEL", {})),
+        split=Split.of(network),
     )
 
 

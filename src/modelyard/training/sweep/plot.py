@@ -1,34 +1,25 @@
-"""A sweep in one picture: each trial's curve, and the score over each parameter. The one door to matplotlib; `run` calls it."""
+"""A sweep in one picture: each trial's curve, and the score over each parameter. `run` calls it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from modelyard.training.sweep.picture import panels, save
 from modelyard.training.sweep.space import Choice, Parameter
 from modelyard.training.sweep.trials import Trial
 
 _BEST, _DONE, _STOPPED = "#c0392b", "#34699a", "#b9c4cf"
-_ACROSS = 3  # panels in a row
 
 
 def draw(folder: Path, trials: Sequence[Trial], space: dict[str, Parameter], metric: str, chosen: Trial) -> None:
     """Write `sweep.svg` and `sweep.png`. The same trials give the same bytes."""
-    panels = 1 + len(space)
-    rows, across = math.ceil(panels / _ACROSS), min(panels, _ACROSS)
-    figure = Figure(figsize=(4.2 * across, 3.2 * rows), layout="constrained")
-    axes = [figure.add_subplot(rows, across, place + 1) for place in range(panels)]
+    figure, axes = panels(1 + len(space))
     _curves(axes[0], trials, metric, chosen)
     for axis, (name, one) in zip(axes[1:], space.items(), strict=True):
         _scores(axis, trials, name, one, metric, chosen)
-    with mpl.rc_context({"svg.hashsalt": "modelyard", "svg.fonttype": "none"}):
-        figure.savefig(folder / "sweep.svg", metadata={"Date": None})
-    figure.savefig(folder / "sweep.png", dpi=120, metadata={"Software": None})
+    save(figure, folder, "sweep")
 
 
 def _curves(axis: Any, trials: Sequence[Trial], metric: str, chosen: Trial) -> None:

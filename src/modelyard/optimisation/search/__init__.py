@@ -1,0 +1,1 @@
+"""The job kind `search`: chains of steps are tried as child jobs, and the best within the budget is chosen."""

@@ -1,0 +1,200 @@
+"""The job `search`: chains of steps are tried as `optimise` child jobs, one variant each, and the best within the budget
+becomes this job's.
+
+It makes and measures nothing itself; how trials are submitted, watched and taken up again is their `parent`'s. What a trial
+found comes as its job's metrics: step 0 the original, step 1 the variant, measured by turns. Speeds of different jobs are
+compared by what the original took in the same job, so that a busy moment of the machine counts for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from modelyard.data.datasets import Dataset
+from modelyard.engines.base import ModelCard
+from modelyard.engines.torch import load_module
+from modelyard.errors import Invalid
+from modelyard.kinds import Input, JobContext, Outputs
+from modelyard.optimisation.choose import Choice as Chosen
+from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.config import check_inputs
+from modelyard.optimisation.examples import Source
+from modelyard.optimisation.publish import REPORT as OPTIMISED
+from modelyard.optimisation.search.config import SearchConfig
+from modelyard.optimisation.search.front import losses, pareto
+from modelyard.optimisation.search.point import Point, candidates, usual, written
+from modelyard.optimisation.search.proposer import Proposer
+from modelyard.optimisation.steps.config import epochs, variant_name
+from modelyard.plugins import load
+from modelyard.training.split import Split
+from modelyard.training.sweep.parent import Parent, reference
+from modelyard.training.sweep.space import Choice
+from modelyard.training.sweep.trials import Trial
+
+REPORT = "report"
+_ORIGINAL, _VARIANT = 0, 1  # steps of a trial's metrics
+_WORST = 4.0  # times the budget: what loses more is no better or worse for it
+_LEAST_WORST = 5.0  # points
+
+
+def run(config: SearchConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
+    """Publishes the chosen variant as 'best', with that alias, and the artefact 'report': search.json, pareto.svg, pareto.png.
+    Raises `Invalid` where no trial came to its end, or none is within the budget."""
+    check_inputs(inputs)
+    Search(config, inputs, context).run(outputs)
+
+
+class Search(Parent):
+    """One search in this process."""
+
+    def __init__(self, config: SearchConfig, inputs: Mapping[str, Input], context: JobContext) -> None:
+        references = {role: reference(role, given) for role, given in inputs.items()}
+        super().__init__(context, references, config.trials, config.parallel)
+        self.config, self.model, self.dataset = config, inputs["model"].reference, inputs["dataset"].reference
+        self.space, self.metric = _looked_at(config, inputs)
+        points = candidates(self.space)
+        costs = [epochs(Point(**point).steps()) for point in points]
+        self.total = min(self.total, len(points))
+        self.proposer = Proposer(self.space, points, costs, config.trials, config.seed)
+        context.report(metric=self.metric, goal=config.goal, points=len(points), **self._budget())
+
+    def run(self, outputs: Outputs) -> None:
+        self.follow()
+        self.finish(outputs)
+
+    def suggest(self) -> dict[str, Any] | None:
+        return self.proposer.suggest(self._affordable)
+
+    def recall(self, trial: Trial) -> None:
+        self.proposer.recall(trial.parameters)
+
+    def submit(self, trial: Trial) -> str:
+        steps = Point(**trial.parameters).steps()
+        made = {"steps": list(written(steps))} if steps else {"variants": ["fp32"]}
+        same = {name: getattr(self.config, name) for name in ("goal", "confidence", "seed", "seconds")}
+        # Whatever it loses is a result; whether that is too much is this job's to say.
+        return self.context.submit("optimise", {**made, **same, "max_accuracy_drop": 100.0}, self.references)
+
+    def judge(self, trial: Trial) -> None: ...
+
+    def end(self, trial: Trial) -> None:
+        found = self._figures(trial)
+        axes = losses(found) if found and trial.state == "succeeded" else None
+        self.proposer.end(trial.number, None if axes is None else self._scaled(axes, trial))
+
+    def tell(self, trial: Trial) -> None:
+        self.context.report(**{f"trial {trial.number:03}": self._row(trial)})
+
+    def finish(self, outputs: Outputs) -> None:
+        """Choose, make the chosen one's model this job's, and leave the report."""
+        table = [self._row(trial) for trial in self.trials]
+        for row, on_front in zip(table, pareto(table), strict=True):
+            row["front"] = on_front
+        measured = [_measured(trial, row) for trial, row in zip(self.trials, table, strict=True) if trial.state == "succeeded"]
+        if not measured:
+            why = next((trial.error for trial in self.trials if trial.error), "all were cancelled")
+            raise Invalid(f"None of {len(self.trials)} trials came to its end. The first that failed: {why}")
+        choice = self._choose(measured)
+        for row in table:
+            row["verdict"] = choice.verdicts.get(str(row["number"]), row["state"])
+        trial = self.trials[int(choice.variant)]
+        self.context.report(**{f"trial {row['number']:03}": row for row in table}, best=trial.number)
+        made = self.context.wait(str(trial.job))["versions"]  # returns when there is a processor for this job again
+        output = next(one["name"] for one in made if one["alias"])
+        about = {"job": self.context.job, "trial": trial.number, "trials": len(self.trials), "command": self._command(trial)}
+        outputs.adopt("best", str(trial.job), output, metadata={"search": about}, alias="best")
+        folder = self.context.work / REPORT
+        folder.mkdir()
+        inputs = {"model": self.model, "dataset": self.dataset}
+        space = {name: list(one.values) for name, one in self.space.items()}
+        report = {**about, **inputs, "config": self.config.model_dump(mode="json"), "space": space, "table": table}
+        (folder / "search.json").write_text(json.dumps(report, indent=1) + "\n")
+        load("modelyard.optimisation.search.plot:draw")(folder, table, self.metric, trial.number, self.config.max_accuracy_drop)
+        outputs.publish(REPORT, folder, version=False)
+
+    def _choose(self, measured: list[Measured]) -> Chosen:
+        """By the trials' numbers. Raises `Invalid`, which names the nearest by its steps."""
+        try:
+            return choose(measured, self.config.goal, self.config.max_accuracy_drop)
+        except Invalid:
+            named = [replace(one, variant=self._row(self.trials[int(one.variant)])["variant"]) for one in measured]
+            choose(named, self.config.goal, self.config.max_accuracy_drop)
+            raise
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        """The trial as the table shows it; speeds are of a machine on which the original takes what it took in the median."""
+        steps = Point(**trial.parameters).steps()
+        told = {"number": trial.number, "variant": variant_name(steps) or "fp32", "steps": list(written(steps))}
+        told |= {"job": trial.job, "state": trial.state, "seconds": trial.seconds, "error": trial.error}
+        found = self._figures(trial)
+        return told if found is None else {**told, **found, **self._on_one_machine(trial, found)}
+
+    def _figures(self, trial: Trial) -> dict[str, float] | None:
+        return trial.curve.get(_VARIANT)
+
+    def _on_one_machine(self, trial: Trial, found: Mapping[str, float]) -> dict[str, float]:
+        own, originals = trial.curve[_ORIGINAL], [t.curve[_ORIGINAL] for t in self.trials if _ORIGINAL in t.curve]
+        speeds = ("p50_ms", "items_per_s")
+        times: dict[str, float] = {n: median(one[n] for one in originals) / own[n] for n in speeds if n in own}
+        if "p50_ms" in times:  # by the median: one slow call in a hundred says nothing of the machine
+            times["p99_ms"] = times["p50_ms"]
+        return {name: round(found[name] * factor, 4) for name, factor in times.items() if name in found}
+
+    def _scaled(self, axes: tuple[float, ...], trial: Trial) -> list[float]:
+        """What the model is told: ratios to the original by their logarithms; a loss that is hopeless no further than that."""
+        own = losses({**trial.curve[_ORIGINAL], "drop": 0.0})
+        assert own is not None
+        worst = max(_LEAST_WORST, _WORST * self.config.max_accuracy_drop)
+        return [min(axes[0], worst), *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
+
+    def _affordable(self, point: Mapping[str, Any]) -> bool:
+        """Whether a trial would likely end within the time budget: by what the slowest so far took beside its epochs, and by
+        the epoch. The first is always begun."""
+        if self.config.time_budget is None or not self.trials:
+            return True
+        took = [(t.seconds, epochs(Point(**t.parameters).steps())) for t in self.trials if t.seconds is not None]
+        base = max((seconds for seconds, cost in took if not cost), default=0.0)
+        each = max(((seconds - base) / cost for seconds, cost in took if cost), default=0.0)
+        return self.spent() + base + max(each, 0.0) * epochs(Point(**point).steps()) <= self.config.time_budget
+
+    def _budget(self) -> dict[str, float]:
+        return {} if self.config.time_budget is None else {"time_budget": self.config.time_budget}
+
+    def _command(self, trial: Trial) -> str:
+        """What makes the chosen variant again."""
+        steps = written(Point(**trial.parameters).steps())
+        ways = [word for step in steps for word in ("--with", step)] or ["--set", 'variants=["fp32"]']
+        words = ["modelyard", "optimize", self.model, "--on", self.dataset, *ways]
+        return shlex.join([*words, "--max-accuracy-drop", f"{self.config.max_accuracy_drop:g}", "--goal", self.config.goal])
+
+
+def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mapping[str, Choice], str]:
+    """The space, and the metric. Raises `Invalid` where the version is a variant, or does not fit the data."""
+    folder = inputs["model"].view.local()
+    if (folder / OPTIMISED).exists():
+        raise Invalid(f"{inputs['model'].reference} is what an optimise job made; search from the version it was made from.")
+    card = ModelCard.load(folder)
+    metric = Source(folder, card, Dataset.open(inputs["dataset"].view.local())).metric
+    if config.space is not None:
+        return config.space, metric
+    trains = card.module is not None
+    heads = trains and bool(Split.of(load_module(folder, card)).heads)
+    return usual(trains=trains, labels=metric == "accuracy", heads=heads), metric
+
+
+def _measured(trial: Trial, row: Mapping[str, Any]) -> Measured:
+    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "p50_ms", "p99_ms", "items_per_s")
+    figures = {name: row.get(name, float("nan")) for name in names}
+    return Measured(variant=str(trial.number), verified=True, size=int(row.get("size", 0)), **figures)
+
+
+def _log_ratio(value: float, of: float) -> float:
+    """How many times smaller `value` is than `of`, as a loss; both below 0 where more is better."""
+    ratio = value / of
+    return math.log2(ratio if value > 0 else 1 / ratio)
