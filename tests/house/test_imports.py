@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "modelyard"
-GRAPH = grimp.build_graph("modelyard", include_external_packages=True)
+GRAPH = grimp.build_graph("modelyard", include_external_packages=True, cache_dir=None)
 # Libraries that one file of each use keeps to itself: what they might be replaced by is decided there.
 DOORS = {
     "grpc": {"modelyard.serving.grpc.server"},
