@@ -123,8 +123,11 @@ class JobContext(Protocol):
         """The newest complete checkpoint as a local folder, or None at a first start."""
         ...
 
-    def submit(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1) -> str:
-        """Submit a child job under this job's project; returns its id. Inputs are references as in the API."""
+    def submit(
+        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+    ) -> str:
+        """Submit a child job under this job's project; returns its id. Inputs are references as in the API. `reuse`: where
+        a child of this project was asked the same before and succeeded, by whomever, it has what that came to, at once."""
         ...
 
     def wait(self, job: str) -> Mapping[str, Any]:
@@ -269,7 +272,9 @@ class FolderContext:
         folder = self.work / "latest"
         return folder if folder.exists() else None
 
-    def submit(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1) -> str:
+    def submit(
+        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+    ) -> str:
         raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
 
     def wait(self, job: str) -> Mapping[str, Any]:

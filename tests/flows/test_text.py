@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modelyard.client import Yard
-from modelyard.errors import Invalid
+from modelyard.errors import Conflict, Invalid
 from modelyard.serving.probe import probe
 from modelyard.testing import yard
 
@@ -82,6 +82,28 @@ def test_what_is_no_text_is_the_callers_error(platform: Yard, bert: tuple[Path, 
     with pytest.raises(Invalid, match="more than 16,777,216 bytes: send them in parts"):
         platform.predict("tiny", text=["a " * (1 << 20)] * 9)
     assert platform.predict("tiny", text="after all")["embedding"].shape == (1, 16)
+
+
+def test_eight_bits_of_an_encoder_are_judged_by_how_alike_texts_are(
+    platform: Yard, bert: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    words = ["the", "cat", "dog", "king", "queen", "of", "rome", "oslo", "is", "red", "grey", "bird"]
+    (tmp_path / "said.txt").write_text("\n".join(" ".join(random.choice(words, size)) for size in random.integers(2, 12, 400)))
+    platform.import_dataset("said", tmp_path / "said.txt", rows="line")
+    version = platform.optimize("tiny@1", dataset="said@1", variants=["dynamic-int8"], max_accuracy_drop=20, seconds=0.2)
+    told = version["metadata"]
+    assert (told["variant"], told["metric"]) == ("dynamic-int8", "spearman")
+    assert told["report"]["original"]["value"] == 1.0
+    assert 0.8 < told["report"]["chosen"]["value"] < 1.0
+    platform.deploy("small", version["reference"])
+    given = platform.predict("small", text=TEXTS)["embedding"]
+    assert np.abs((given * bert[1]).sum(axis=1) - 1).max() < 0.05
+    platform.undeploy("small")
+    platform.deploy("guarded", "tiny@1")
+    with pytest.raises(Conflict, match="loses"):
+        platform.deploy("guarded", version["reference"], gate={"max_accuracy_drop": 0.0})
+    platform.undeploy("guarded")
 
 
 def test_the_command_line_asks_with_a_text(platform: Yard, bert: tuple[Path, np.ndarray]) -> None:

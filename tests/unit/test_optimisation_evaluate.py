@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, resampled_drop, score
+from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, resampled_drop, score, spearman
 
 
 def table(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +47,20 @@ def test_mse_and_r2_are_scikit_learns(pairs: list[tuple[float, float]]) -> None:
     assert mse(predicted, wanted) == pytest.approx(mean_squared_error(wanted, predicted))
     if np.ptp(wanted) > 1e-3:
         assert r2(predicted, wanted) == pytest.approx(r2_score(wanted, predicted), rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.floats(-1e3, 1e3)), min_size=2, max_size=50))
+def test_rho_is_scipys(pairs: list[tuple[float, float]]) -> None:
+    one, two = np.array(pairs, np.float64).T
+    if np.ptp(one) and np.ptp(two):
+        assert spearman(one, two) == pytest.approx(spearmanr(one, two).statistic, abs=1e-9)
+
+
+def test_rho_where_nothing_differs_or_a_figure_is_none() -> None:
+    flat, rising = np.ones(3), np.arange(3.0)
+    assert (spearman(flat, flat), spearman(flat, rising), spearman(rising, flat)) == (1.0, 0.0, 0.0)
+    assert np.isnan(spearman(np.array([1.0, np.nan, 2.0]), rising))
+    assert drop(rising, rising**3, rising, "spearman").value == 0.0
 
 
 def test_r2_of_constants_is_scikit_learns_too() -> None:
@@ -97,11 +112,12 @@ def test_agreement_is_between_models_not_with_the_truth() -> None:
     assert agreement(np.array([1.0, 2.0]), np.array([1.0, 2.0]), "r2") == 1
 
 
-def test_the_resampled_drop_is_what_its_interval_is_read_from() -> None:
+@pytest.mark.parametrize("metric", ["r2", "spearman"])
+def test_the_resampled_drop_is_what_its_interval_is_read_from(metric: str) -> None:
     random = np.random.default_rng(0)
     wanted = random.standard_normal(200)
     good, bad = wanted + 0.1 * random.standard_normal(200), wanted + 0.4 * random.standard_normal(200)
-    value, drawn = resampled_drop(good, bad, wanted, seed=3)
-    stated = drop(good, bad, wanted, "r2", 0.9, seed=3)
+    value, drawn = resampled_drop(good, bad, wanted, metric, seed=3)
+    stated = drop(good, bad, wanted, metric, 0.9, seed=3)
     assert drawn.tolist() == sorted(drawn)
     assert (value, *np.quantile(drawn, [0.05, 0.95])) == pytest.approx((stated.value, stated.low, stated.high))

@@ -8,10 +8,12 @@ import pytest
 from tiny_datasets import COLUMNS, images, table, write
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.errors import Invalid
+from modelyard.optimisation.evaluate import score
 from modelyard.optimisation.examples import Source
 from modelyard.testing import FakeEngine
 
@@ -58,10 +60,62 @@ def test_columns_become_one_matrix_and_the_target_a_number(numbers) -> None:
     assert engine.batches == [64, 36]
 
 
-def test_embeddings_have_no_accuracy(numbers, tmp_path: Path) -> None:
+class Embeds(Answers):
+    """Each text as the counts of its tokens, turned a little by `noise`; the widths of the batches it was given."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__(lambda x: x)
+        self.noise, self.widths = noise, []
+
+    def forward(self, inputs):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        self.widths.append(ids.shape[1])
+        counts = np.stack([((ids == token) & (mask == 1)).sum(axis=1) for token in range(5)], axis=1).astype(np.float32)
+        return {"sentence_embedding": counts + self.noise * np.sin(7 * counts + np.arange(5, dtype=np.float32))}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Source:
+    vocabulary = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="a"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    random = np.random.default_rng(0)
+    rows = [" ".join(random.choice(list("abcde"), size)) for size in random.integers(1, 40, 100)]
+    data = write(tmp_path / "data", {"said": Feature(type="text")}, {"select": {"said": rows}}, None)
+    return Source(tmp_path, card(10, 1, {"name": "text", "length": 64}), data)
+
+
+def test_of_texts_it_counts_how_alike_the_original_finds_them(texts: Source) -> None:
+    original = Embeds()
+    found = texts.truth(original, texts.examples("select"))
+    assert texts.metric == "spearman"
+    assert (found.wanted == texts.predict(original, found.inputs)).all()
+    assert len(set(found.wanted.tolist())) > 90
+    assert score(texts.predict(Embeds(0.1), found.inputs), found.wanted, texts.metric).value > 0.95
+    assert score(texts.predict(Embeds(3.0), found.inputs), found.wanted, texts.metric).value < 0.8
+    answers, wanted = texts.run(original, "select")
+    np.testing.assert_allclose(answers.predicted, found.wanted, atol=1e-6)
+    assert wanted is answers.predicted
+
+
+def test_a_batch_of_texts_is_as_long_as_its_longest(texts: Source) -> None:
+    engine, inputs = Embeds(), texts.examples("select").inputs
+    whole = inputs["attention_mask"].sum(axis=1)
+    texts.predict(engine, inputs)
+    assert engine.widths == [whole[:64].max(), whole[64:].max()]
+    typical = texts.typical(inputs, 32)
+    lengths = typical["attention_mask"].sum(axis=1)
+    assert sorted(lengths) == sorted(whole[:32])
+    assert lengths[0] == sorted(whole[:32])[16]
+    first = {name: array[:1] for name, array in typical.items()}
+    assert texts.cut(first)["input_ids"].shape == (1, lengths[0])
+
+
+def test_embeddings_need_a_column_of_texts(numbers, tmp_path: Path) -> None:
     words = Tokenizer(WordLevel({"the": 0}, unk_token="the"))
     words.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(Invalid, match="makes embeddings of texts: there is no accuracy"):
+    with pytest.raises(Invalid, match="The model takes texts; the dataset has"):
         Source(tmp_path, card(10, 1, {"name": "text", "length": 8}), numbers)
 
 

@@ -84,4 +84,5 @@ def _row(row: Mapping[str, Any], best: bool) -> tuple[Any, ...]:
     quality = (figure("accuracy", 4), figure("drop", 2), interval)
     stored = None if row.get("size") is None else size(int(row["size"]))
     told = row.get("verdict") or row["error"] or row["state"]
-    return f"{mark} {row['number']}", row["variant"], *quality, *speeds, stored, figure("seconds", 1), told
+    steps = " ".join(row["steps"]) or row["variant"]
+    return f"{mark} {row['number']}", steps, *quality, *speeds, stored, figure("seconds", 1), told

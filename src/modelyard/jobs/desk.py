@@ -146,7 +146,8 @@ class Desk:
         with self._db.begin() as session:
             parent = service.get(session, job.project, job.id)
             asked = active.child(question.body)
-            child = service.submit(session, principal, asked, self._kinds, nodes=nodes, parent=parent)
+            reuse = question.body["submission"].get("reuse") is True
+            child = service.submit(session, principal, asked, self._kinds, nodes=nodes, parent=parent, reuse=reuse)
         active.has_children = True
         return child.id
 
@@ -185,4 +186,5 @@ class Desk:
         child, made = self._made(active, body)
         metadata = {**made.get("metadata", {}), **dict(body["metadata"])}
         alias = body["alias"] and str(body["alias"])
-        self._note(active, Output(str(body["name"]), manifest, made.get("task"), metadata, alias, job=child.id))
+        maker = str(made.get("job", child.id))  # another, where the child reused what that made
+        self._note(active, Output(str(body["name"]), manifest, made.get("task"), metadata, alias, job=maker))

@@ -144,8 +144,10 @@ class RankContext:
     def latest(self) -> Path | None:
         return self._gang.resume
 
-    def submit(self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1) -> str:
-        submission = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "ranks": ranks}
+    def submit(
+        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+    ) -> str:
+        submission = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "ranks": ranks, "reuse": reuse}
         return str(self._ask({"type": "submit", "submission": submission}))
 
     def wait(self, job: str) -> Mapping[str, Any]:

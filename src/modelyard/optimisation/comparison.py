@@ -12,7 +12,7 @@ import numpy as np
 
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, paired, r2, resampled_drop
+from modelyard.optimisation.evaluate import agreement, of_numbers, paired, resampled_drop
 from modelyard.optimisation.evidence import Drop, Evidence, Metric, Paired, Resampled
 from modelyard.optimisation.examples import Answers
 from modelyard.tensors import Array
@@ -98,12 +98,14 @@ def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, ma
     one, two, truth = original.predicted[mask], variant.predicted[mask], wanted[mask]
     if metric == "accuracy":
         return Paired(*paired(one == truth, two == truth))
-    value, drawn = resampled_drop(one, two, truth, seed)
+    value, drawn = resampled_drop(one, two, truth, metric, seed)
     return Resampled.of(len(truth), value, drawn.tolist())
 
 
 def _score(answers: Answers, wanted: Array, metric: Metric) -> float:
-    return float(np.mean(answers.predicted == wanted)) if metric == "accuracy" else r2(answers.predicted, wanted)
+    return (
+        float(np.mean(answers.predicted == wanted)) if metric == "accuracy" else of_numbers(answers.predicted, wanted, metric)
+    )
 
 
 def _calibration(original: Answers, variant: Answers, wanted: Array) -> tuple[float, float] | None:

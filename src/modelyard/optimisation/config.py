@@ -32,7 +32,7 @@ class OptimiseConfig(Config):
     `variants` is then left aside.
     `confidence`: of every interval reported. `seed`: of the calibration sample. `seconds`: of measuring each variant."""
 
-    max_accuracy_drop: float = Field(default=1.0, ge=0, le=100)
+    max_accuracy_drop: float = Field(default=1.0, ge=0, le=1e6)
     goal: Goal = "latency"
     variants: tuple[Variant, ...] = Field(default=("fp32", "static-int8", "dynamic-int8"), min_length=1)
     steps: tuple[Step, ...] = Field(default=(), max_length=16)

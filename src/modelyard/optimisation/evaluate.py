@@ -1,7 +1,8 @@
 """How good a model is, and how sure that is: scores with confidence intervals, and what a variant loses against the original on
 the same rows. Pure functions over predictions; they know no model and no dataset.
 
-Classification is scored by accuracy, regression by R², whose drop counts in points just as accuracy's does.
+Classification is scored by accuracy, regression by R², similarities of texts by Spearman's ρ; the drop of each counts in
+points.
 """
 
 from __future__ import annotations
@@ -44,60 +45,105 @@ def r2(predicted: Array, wanted: Array) -> float:
     return float(_r2s((predicted.astype(np.float64) - wanted)[None] ** 2, wanted.astype(np.float64), np.ones(len(wanted)))[0])
 
 
+def spearman(predicted: Array, wanted: Array) -> float:
+    """Spearman's rank correlation ρ (1904), ties by their mean rank: 1 where the order is the same. Where either is constant: 1
+    if both are, else 0. NaN where a figure is."""
+    return float(_ranked([predicted], wanted)(np.arange(len(wanted)))[0])
+
+
 def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Accuracy (Wilson) or R² (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions [rows]."""
+    """Accuracy (Wilson), R² or ρ (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions [rows]."""
     _check(predicted, wanted)
     if metric == _RIGHT:
         return wilson(int((predicted == wanted).sum()), len(wanted), confidence)
-    return _bootstrap([predicted], wanted, lambda values: values[:, 0], confidence, seed)
+    return _bootstrap([predicted], wanted, metric, lambda values: values[:, 0], confidence, seed)
 
 
 def drop(original: Array, variant: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """What `variant` loses against `original` on the same rows, in points (100 × accuracy or R²); negative is a gain.
-    Newcombe's paired interval for accuracy, a paired percentile bootstrap for R²."""
+    """What `variant` loses against `original` on the same rows, in points (100 × the metric); negative is a gain.
+    Newcombe's paired interval for accuracy, a paired percentile bootstrap for the others."""
     _check(original, wanted)
     _check(variant, wanted)
     if metric == _RIGHT:
         found = paired_difference(original == wanted, variant == wanted, confidence)
     else:
-        found = _bootstrap([original, variant], wanted, lambda values: values[:, 0] - values[:, 1], confidence, seed)
+        found = _bootstrap([original, variant], wanted, metric, lambda values: values[:, 0] - values[:, 1], confidence, seed)
     # Rounded so that 1 of 100 rows is 1.0 points, not 1.0000000000000009 and past a budget of 1.
     return Interval(*(round(100 * value, 9) for value in (found.value, found.low, found.high)))
 
 
 def agreement(original: Array, variant: Array, metric: str) -> float:
-    """How alike two models predict, up to 1: the share of equal labels; for numbers R² of the variant against the original."""
-    return float(np.mean(original == variant)) if metric == _RIGHT else r2(variant, original)
+    """How alike two models predict, up to 1: the share of equal labels; of numbers the metric of one against the other."""
+    return float(np.mean(original == variant)) if metric == _RIGHT else of_numbers(variant, original, metric)
 
 
-def resampled_drop(original: Array, variant: Array, wanted: Array, seed: int = 0) -> tuple[float, Array]:
-    """What `variant` loses in R² against `original`, in points, and the same in 1,000 resamples of the rows, sorted."""
+def of_numbers(predicted: Array, wanted: Array, metric: str) -> float:
+    """R² or ρ, whichever is the metric."""
+    return spearman(predicted, wanted) if metric == "spearman" else r2(predicted, wanted)
+
+
+def resampled_drop(original: Array, variant: Array, wanted: Array, metric: str, seed: int = 0) -> tuple[float, Array]:
+    """What `variant` loses in R² or ρ against `original`, in points, and the same in 1,000 resamples of the rows, sorted."""
     _check(original, wanted)
     _check(variant, wanted)
-    value, drawn = _resampled([original, variant], wanted, lambda values: values[:, 0] - values[:, 1], seed)
+    value, drawn = _resampled([original, variant], wanted, metric, lambda values: values[:, 0] - values[:, 1], seed)
     return 100 * value, np.sort(100 * drawn)
 
 
 def _bootstrap(
-    models: list[Array], wanted: Array, statistic: Callable[[Array], Array], confidence: float, seed: int
+    models: list[Array], wanted: Array, metric: str, statistic: Callable[[Array], Array], confidence: float, seed: int
 ) -> Interval:
-    value, drawn = _resampled(models, wanted, statistic, seed)
+    value, drawn = _resampled(models, wanted, metric, statistic, seed)
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
-def _resampled(models: list[Array], wanted: Array, statistic: Callable[[Array], Array], seed: int) -> tuple[float, Array]:
-    """`statistic` maps R² of each model, [resamples, models], to [resamples]; the same rows are drawn for all models."""
-    wanted = wanted.astype(np.float64)
-    squares = np.stack([(predicted.astype(np.float64) - wanted) ** 2 for predicted in models])
+def _resampled(
+    models: list[Array], wanted: Array, metric: str, statistic: Callable[[Array], Array], seed: int
+) -> tuple[float, Array]:
+    """`statistic` maps the metric of each model, [resamples, models], to [resamples]; the same rows are drawn for all."""
+    wanted, models = wanted.astype(np.float64), [model.astype(np.float64) for model in models]
+    scored = _ranked(models, wanted) if metric == "spearman" else _squared(models, wanted)
     random, rows = np.random.default_rng(seed), len(wanted)
-    drawn = [
-        _r2s(squares, wanted, np.bincount(random.integers(0, rows, rows), minlength=rows).astype(np.float64))
-        for _ in range(_RESAMPLES)
-    ]
-    value = float(statistic(_r2s(squares, wanted, np.ones(rows))[None])[0])
-    return value, statistic(np.stack(drawn))
+    drawn = np.stack([scored(random.integers(0, rows, rows)) for _ in range(_RESAMPLES)])
+    return float(statistic(scored(np.arange(rows))[None])[0]), statistic(drawn)
+
+
+def _squared(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
+    """R² of each model over rows, which may be there several times."""
+    squares, rows = np.stack([(predicted - wanted) ** 2 for predicted in models]), len(wanted)
+    return lambda drawn: _r2s(squares, wanted, np.bincount(drawn, minlength=rows).astype(np.float64))
+
+
+def _ranked(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
+    """The same of ρ. Values are sorted once: with how often each was drawn their ranks follow by adding up."""
+    rows, known = len(wanted), bool(np.isfinite(wanted).all())
+    places = [np.unique(array, return_inverse=True)[1] for array in (wanted, *models)]
+    finite = [known and bool(np.isfinite(predicted).all()) for predicted in models]
+
+    def scored(drawn: Array) -> Array:
+        times = np.bincount(drawn, minlength=rows).astype(np.float64)
+        truth, *others = [_weighted_ranks(place, times) for place in places]
+        return np.array([_correlation(one, truth, times) if ok else np.nan for one, ok in zip(others, finite, strict=True)])
+
+    return scored
+
+
+def _weighted_ranks(place: Array, times: Array) -> Array:
+    """Ranks of rows that are there so many `times`; `place`: of each row's value among the different ones."""
+    counts = np.bincount(place, weights=times)
+    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
+
+
+def _correlation(one: Array, two: Array, times: Array) -> float:
+    """Pearson's, of rows that are there so many times; 1 where both are constant, 0 where one is."""
+    one, two = one - np.average(one, weights=times), two - np.average(two, weights=times)
+    spread = np.average(one**2, weights=times), np.average(two**2, weights=times)
+    if min(spread) <= 1e-12:
+        return float(max(spread) <= 1e-12)
+    return float(np.average(one * two, weights=times) / np.sqrt(spread[0] * spread[1]))
 
 
 def _r2s(squares: Array, wanted: Array, weights: Array) -> Array:

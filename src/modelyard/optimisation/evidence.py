@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from modelyard.errors import Invalid
 from modelyard.optimisation.intervals import most, refuted, wilson
 
-Metric = Literal["accuracy", "r2"]
+Metric = Literal["accuracy", "r2", "spearman"]
 _FEWEST = 30  # rows, below which resampling says nothing
 _STEPS = 200  # between the quantiles that are kept, of 0 to 1
 _SUREST = 0.999  # that a thousand resamples can be
@@ -60,7 +60,7 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A drop in points (100 × R²) over so many rows, and the quantiles of it over resamples of the rows, at even steps."""
+    """A drop in points (100 × R² or Spearman's ρ) over so many rows, and its quantiles over resamples, at even steps."""
 
     rows: int
     drop: float
@@ -101,9 +101,9 @@ Drop = Paired | Resampled
 class Evidence:
     """A variant beside its original on the same rows of one split. `original` and `variant` are the models' scores by `metric`;
     `drop` the loss over all rows, `slices` within some, as 'label=shirt' or 'COLUMN=value'. `agreement` is how alike they
-    answer, up to 1 (equal labels; R² of the variant's numbers against the original's). `calibration`: expected calibration
-    error of the original and the variant (15 bins of equal mass), None where no scores are known. `columns`: those that slices
-    were asked for by. `left_out`: rows of the split that were not counted, because they are in another one too."""
+    answer, up to 1 (equal labels; of numbers the metric of the variant's against the original's). `calibration`: expected
+    calibration error of the original and the variant (15 bins of equal mass), None where no scores are known. `columns`: those
+    that slices were asked for by. `left_out`: rows of the split that were not counted, because they are in another one too."""
 
     metric: Metric
     split: str
@@ -156,8 +156,8 @@ class Evidence:
     @classmethod
     def _read(cls, body: Mapping[str, Any]) -> Evidence:
         metric = body["metric"]
-        if metric not in ("accuracy", "r2"):
-            raise ValueError(f"the metric is {str(metric)[:40]!r}, expected 'accuracy' or 'r2'")
+        if metric not in get_args(Metric):
+            raise ValueError(f"the metric is {str(metric)[:40]!r}, expected one of {', '.join(get_args(Metric))}")
         kind: type[Drop] = Paired if metric == "accuracy" else Resampled
         drop, calibration = kind.from_json(body["drop"]), body["calibration"]
         slices = {str(name): kind.from_json(one) for name, one in body["slices"].items()}

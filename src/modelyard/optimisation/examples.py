@@ -6,26 +6,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from modelyard.data.datasets import Dataset
+from modelyard.data.tokens import MAX_CALL_TOKENS
 from modelyard.data.transforms import Transform, build, softmax
 from modelyard.engines.base import BatchEngine, ModelCard
 from modelyard.errors import Invalid
+from modelyard.optimisation.evidence import Metric
 from modelyard.tensors import DATATYPES, Array
 
-Metric = Literal["accuracy", "r2"]
 _CHUNK = 64
 TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of engine inputs, and for each the wanted answer: INT64 position of the label in the dataset, or FP64 number."""
+    """Rows of engine inputs, and for each the wanted answer: INT64 position of the label in the dataset, or FP64 number. Of
+    texts, which have neither, it is how alike the original finds the row and another (`Source.truth`)."""
 
     inputs: Mapping[str, Array]
     wanted: Array
@@ -47,22 +49,24 @@ class Answers:
 class Source:
     """The examples of one model version and dataset. Raises `Invalid` where the two do not go together."""
 
+    metric: Metric
+
     def __init__(self, folder: Path, card: ModelCard, dataset: Dataset, like: Path | None = None) -> None:
         """`like`: the folder of the version it was made from, whose training says what its own does not."""
         trained = _trained_on(folder) or (_trained_on(like) if like else {})
         target = trained.get("target") or dataset.target
-        if target is None:
-            raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
-        self._dataset, self._card, self._target = dataset, card, target
+        self._dataset, self._card = dataset, card
         self._transform = build(card.transform, folder)
         self._kind = str(self._transform.config["name"])
-        if self._kind == "text":
-            raise Invalid(
-                "The model makes embeddings of texts: there is no accuracy to measure, so nothing to optimise within."
-            )
-        self._labels = dataset.feature(target).names
+        if self._kind == "text":  # embeddings have no right answer: what counts is how alike they make two texts
+            self._target, self._labels, self.metric = "", None, "spearman"
+            self._features = tuple(self._feature_names())
+            return
+        if target is None:
+            raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
+        self._target, self._labels = target, dataset.feature(target).names
         self._features = tuple(trained.get("inputs") or self._feature_names())
-        self.metric: Metric = "accuracy" if self._labels else "r2"
+        self.metric = "accuracy" if self._labels else "r2"
 
     def examples(self, split: str, most: int | None = None, seed: int = 0, among: Array | None = None) -> Examples:
         """A split, or `most` rows of it drawn by `seed`, kept in order; `among`: only of those, INT64 positions. Raises
@@ -84,7 +88,30 @@ class Source:
             check()
             inputs = self._engine_inputs({name: values[i : i + _CHUNK] for name, values in columns.items()})
             parts.append(self._answers(self._transform.after(engine.forward(inputs))))
-        return _joined(parts), wanted
+        answers = self._whole(parts)
+        return answers, answers.predicted if self.metric == "spearman" else wanted
+
+    def truth(self, original: BatchEngine, examples: Examples) -> Examples:
+        """The examples with what is wanted of texts: how alike the original makes them."""
+        if self.metric != "spearman":
+            return examples
+        return replace(examples, wanted=self.predict(original, examples.inputs))
+
+    def cut(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Rows of texts without the places that none of them fills; anything else as it is."""
+        mask = inputs.get("attention_mask") if self._kind == "text" else None
+        width = None if mask is None else max(1, int(mask.sum(axis=1).max(initial=1)))
+        return {name: array if width is None else np.ascontiguousarray(array[:, :width]) for name, array in inputs.items()}
+
+    def typical(self, inputs: Mapping[str, Array], most: int) -> dict[str, Array]:
+        """So many rows to time engines by: the first ones; of texts one of median length comes first."""
+        rows = {name: array[:most] for name, array in inputs.items()}
+        if self._kind != "text" or "attention_mask" not in rows:
+            return rows
+        order = np.argsort(rows["attention_mask"].sum(axis=1), kind="stable")
+        median = int(order[len(order) // 2])
+        places = [median, *(place for place in range(len(order)) if place != median)]
+        return {name: array[places] for name, array in rows.items()}
 
     def fresh(self, split: str, others: Sequence[str]) -> Array:
         """BOOL [rows of `split`]: which of them, as the model is shown them, are in none of the splits `others` as well."""
@@ -108,13 +135,18 @@ class Source:
     def answers(self, engine: BatchEngine, inputs: Mapping[str, Array]) -> Answers:
         """As `predict`, and how sure the model is."""
         rows = len(next(iter(inputs.values())))
-        parts = [engine.forward({k: v[i : i + _CHUNK] for k, v in inputs.items()}) for i in range(0, rows, _CHUNK)]
-        return _joined([self._answers(self._transform.after(part)) for part in parts])
+        batches = (self.cut({k: v[i : i + _CHUNK] for k, v in inputs.items()}) for i in range(0, rows, _CHUNK))
+        return self._whole([self._answers(self._transform.after(engine.forward(batch))) for batch in batches])
+
+    def _whole(self, parts: Sequence[Answers]) -> Answers:
+        """The answers of all batches; of embeddings, how alike each row and another are."""
+        whole = _joined(parts)
+        return Answers(_alike(whole.predicted)) if self.metric == "spearman" else whole
 
     def _read(self, split: str) -> tuple[dict[str, Array], Array]:
         """The columns that the model is shown, and the target."""
-        columns = self._dataset.columns(split, [*self._features, self._target])
-        wanted = columns.pop(self._target)
+        columns = self._dataset.columns(split, [*self._features, *([self._target] if self._target else [])])
+        wanted = columns.pop(self._target) if self._target else np.zeros(self._dataset.rows(split))
         if not len(wanted):
             needed = "optimising needs calibrate, select and report, evaluating needs report"
             raise Invalid(f"The split '{split}' of the dataset is empty: {needed}.")
@@ -129,6 +161,8 @@ class Source:
         """What the transform reads: the one image, its named columns, or all numbers in the dataset's order."""
         if self._kind == "image":
             return self._dataset.of_type("image")[:1] or _refuse("an image", self._dataset)
+        if self._kind == "text":
+            return self._dataset.of_type("text")[:1] or _refuse("texts", self._dataset)
         if self._kind == "columns":
             return [column["name"] for column in self._transform.config["columns"]]
         return self._dataset.of_type("float", "int") or _refuse("columns of numbers", self._dataset)
@@ -173,6 +207,8 @@ class Source:
     def _engine_inputs(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         if self._kind == "image":
             return self._transform.before({"image": columns[self._features[0]]})
+        if self._kind == "text":
+            return self._tokens(columns[self._features[0]])
         if self._kind == "columns":
             return self._transform.before(columns)
         spec = self._card.inputs[0]
@@ -183,8 +219,21 @@ class Source:
             raise Invalid(f"The model takes {takes}; the dataset gives {gives}.")
         return {spec.name: matrix}
 
+    def _tokens(self, texts: Array) -> dict[str, Array]:
+        """In parts, since a call takes only so many tokens; filled up to the longest."""
+        each = max(1, min(_CHUNK, MAX_CALL_TOKENS // int(self._transform.config["length"])))
+        parts = [self._transform.before({"text": texts[i : i + each]}) for i in range(0, len(texts), each)]
+        fills: Mapping[str, int] = getattr(self._transform, "ragged", {})
+        width = {name: max(part[name].shape[1] for part in parts) for name in fills}
+        return {
+            name: np.concatenate([_filled(part[name], width[name], fill) for part in parts]) for name, fill in fills.items()
+        }
+
     def _answers(self, outputs: Mapping[str, Array]) -> Answers:
         """Public outputs → answers. A plain tensor is a row of logits or of probabilities for labels, a number otherwise."""
+        if self._kind == "text":
+            (embedding,) = outputs.values()
+            return Answers(embedding.astype(np.float64))
         if self._kind != "tensor":
             if self._labels is None:
                 return Answers(outputs["prediction"].astype(np.float64))
@@ -209,6 +258,19 @@ def _joined(parts: Sequence[Answers]) -> Answers:
     sure = [part.confidence for part in parts if part.confidence is not None]
     whole = np.concatenate(sure) if len(sure) == len(parts) else None
     return Answers(np.concatenate([part.predicted for part in parts]), whole)
+
+
+def _filled(array: Array, width: int, fill: int) -> Array:
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+
+
+def _alike(embeddings: Array) -> Array:
+    """FP64 [rows]: the cosine of each row's embedding and another's, the same one of every model. `embeddings`: [rows, dim]."""
+    order = np.random.default_rng(0).permutation(len(embeddings))
+    unit = embeddings[order] / np.maximum(np.linalg.norm(embeddings[order], axis=1, keepdims=True), 1e-12)
+    found = np.empty(len(order))
+    found[order] = (unit * np.roll(unit, 1, axis=0)).sum(axis=1)
+    return found
 
 
 def _labelled(positions: Array, scores: Array) -> Answers:

@@ -30,10 +30,15 @@ class Speed:
 
 
 def measure(
-    engines: Mapping[str, BatchEngine], samples: Mapping[str, Array], seconds: float, tick: Callable[[], None] = lambda: None
+    engines: Mapping[str, BatchEngine],
+    samples: Mapping[str, Array],
+    seconds: float,
+    tick: Callable[[], None] = lambda: None,
+    cut: Callable[[Mapping[str, Array]], dict[str, Array]] = dict,
 ) -> dict[str, Speed]:
-    """Speeds by engine, each run for about `seconds` (never less than one forward a size). `tick` is called every round."""
-    batches = {size: rows(samples, size) for size in (ONE, MANY)}
+    """Speeds by engine, each run for about `seconds` (never less than one forward a size). `tick` is called every round; `cut`
+    makes a batch of rows what the server would make of them."""
+    batches = {size: cut(rows(samples, size)) for size in (ONE, MANY)}
     budgets = {ONE: seconds * _LATENCY_SHARE, MANY: seconds * (1 - _LATENCY_SHARE)}
     times: dict[str, dict[int, list[float]]] = {name: {ONE: [], MANY: []} for name in engines}
     for engine in engines.values():

@@ -25,7 +25,7 @@ from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
 from modelyard.optimisation.evaluation import SPLIT, described, fresh
 from modelyard.optimisation.examples import Examples, Source
-from modelyard.optimisation.measure import Speed, measure
+from modelyard.optimisation.measure import MANY, Speed, measure
 from modelyard.optimisation.publish import REPORT, Findings, publish
 from modelyard.optimisation.steps.config import epochs
 from modelyard.optimisation.study import study
@@ -79,13 +79,14 @@ def read(inputs: Mapping[str, Input]) -> Subject:
     if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):
         raise Invalid("The model takes batches of one fixed size only; optimising needs an open batch (dim 0).")
     engine = cast(BatchEngine, ENGINES.get(card.engines[0])(folder, card))
-    return Subject(folder, card, engine, source, source.examples("select"))
+    return Subject(folder, card, engine, source, source.truth(engine, source.examples("select")))
 
 
 def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, context: JobContext) -> list[Measured]:
     """The original and every variant on the select split; figures of one that does not run are NaN."""
     engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.engine is not None}}
-    speeds = measure(engines, subject.select.inputs, config.seconds, context.check)
+    source = subject.source
+    speeds = measure(engines, source.typical(subject.select.inputs, MANY), config.seconds, context.check, source.cut)
     predictions = {name: subject.source.predict(engine, subject.select.inputs) for name, engine in engines.items()}
     own = subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"]
     there = [(ORIGINAL, True, inside(subject.folder, own).stat().st_size)]
@@ -107,7 +108,7 @@ def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     source, found = subject.source, dict[str, Any]()
     try:
         kept = fresh(source, context)
-        rows = source.examples(SPLIT)
+        rows = source.truth(subject.engine, source.examples(SPLIT))
         original = source.answers(subject.engine, rows.inputs)
         slices = by_label(source.labels, rows.wanted)
         for variant in variants:
@@ -126,7 +127,8 @@ def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
 def judge(subject: Subject, chosen: Variant, config: OptimiseConfig) -> dict[str, Any]:
     """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
     assert chosen.engine is not None
-    examples, metric = subject.source.examples("report"), subject.source.metric
+    source, metric = subject.source, subject.source.metric
+    examples = source.truth(subject.engine, source.examples("report"))
     engines = {ORIGINAL: subject.engine, "chosen": chosen.engine}
     predictions = {name: subject.source.predict(engine, examples.inputs) for name, engine in engines.items()}
     report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen.name}
@@ -150,7 +152,7 @@ def found_by(made: chain.Result, split: str, subject: Subject, config: OptimiseC
 
 def _figures(predicted: Array, examples: Examples, metric: str, config: OptimiseConfig) -> dict[str, float]:
     figures = score(predicted, examples.wanted, metric, config.confidence, config.seed).to_json()
-    return figures if metric == "accuracy" else {**figures, "mse": mse(predicted, examples.wanted)}
+    return figures if metric != "r2" else {**figures, "mse": mse(predicted, examples.wanted)}
 
 
 def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:

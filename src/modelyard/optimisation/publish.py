@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,13 +17,14 @@ from typing import Any
 
 from modelyard.conversion.importing import describe_metadata
 from modelyard.conversion.readme import write as write_readme
+from modelyard.engines.files import inside
 from modelyard.kinds import Input, Outputs
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.variants import Variant
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
-_NAMES = {"accuracy": "accuracy", "r2": "R²"}
+_NAMES = {"accuracy": "accuracy", "r2": "R²", "spearman": "Spearman's ρ"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
         "machine": machine(),
         **findings.more,
     }
+    if tokenizer := (variant.card.transform or {}).get("tokenizer"):
+        shutil.copyfile(inside(findings.inputs["model"].view.local(), tokenizer), variant.folder / tokenizer)
     (variant.folder / REPORT).write_text(json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
     score = findings.report["chosen"]["value"] if chosen else row["accuracy"]
     title = f"{findings.inputs['model'].reference}, {variant.name}"
@@ -104,9 +108,8 @@ def readme(findings: Findings) -> str:
     """The table and the report in prose."""
     name, config = _NAMES[findings.metric], findings.config
     lines = [
-        f"Optimised from `{findings.inputs['model'].reference}` on `{findings.inputs['dataset'].reference}` for {config.goal}, "
-        f"at most {config.max_accuracy_drop:g} points of {name} lost. Figures of the select split, one thread; intervals at "
-        f"{config.confidence:.0%}.\n",
+        f"Optimised from `{findings.inputs['model'].reference}` on `{findings.inputs['dataset'].reference}`"
+        f"{_within(config, name)}. Figures of the select split, one thread; intervals at {config.confidence:.0%}.\n",
         f"| variant | {name} | interval | lost (points) | bytes | p50 ms | p99 ms | rows/s | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in findings.table),
@@ -118,6 +121,13 @@ def readme(findings: Findings) -> str:
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
     return "\n".join(lines)
+
+
+def _within(config: OptimiseConfig, name: str) -> str:
+    """What it was chosen by, where there was a choice."""
+    if config.max_accuracy_drop > 100:
+        return ""
+    return f" for {config.goal}, at most {config.max_accuracy_drop:g} points of {name} lost"
 
 
 def of_steps(findings: Findings) -> list[str]:

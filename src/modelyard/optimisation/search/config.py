@@ -22,15 +22,17 @@ _MOST_POINTS = 20_000
 class SearchConfig(Config):
     """`trials` jobs of kind `optimise` at most, `parallel` at once (None: as many as fit), each a chain of steps out of `space`
     (as text, `channels=[0,0.5],quantize=[none,static-int8]`, or as an object; None: the usual for such a model). None begins
-    that would likely end after `time_budget` seconds. The rest is as of `optimise`."""
+    that would likely end after `time_budget` seconds. `reuse`: a trial that another search
+    made before, of the same versions and configuration, is taken as it came out. The rest is as of `optimise`."""
 
     max_accuracy_drop: float = Field(default=1.0, ge=0, le=100)
     goal: Goal = "latency"
-    trials: int = Field(default=16, ge=1, le=500)
+    trials: int = Field(default=16, ge=1, le=300)
     time_budget: float | None = Field(default=None, gt=0)
     parallel: int | None = Field(default=None, ge=1, le=256)
     space: dict[str, Choice] | None = None
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    reuse: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
     seconds: float = Field(default=1.5, gt=0, le=60)
 
@@ -51,7 +53,7 @@ class SearchConfig(Config):
             raise Invalid(f"The space has {many} points, {_MOST_POINTS:,} is the most: give shorter lists, and no ranges.")
         for point in points(found):
             try:
-                Point.model_validate(point)
+                Point.model_validate(point).steps()
             except ValidationError as error:
                 raise Invalid(explain(error, Point, "an option of the search")) from error
         return {name: Choice(values=_values(one)) for name, one in found.items()}

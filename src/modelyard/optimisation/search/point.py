@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class Point(Config):
     qat: int = Field(default=0, ge=0, le=10_000)
     quantize: Literal["none", "static-int8", "dynamic-int8", "weights-int8"] = "none"
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    sensitive: int | Literal["auto"] = 0
+    sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
 
     def steps(self) -> tuple[Step, ...]:
         """The steps in their order; none where the point is the original in float."""

@@ -23,6 +23,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 _CHEAP = 1 / 3
 # Points at random before anything is modelled, where the cheap ones are fewer.
 _LEAST = 4
+# Points that are looked at for each suggestion, and draws of the model that each is judged by.
+_POINTS, _DRAWS = 256, 32
 
 
 class Proposer:
@@ -86,7 +88,10 @@ class Proposer:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=False)
+            sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=False)
+        # Its own numbers are for endless spaces: on four axes they take gigabytes as the front grows.
+        sampler._n_preliminary_samples, sampler._n_qmc_samples_ehvi = _POINTS, _DRAWS
+        return sampler
 
 
 def _numbers(one: Choice) -> bool:

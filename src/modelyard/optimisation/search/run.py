@@ -23,9 +23,10 @@ from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation.choose import Choice as Chosen
 from modelyard.optimisation.choose import Measured, choose
-from modelyard.optimisation.config import check_inputs
+from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.publish import REPORT as OPTIMISED
+from modelyard.optimisation.search.budget import Took, epochs_left
 from modelyard.optimisation.search.config import SearchConfig
 from modelyard.optimisation.search.front import losses, pareto
 from modelyard.optimisation.search.point import Point, candidates, usual, written
@@ -41,6 +42,8 @@ REPORT = "report"
 _ORIGINAL, _VARIANT = 0, 1  # steps of a trial's metrics
 _WORST = 4.0  # times the budget: what loses more is no better or worse for it
 _LEAST_WORST = 5.0  # points
+_ANY = 1e6  # points: R² and ρ may fall by more than a hundred
+_TOLD = 200  # letters of an error in the table
 
 
 def run(config: SearchConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
@@ -59,9 +62,9 @@ class Search(Parent):
         self.config, self.model, self.dataset = config, inputs["model"].reference, inputs["dataset"].reference
         self.space, self.metric = _looked_at(config, inputs)
         points = candidates(self.space)
-        costs = [epochs(Point(**point).steps()) for point in points]
+        self.costs = {json.dumps(point, sort_keys=True): epochs(Point(**point).steps()) for point in points}
         self.total = min(self.total, len(points))
-        self.proposer = Proposer(self.space, points, costs, config.trials, config.seed)
+        self.proposer = Proposer(self.space, points, [self._cost(point) for point in points], config.trials, config.seed)
         context.report(metric=self.metric, goal=config.goal, points=len(points), **self._budget())
 
     def run(self, outputs: Outputs) -> None:
@@ -69,7 +72,8 @@ class Search(Parent):
         self.finish(outputs)
 
     def suggest(self) -> dict[str, Any] | None:
-        return self.proposer.suggest(self._affordable)
+        most = self._epochs_left()
+        return self.proposer.suggest(lambda point: self._cost(point) <= most)
 
     def recall(self, trial: Trial) -> None:
         self.proposer.recall(trial.parameters)
@@ -77,15 +81,16 @@ class Search(Parent):
     def submit(self, trial: Trial) -> str:
         steps = Point(**trial.parameters).steps()
         made = {"steps": list(written(steps))} if steps else {"variants": ["fp32"]}
-        same = {name: getattr(self.config, name) for name in ("goal", "confidence", "seed", "seconds")}
+        same = {name: getattr(self.config, name) for name in ("confidence", "seed", "seconds")}
         # Whatever it loses is a result; whether that is too much is this job's to say.
-        return self.context.submit("optimise", {**made, **same, "max_accuracy_drop": 100.0}, self.references)
+        asked = {**made, **same, "max_accuracy_drop": _ANY}
+        return self.context.submit("optimise", asked, self.references, reuse=self.config.reuse)
 
     def judge(self, trial: Trial) -> None: ...
 
     def end(self, trial: Trial) -> None:
         found = self._figures(trial)
-        axes = losses(found) if found and trial.state == "succeeded" else None
+        axes = losses(found) if found else None
         self.proposer.end(trial.number, None if axes is None else self._scaled(axes, trial))
 
     def tell(self, trial: Trial) -> None:
@@ -96,7 +101,7 @@ class Search(Parent):
         table = [self._row(trial) for trial in self.trials]
         for row, on_front in zip(table, pareto(table), strict=True):
             row["front"] = on_front
-        measured = [_measured(trial, row) for trial, row in zip(self.trials, table, strict=True) if trial.state == "succeeded"]
+        measured = [_measured(row) for row in table if row["state"] == "succeeded"]
         if not measured:
             why = next((trial.error for trial in self.trials if trial.error), "all were cancelled")
             raise Invalid(f"None of {len(self.trials)} trials came to its end. The first that failed: {why}")
@@ -108,7 +113,9 @@ class Search(Parent):
         made = self.context.wait(str(trial.job))["versions"]  # returns when there is a processor for this job again
         output = next(one["name"] for one in made if one["alias"])
         about = {"job": self.context.job, "trial": trial.number, "trials": len(self.trials), "command": self._command(trial)}
-        outputs.adopt("best", str(trial.job), output, metadata={"search": about}, alias="best")
+        asked = {name: getattr(self.config, name) for name in ("goal", "max_accuracy_drop")}
+        metadata = {**asked, "verdict": choice.verdicts[choice.variant], "search": about}
+        outputs.adopt("best", str(trial.job), output, metadata=metadata, alias="best")
         folder = self.context.work / REPORT
         folder.mkdir()
         inputs = {"model": self.model, "dataset": self.dataset}
@@ -123,7 +130,7 @@ class Search(Parent):
         try:
             return choose(measured, self.config.goal, self.config.max_accuracy_drop)
         except Invalid:
-            named = [replace(one, variant=self._row(self.trials[int(one.variant)])["variant"]) for one in measured]
+            named = [replace(one, variant=_named(self._row(self.trials[int(one.variant)]))) for one in measured]
             choose(named, self.config.goal, self.config.max_accuracy_drop)
             raise
 
@@ -131,12 +138,14 @@ class Search(Parent):
         """The trial as the table shows it; speeds are of a machine on which the original takes what it took in the median."""
         steps = Point(**trial.parameters).steps()
         told = {"number": trial.number, "variant": variant_name(steps) or "fp32", "steps": list(written(steps))}
-        told |= {"job": trial.job, "state": trial.state, "seconds": trial.seconds, "error": trial.error}
+        error = trial.error and trial.error.partition("\n")[0][:_TOLD]
+        told |= {"job": trial.job, "state": trial.state, "seconds": trial.seconds, "error": error}
         found = self._figures(trial)
         return told if found is None else {**told, **found, **self._on_one_machine(trial, found)}
 
     def _figures(self, trial: Trial) -> dict[str, float] | None:
-        return trial.curve.get(_VARIANT)
+        """What it found, once it has come to its end: one that fails may have measured before."""
+        return trial.curve.get(_VARIANT) if trial.state == "succeeded" else None
 
     def _on_one_machine(self, trial: Trial, found: Mapping[str, float]) -> dict[str, float]:
         own, originals = trial.curve[_ORIGINAL], [t.curve[_ORIGINAL] for t in self.trials if _ORIGINAL in t.curve]
@@ -153,15 +162,16 @@ class Search(Parent):
         worst = max(_LEAST_WORST, _WORST * self.config.max_accuracy_drop)
         return [min(axes[0], worst), *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
 
-    def _affordable(self, point: Mapping[str, Any]) -> bool:
-        """Whether a trial would likely end within the time budget: by what the slowest so far took beside its epochs, and by
-        the epoch. The first is always begun."""
-        if self.config.time_budget is None or not self.trials:
-            return True
-        took = [(t.seconds, epochs(Point(**t.parameters).steps())) for t in self.trials if t.seconds is not None]
-        base = max((seconds for seconds, cost in took if not cost), default=0.0)
-        each = max(((seconds - base) / cost for seconds, cost in took if cost), default=0.0)
-        return self.spent() + base + max(each, 0.0) * epochs(Point(**point).steps()) <= self.config.time_budget
+    def _epochs_left(self) -> float:
+        """Of how many epochs the next trial may be."""
+        if self.config.time_budget is None:
+            return math.inf
+        took = [Took(self._cost(trial.parameters), trial.seconds, trial.ended) for trial in self.trials]
+        return epochs_left(self.config.time_budget, self.spent(), took)
+
+    def _cost(self, point: Mapping[str, Any]) -> int:
+        """Epochs of a point's steps."""
+        return self.costs[json.dumps(point, sort_keys=True)]
 
     def _budget(self) -> dict[str, float]:
         return {} if self.config.time_budget is None else {"time_budget": self.config.time_budget}
@@ -170,6 +180,9 @@ class Search(Parent):
         """What makes the chosen variant again."""
         steps = written(Point(**trial.parameters).steps())
         ways = [word for step in steps for word in ("--with", step)] or ["--set", 'variants=["fp32"]']
+        unusual = {name: getattr(self.config, name) for name in ("seed", "seconds", "confidence")}
+        unusual = {name: value for name, value in unusual.items() if value != OptimiseConfig.model_fields[name].default}
+        ways += [word for name, value in unusual.items() for word in ("--set", f"{name}={value:g}")]
         words = ["modelyard", "optimize", self.model, "--on", self.dataset, *ways]
         return shlex.join([*words, "--max-accuracy-drop", f"{self.config.max_accuracy_drop:g}", "--goal", self.config.goal])
 
@@ -188,10 +201,15 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
     return usual(trains=trains, labels=metric == "accuracy", heads=heads), metric
 
 
-def _measured(trial: Trial, row: Mapping[str, Any]) -> Measured:
+def _measured(row: Mapping[str, Any]) -> Measured:
     names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "p50_ms", "p99_ms", "items_per_s")
-    figures = {name: row.get(name, float("nan")) for name in names}
-    return Measured(variant=str(trial.number), verified=True, size=int(row.get("size", 0)), **figures)
+    figures = {name: row.get(name, math.nan) for name in names}
+    return Measured(variant=str(row["number"]), verified=True, size=int(row.get("size", 0)), **figures)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """A trial by all that its steps are."""
+    return " ".join(row["steps"]) or str(row["variant"])
 
 
 def _log_ratio(value: float, of: float) -> float:
