@@ -94,6 +94,12 @@ def test_what_is_said_otherwise_is_refused(db: Database, change: dict[str, Any],
         assert evaluations(session, "p", "hash-of-2") == []
 
 
+def test_it_is_on_a_dataset_and_not_on_a_model_of_that_name(db: Database) -> None:
+    inputs = {**INPUTS, "dataset": Parent("dataset", "model", "digits", 3, "hash-of-digits")}
+    with pytest.raises(Invalid, match="the role 'dataset' is the model digits@3"), db.begin() as session:
+        record(session, "p", "j1", SAID, inputs, "hash-of-output")
+
+
 @pytest.mark.parametrize("said", [None, "report", [], {}])
 def test_what_is_no_evaluation_is_refused(db: Database, said: Any) -> None:
     with pytest.raises(Invalid, match="names the role"):

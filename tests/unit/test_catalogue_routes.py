@@ -265,7 +265,7 @@ def test_names_versions_aliases_and_lineage(desk, artefact, kind):
 
 def test_what_was_found_of_a_version_is_shown_to_its_project(desk, artefact):
     version = desk.version(artefact=artefact)
-    inputs = {role: Parent.of(role, version) for role in ("original", "dataset")}
+    inputs = {"original": Parent.of("original", version), "dataset": Parent("dataset", "dataset", "d", 1, artefact)}
     said = {"baseline": "original", "dataset": "dataset", "split": "report", "evidence": {"rows": 3}}
     with desk.db.begin() as session:
         record(session, "p", "j1", said, inputs, artefact)

@@ -14,6 +14,7 @@ from modelyard.errors import Invalid, NotFound
 from modelyard.optimisation.comparison import by_column, by_label, calibration_error, compare
 from modelyard.optimisation.evidence import Evidence, Paired, Resampled
 from modelyard.optimisation.examples import Answers
+from modelyard.optimisation.gate import GatePolicy, decide
 
 WANTED = np.array([0, 0, 0, 1, 1, 1, 1, 2])
 ORIGINAL = np.array([0, 0, 1, 1, 1, 1, 0, 2])
@@ -128,3 +129,15 @@ def test_a_column_whose_values_do_not_repeat_makes_no_slices(tmp_path: Path) -> 
     dataset = write(tmp_path / "data", {"name": Feature(type="text")}, {"report": rows}, None)
     with pytest.raises(Invalid, match="'name' has 300 values in the split 'report'; slices take at most 200"):
         by_column(dataset, "report", "name")
+
+
+def test_where_all_numbers_are_the_same_nothing_is_proved() -> None:
+    random = np.random.default_rng(0)
+    wanted = np.concatenate([100 * random.standard_normal(400), np.zeros(40)])
+    one, two = wanted + 0.1, np.concatenate([wanted[:400] + 0.1, np.full(40, 40.0)])
+    sunday = {"day=sunday": np.arange(440) >= 400, "day=never": np.zeros(440, bool)}
+    evidence = compare(Answers(one), Answers(two), wanted, "r2", split="report", slices=sunday, columns=("day",))
+    assert {name: (drop.rows, drop.most(0.95)) for name, drop in evidence.slices.items()} == dict.fromkeys(sunday, (0, np.inf))
+    decision = decide(GatePolicy(max_accuracy_drop=50, max_slice_drop=50), evidence)
+    assert not decision.allowed
+    assert any("No row was evaluated where day=sunday" in reason for reason in decision.reasons)

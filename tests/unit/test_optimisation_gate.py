@@ -197,7 +197,9 @@ def test_what_is_kept_is_json_and_bounded() -> None:
         ({"slices": ("a",)}, {"slices": ("a", "b")}, ()),
         ({"baseline": "m@1"}, {"baseline": "m@2"}, ("baseline",)),
         ({"dataset": "d"}, {}, ("dataset",)),
-        ({}, {"dataset": "d", "baseline": "m@1"}, ()),
+        ({}, {"dataset": "d", "baseline": "m@1"}, ("dataset",)),
+        ({"dataset": "d"}, {"dataset": "d@2"}, ("dataset",)),
+        ({}, {"baseline": "m@1"}, ()),
     ],
 )
 def test_what_a_change_loosens(before: dict[str, Any], after: dict[str, Any], what: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
 from modelyard.optimisation import sensitive
-from modelyard.optimisation.quantise import QUANTISERS, layers_of, prepared
+from modelyard.optimisation.quantise import QUANTISERS, prepared
 from modelyard.optimisation.steps.config import Quantize
 
 RANDOM = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_packed_weights_are_floats_again_once_loaded(tmp_path: Path) -> None:
     """What onnxruntime runs has no layer more than the float graph: it computes as that does."""
     card, samples = network(tmp_path / "model.onnx", convolve=True)
     with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", samples, Quantize(method="weights-int8")) as graph:
-        assert list(graph.layers) == list(layers_of(tmp_path / "model.onnx"))
+        assert list(graph.layers) == ["Conv_0"]  # the node had no name
         graph.write(tmp_path / "small.onnx")
     assert {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node} == {"Cast", "Mul", "Conv"}
     options = onnxruntime.SessionOptions()
@@ -194,3 +194,33 @@ def test_packed_weights_are_floats_again_once_loaded(tmp_path: Path) -> None:
     wanted = OnnxEngine(tmp_path, card).forward(samples)["y"]
     given = OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"]
     assert 0 < np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def unnamed(path: Path, *, fed: bool = False) -> dict[str, np.ndarray]:
+    """x → fc1 → x · sigmoid(x) → fc2 → y, of nodes without names; the weights are inputs too where they are `fed`."""
+    weights = {f"fc{n}.weight": RANDOM.standard_normal((32, 32)).astype(np.float32) / 6 for n in (1, 2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "fc1.weight"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("Mul", ["a", "b"], ["c"]),
+        helper.make_node("MatMul", ["c", "fc2.weight"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 32]) for name in ("x", "y")]
+    more = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [32, 32]) for name in weights] if fed else []
+    kept = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    save(helper.make_graph(nodes, "swish", [ends[0], *more], ends[1:], kept), path)
+    return {"x": RANDOM.standard_normal((64, 32)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("fed", [False, True])
+@pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
+def test_layers_without_names_and_functions_between_them_are_quantised(tmp_path: Path, calibration: str, fed: bool) -> None:
+    rows = unnamed(tmp_path / "model.onnx", fed=fed)
+    step = Quantize(calibration=calibration, float_layers=("fc1",))  # type: ignore[arg-type]
+    with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", rows, step) as graph:
+        assert list(graph.layers) == ["fc1", "fc2"]
+        graph.write(tmp_path / "small.onnx", leave=["fc1"])
+    kinds = {i.name.partition("_")[0]: i.data_type for i in onnx.load(tmp_path / "small.onnx").graph.initializer if i.dims}
+    assert (kinds["fc1.weight"], kinds["fc2.weight"]) == (TensorProto.FLOAT, TensorProto.INT8)
+    wanted, given = (sensitive.answers(tmp_path / name, rows)[0] for name in ("model.onnx", "small.onnx"))
+    assert 0 < np.abs(given - wanted).mean() < 0.1 * np.abs(wanted).mean()

@@ -51,4 +51,6 @@ def test_a_control_learns_as_long_as_its_student() -> None:
         3 + 2 + 4 + (3 + 2 + 4) + 1
     )
     assert epochs(steps("finetune:epochs=2", "distil:epochs=4,student.width=1")) == 2 + 4 + 4
+    assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2")) == 6 + 2 + 2
+    assert epochs(steps("finetune:epochs=3", "distil:epochs=5,student.width=1", "prune:channels=0.5", "distil:epochs=2")) == 17
     assert epochs(steps("quantize")) == 0

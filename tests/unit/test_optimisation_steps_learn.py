@@ -126,3 +126,45 @@ def test_a_network_of_several_inputs_is_not_trained(tmp_path: Path) -> None:
     two = found.card.model_copy(update={"inputs": (*found.card.inputs, TensorCard(name="more", datatype="INT64"))})
     with pytest.raises(Invalid, match="one tensor of numbers; this one takes columns FP32, more INT64"):
         Learning.of(found.folder, two, found.source, FolderContext(tmp_path), seed=0, total=1)
+
+
+class Pair(nn.Module):
+    def __init__(self, width: int, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, width).requires_grad_(not frozen)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class Tupled(Pair):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x), x  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Tupled(3), "forward of Tupled returned tuple; steps that train take one tensor"),
+        (Pair(2), r"forward of Pair returned shape \[2, 2\]; \[2, 3\], one logit a class, was expected"),
+        (Pair(3, frozen=True), "No parameter of Pair learns"),
+    ],
+)
+def test_what_nothing_can_be_learned_from_is_refused(tmp_path: Path, network: nn.Module, said: str) -> None:
+    teaching = learning(subject(tmp_path), tmp_path)
+    with pytest.raises(Invalid, match=said):
+        teaching.check(network)
+
+
+def test_rows_are_drawn_from_all_of_the_split_by_the_seed(tmp_path: Path) -> None:
+    found = subject(tmp_path)
+    teaching = learning(found, tmp_path, seed=1)
+    whole = torch.cat([wanted for _, wanted in teaching.drawn(10_000)])
+    assert len(whole) == teaching.feed.rows
+    batches = [len(wanted) for _, wanted in teaching.drawn(50)]
+    assert batches == [24, 24, 2]
+    first, again, other = (learning(found, tmp_path, seed=seed).some(40)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    plain = torch.from_numpy(teaching.feed.take(np.arange(40))[0])
+    assert not torch.equal(first, plain)

@@ -189,11 +189,34 @@ def test_evaluations_are_of_artefacts_not_of_names(room: Room) -> None:
         room.deploy("m@3")
 
 
-def test_on_each_dataset_the_newest_counts_and_all_of_them_must_allow(room: Room) -> None:
+def test_on_the_same_rows_a_later_evaluation_undoes_nothing(room: Room) -> None:
     room.project_gate(GATE)
     room.variant(BAD)
     room.evaluated("m@2", GOOD)
+    with pytest.raises(Conflict, match="evaluated on digits@1"):
+        room.deploy("m@2")
+    room.version("digits", kind="dataset")
+    room.evaluated("m@2", GOOD, on="digits@2")
     assert room.deploy("m@2").decision is not None
+
+
+def test_what_one_evaluation_leaves_out_another_may_say_on_the_same_rows(room: Room) -> None:
+    room.project_gate({**GATE, "slices": ["light"]})
+    room.variant(GOOD)
+    with pytest.raises(Conflict, match="It was not evaluated by 'light'"):
+        room.deploy("m@2")
+    room.evaluated("m@2", GOOD, columns=("light",))
+    assert room.deploy("m@2").decision is not None
+    room.variant(BAD)
+    room.evaluated("m@3", GOOD, columns=("light",))
+    with pytest.raises(Conflict, match="The gate does not let m@3 through"):
+        room.deploy("m@3")
+
+
+def test_on_each_dataset_the_newest_version_counts_and_all_of_them_must_allow(room: Room) -> None:
+    room.project_gate(GATE)
+    room.variant(GOOD)
+    room.deploy("m@2")
     room.variant(GOOD)
     room.evaluated("m@3", BAD, on="clothes@1")
     with pytest.raises(Conflict, match="evaluated on clothes@1"):
@@ -449,3 +472,29 @@ def test_a_projects_gate_is_its_administrators_and_the_platforms(room: Room) -> 
         ("", False),
         (room.keys["admin"].key, True),
     ]
+
+
+def test_another_projects_gate_is_for_admins_of_default_alone(room: Room) -> None:
+    def shown(who: Principal, project: str) -> None:
+        with room.db.read() as session:
+            gating.check_project(session, who, project)
+
+    root = room.keys["root"]
+    for project in ("team", "other", "default"):
+        shown(root, project)
+    with pytest.raises(NotFound, match="No project 'tema'"):
+        shown(root, "tema")
+    shown(room.keys["write"], "team")
+    writer = Principal("default", root.key, Scope.write)
+    shown(writer, "default")
+    for who, project in ((writer, "team"), (room.keys["other"], "team"), (room.keys["admin"], "default")):
+        with pytest.raises(NotFound):
+            shown(who, project)
+
+
+def test_a_gate_set_from_default_names_a_dataset_that_is_there(room: Room) -> None:
+    with pytest.raises(NotFound, match="No dataset 'digts'"):
+        room.project_gate({**GATE, "dataset": "digts"}, who="root")
+    found = room.project_gate({**GATE, "dataset": "digits@1"}, who="root")
+    assert found is not None
+    assert found.dataset == "digits@1"

@@ -41,6 +41,12 @@ class Evaluation:
         """The dataset's name, whichever version of it."""
         return self.dataset_reference.partition("@")[0]
 
+    @property
+    def dataset_number(self) -> int:
+        """The dataset's version; 0 for an artefact that is none."""
+        number = self.dataset_reference.partition("@")[2]
+        return int(number) if number.isdecimal() else 0
+
     def to_json(self) -> dict[str, Any]:
         """{'candidate', 'baseline', 'baseline_reference', 'dataset', 'dataset_reference', 'split', 'evidence', 'job',
         'created'}."""
@@ -55,6 +61,8 @@ def record(session: Session, project: str, job: str, said: Any, inputs: Mapping[
     submission, and of `output`, the artefact: a job can speak of nothing else. Raises `Invalid` where it says it otherwise."""
     body = said if isinstance(said, Mapping) else {}
     baseline, dataset = (_input(inputs, body.get(role), role) for role in ("baseline", "dataset"))
+    if dataset.kind == "model":  # its name and number could be taken for a dataset's
+        raise Invalid(f"An evaluation is on a dataset; the role '{dataset.role}' is the model {dataset.reference}.")
     candidate = _input(inputs, body["candidate"], "candidate").artefact if "candidate" in body else output
     row = EvaluationRow(
         project=project,

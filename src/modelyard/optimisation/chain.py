@@ -75,8 +75,9 @@ class Shaping:
                 learning.context.allow(_PATIENT)
                 inputs, _ = learning.some(2)
                 prune = load("modelyard.optimisation.steps.prune:prune")  # the one step that needs torch-pruning
-                said |= prune(self.network, step, inputs, self._loss)
+                said |= prune(self.network, step, inputs, self._gradients)
                 learning.context.allow()
+                self.spent = 0
                 learning.context.log(f"{show(step)}: parameters {said['parameters'][0]} → {said['parameters'][1]}.")
                 self._train("prune", step.finetune, step.lr)
             case Finetune():
@@ -106,9 +107,12 @@ class Shaping:
         self.network, self.spent = student, spent + step.epochs
         self.lesson = Lesson(copy.deepcopy(lesson.distilled), lesson.control)
 
-    def _loss(self, network: nn.Module) -> Any:
-        inputs, wanted = self.learning.some(_JUDGED)
-        return self.learning.plainly(network, inputs, wanted)[0]
+    def _gradients(self, network: nn.Module) -> None:
+        """Add up the loss's gradients over rows of the train split."""
+        for inputs, wanted in self.learning.drawn(_JUDGED):
+            self.learning.context.check()
+            loss, _ = self.learning.plainly(network, inputs, wanted)
+            (loss * len(wanted)).backward()  # type: ignore[no-untyped-call]
 
 
 def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Result:
@@ -139,6 +143,7 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
     learning = Learning.of(subject.folder, card, subject.source, context, seed=config.seed, total=epochs(steps), beyond=BEYOND)
     context.allow()
     shaping = Shaping(subject, learning, load_module(subject.folder, card))
+    learning.check(shaping.network)
     with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):  # the processors it was given
         for step in steps:
             shaping.take(step)

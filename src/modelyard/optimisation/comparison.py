@@ -98,6 +98,8 @@ def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, ma
     one, two, truth = original.predicted[mask], variant.predicted[mask], wanted[mask]
     if metric == "accuracy":
         return Paired(*paired(one == truth, two == truth))
+    if len(np.unique(truth)) < 2:  # by R² nothing can be lost there, and nothing is proved: as if there were no rows
+        return Resampled.of(0, 0.0, [0.0])
     value, drawn = resampled_drop(one, two, truth, metric, seed)
     return Resampled.of(len(truth), value, drawn.tolist())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,7 @@ from modelyard.tensors import Array
 SPLIT = "report"
 _USED = ("calibrate", "select")  # splits that variants are made and chosen by
 _MOST_LEFT_OUT = 0.1
+_MOST_SLICES, _MOST_RESAMPLED = 5000, 400  # what the catalogue keeps of one evaluation: numbers take more
 _TOLD = 50  # slices that are reported as facts
 
 
@@ -58,17 +59,31 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     variant = _open(inputs["model"], dataset, like=inputs["original"].view.local())
     check_alike(original, variant)
     kept = fresh(original.source, context)
+    within = by_columns(dataset, config.slices, original.source)
     context.progress(1, 3)
     first, wanted = original.answers(context)
     context.progress(2, 3)
     second, _ = variant.answers(context)
-    slices = by_label(original.source.labels, wanted)
-    for column in config.slices:
-        slices |= by_column(dataset, SPLIT, column)
+    slices = by_label(original.source.labels, wanted) | within
     how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
     evidence = compare(first, second, wanted, original.source.metric, **how)
     publish(config, inputs, evidence, outputs, context)
     context.progress(3, 3)
+
+
+def by_columns(dataset: Dataset, columns: Sequence[str], source: Source) -> dict[str, Array]:
+    """The rows with each value of some columns, but of the target, whose classes are slices anyway. Raises `Invalid` where a
+    slice would have the name of a class, or there are more than an evaluation can hold."""
+    found: dict[str, Array] = {}
+    for column in columns:
+        if column == source.target:
+            continue
+        if column == "label" and source.labels:
+            raise Invalid("Slices by a column named 'label' would be taken for the classes: give it another name.")
+        found |= by_column(dataset, SPLIT, column)
+    if len(found) > (most := _MOST_SLICES if source.metric == "accuracy" else _MOST_RESAMPLED):
+        raise Invalid(f"There are {len(found):,} slices by {', '.join(columns)}; {most:,} is the most: name fewer columns.")
+    return found
 
 
 def check_alike(original: Subject, variant: Subject) -> None:
@@ -76,17 +91,23 @@ def check_alike(original: Subject, variant: Subject) -> None:
     one, two = original.source, variant.source
     if one.target != two.target or one.metric != two.metric:
         raise Invalid(f"The two predict different things: the original '{one.target}', the model '{two.target}'.")
-    known, wanted = [labels_of(subject.card) for subject in (original, variant)], set(one.labels or ())
+    known = [labels_of(subject.card) for subject in (original, variant)]
     if known[0] != known[1] and all(known):
         only = [", ".join(sorted(mine - other)[:5]) or "none" for mine, other in (known, known[::-1])]
         raise Invalid(
             f"The two have different labels: only the original has {only[0]}, only the model {only[1]}. "
             "A version is held against one that answers the same."
         )
-    if known[0] and wanted - known[0]:
-        unknown = ", ".join(sorted(wanted - known[0])[:5])
+    check_labels(original.card, one)
+
+
+def check_labels(card: ModelCard, source: Source) -> None:
+    """Raises `Invalid` where the dataset has labels that a version never answers."""
+    known = labels_of(card)
+    if known and (unknown := sorted(set(source.labels or ()) - known)):
         raise Invalid(
-            f"The dataset has labels that the original never answers ({unknown}): where both are wrong nothing is lost."
+            f"The dataset has labels that the original never answers ({', '.join(unknown[:5])}): where both are wrong nothing "
+            "is lost."
         )
 
 

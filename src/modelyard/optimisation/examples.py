@@ -128,15 +128,20 @@ class Source:
     def target(self) -> str:
         return self._target
 
-    def predict(self, engine: BatchEngine, inputs: Mapping[str, Array]) -> Array:
-        """One prediction a row, in the form of `Examples.wanted`; rows go through in bounded batches."""
-        return self.answers(engine, inputs).predicted
+    def predict(self, engine: BatchEngine, inputs: Mapping[str, Array], check: Callable[[], None] = lambda: None) -> Array:
+        """One prediction a row, in the form of `Examples.wanted`; rows go through in bounded batches, before each of which
+        `check` is called."""
+        return self.answers(engine, inputs, check).predicted
 
-    def answers(self, engine: BatchEngine, inputs: Mapping[str, Array]) -> Answers:
+    def answers(self, engine: BatchEngine, inputs: Mapping[str, Array], check: Callable[[], None] = lambda: None) -> Answers:
         """As `predict`, and how sure the model is."""
         rows = len(next(iter(inputs.values())))
         batches = (self.cut({k: v[i : i + _CHUNK] for k, v in inputs.items()}) for i in range(0, rows, _CHUNK))
-        return self._whole([self._answers(self._transform.after(engine.forward(batch))) for batch in batches])
+        parts = []
+        for batch in batches:
+            check()
+            parts.append(self._answers(self._transform.after(engine.forward(batch))))
+        return self._whole(parts)
 
     def _whole(self, parts: Sequence[Answers]) -> Answers:
         """The answers of all batches; of embeddings, how alike each row and another are."""

@@ -60,12 +60,14 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Whether the gate lets a version pass; `reasons` why not. `rows_needed`: how many rows of the report split would settle
-    all of them at the rates that were seen; None where it passes, or no number of rows would."""
+    all of them at the rates that were seen; None where it passes, or no number of rows would. `complete`: the evidence said
+    all that the policy asks for, whether that was enough or not."""
 
     allowed: bool
     reasons: tuple[str, ...] = ()
     rows_needed: int | None = None
     checks: tuple[Check, ...] = ()
+    complete: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Of the checks those over all rows, and of the slices the worst that are not met."""
@@ -86,7 +88,7 @@ def decide(policy: GatePolicy, evidence: Evidence | None) -> Decision:
     reasons = (*missing, *_reasons(failed, policy, evidence))
     settles = not missing and failed and all(check.needed is not None for check in failed)
     needed = max((check.needed or 0 for check in failed), default=0) if settles else None
-    return Decision(not reasons, reasons, needed, checks)
+    return Decision(not reasons, reasons, needed, checks, complete=not missing)
 
 
 def loosened(present: GatePolicy | None, wanted: GatePolicy | None) -> tuple[str, ...]:
@@ -100,8 +102,10 @@ def loosened(present: GatePolicy | None, wanted: GatePolicy | None) -> tuple[str
     least = (present.min_agreement, wanted.min_agreement)
     found += ["min_agreement"] if least[0] is not None and (least[1] is None or least[1] < least[0]) else []
     found += ["slices"] if not set(present.slices) <= set(wanted.slices) else []
-    fixed = [name for name in ("baseline", "dataset") if getattr(present, name) is not None]
-    return (*found, *(name for name in fixed if getattr(wanted, name) != getattr(present, name)))
+    # To name one dataset is to leave all others aside, on which it may have done worse.
+    found += ["dataset"] if wanted.dataset != present.dataset else []
+    found += ["baseline"] if present.baseline is not None and wanted.baseline != present.baseline else []
+    return tuple(found)
 
 
 def _more(name: str, present: GatePolicy, wanted: GatePolicy) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from modelyard.data.datasets import Dataset
 from modelyard.engines.base import CARD, ENGINES, BatchEngine, ModelCard
 from modelyard.engines.files import inside
+from modelyard.engines.onnx import check, external_files
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation import chain
@@ -23,7 +24,7 @@ from modelyard.optimisation.choose import Measured, choose
 from modelyard.optimisation.comparison import by_label, compare
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
-from modelyard.optimisation.evaluation import SPLIT, described, fresh
+from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fresh
 from modelyard.optimisation.examples import Examples, Source
 from modelyard.optimisation.measure import MANY, Speed, measure
 from modelyard.optimisation.publish import REPORT, Findings, publish
@@ -57,7 +58,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
         {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
         for row in table
     ]
-    report = judge(subject, next(v for v in variants if v.name == choice.variant), config)
+    report = judge(subject, next(v for v in variants if v.name == choice.variant), config, context)
     context.progress(ahead + 4, ahead + _STEPS)
     more = found_by(made, "report", subject, config)
     context.report(table=rows, chosen=choice.variant, report=report, **more)
@@ -87,9 +88,9 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.engine is not None}}
     source = subject.source
     speeds = measure(engines, source.typical(subject.select.inputs, MANY), config.seconds, context.check, source.cut)
-    predictions = {name: subject.source.predict(engine, subject.select.inputs) for name, engine in engines.items()}
+    predictions = {name: source.predict(engine, subject.select.inputs, context.check) for name, engine in engines.items()}
     own = subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"]
-    there = [(ORIGINAL, True, inside(subject.folder, own).stat().st_size)]
+    there = [(ORIGINAL, True, _stored(inside(subject.folder, own)))]
     there += [(v.name, v.verified, _size(v.folder)) for v in variants]
     return [
         Measured(
@@ -107,14 +108,15 @@ def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     """Of every verified variant what the report split shows, which nothing was chosen by; none where it can show nothing."""
     source, found = subject.source, dict[str, Any]()
     try:
+        check_labels(subject.card, source)
         kept = fresh(source, context)
         rows = source.truth(subject.engine, source.examples(SPLIT))
-        original = source.answers(subject.engine, rows.inputs)
+        original = source.answers(subject.engine, rows.inputs, context.check)
         slices = by_label(source.labels, rows.wanted)
         for variant in variants:
             context.check()
             if variant.verified and variant.engine is not None:
-                answers = source.answers(variant.engine, rows.inputs)
+                answers = source.answers(variant.engine, rows.inputs, context.check)
                 evidence = compare(
                     original, answers, rows.wanted, source.metric, split=SPLIT, slices=slices, kept=kept, seed=config.seed
                 )
@@ -124,13 +126,13 @@ def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     return found
 
 
-def judge(subject: Subject, chosen: Variant, config: OptimiseConfig) -> dict[str, Any]:
+def judge(subject: Subject, chosen: Variant, config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
     """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
     assert chosen.engine is not None
     source, metric = subject.source, subject.source.metric
     examples = source.truth(subject.engine, source.examples("report"))
     engines = {ORIGINAL: subject.engine, "chosen": chosen.engine}
-    predictions = {name: subject.source.predict(engine, examples.inputs) for name, engine in engines.items()}
+    predictions = {name: source.predict(engine, examples.inputs, context.check) for name, engine in engines.items()}
     report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen.name}
     for name, predicted in predictions.items():
         report[name] = _figures(predicted, examples, metric, config)
@@ -169,6 +171,12 @@ def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, confi
 def _size(folder: Path) -> int:
     """Bytes of the model's own files: those that are named as it is, but for its card."""
     return sum(path.stat().st_size for path in folder.glob("model.*") if path.name != CARD)
+
+
+def _stored(file: Path) -> int:
+    """Bytes of a model's file, and of those beside it that a graph keeps its weights in."""
+    beside = external_files(check(file)) if file.suffix == ".onnx" else set()
+    return file.stat().st_size + sum(inside(file.parent, name).stat().st_size for name in beside)
 
 
 def _known(row: Measured) -> dict[str, Any]:

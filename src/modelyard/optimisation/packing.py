@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.tensors import Array
 
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # operators that have weights
 _LARGEST = 127
 
 
@@ -27,7 +28,8 @@ def pack(source: Path, target: Path, nodes: Collection[str], *, per_channel: boo
     weights = {initial.name: initial for initial in graph.initializer}
     for node in graph.node:
         name = next((name for name in node.input[:2] if name in weights), None)
-        if node.name not in nodes or name is None or name in packed or weights[name].data_type != TensorProto.FLOAT:
+        asked = node.name in nodes and node.op_type in LAYERS
+        if not asked or name is None or name in packed or weights[name].data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(weights[name])
         whole, scale = _rounded(values, channel_axis(node, values.ndim) if per_channel else None)

@@ -27,13 +27,13 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
-from onnxruntime.quantization.registry import QDQRegistry
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelyard.conversion.base import count, first_line
 from modelyard.engines.onnx import ERRORS
 from modelyard.errors import Invalid
-from modelyard.optimisation.packing import pack
+from modelyard.optimisation.packing import LAYERS, pack
 from modelyard.optimisation.steps.config import Quantize
 from modelyard.tensors import Array
 
@@ -44,7 +44,6 @@ _METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _WEIGHT = re.compile(r"(?:ConvBnFusion_W_)?(?P<layer>.+)\.weight")
 Quantise = Callable[[Path, Path, Mapping[str, Array]], None]
 
@@ -126,10 +125,10 @@ class Graph:
         augmented = self.path.with_suffix(".augmented.onnx")
         try:
             bins = {"num_bins": _BINS, "num_quantized_bins": _KEPT_BINS}
-            calibrator = create_calibrator(
-                self.path, list(QDQRegistry), augmented, CalibrationMethod.Entropy, extra_options=bins
-            )
-            calibrator.collect_data(_Reader(self.calibration))
+            operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
+            calibrator = create_calibrator(self.path, operators, augmented, CalibrationMethod.Entropy, extra_options=bins)
+            for chunk in iter(_Reader(self.calibration).get_next, None):  # it holds what all tensors of a call of it come to
+                calibrator.collect_data(_Reader(chunk))
             save_tensors_data(calibrator.compute_data(), self.ranges)
         finally:
             augmented.unlink(missing_ok=True)
@@ -169,6 +168,7 @@ def prepared(source: Path, target: Path, calibration: Mapping[str, Array], step:
     logging.disable(logging.WARNING)  # the quantiser gives advice to its developers on the root logger
     try:
         quant_pre_process(source, path, skip_symbolic_shape=True)
+        _tidy(path)
         graph = Graph(path, calibration, step, layers_of(path))
         yield graph
     except (ValueError, KeyError, AttributeError, NotImplementedError, *ERRORS) as error:
@@ -179,6 +179,22 @@ def prepared(source: Path, target: Path, calibration: Mapping[str, Array], step:
         path.with_suffix(".ranges.json").unlink(missing_ok=True)
 
 
+def _tidy(path: Path) -> None:
+    """Give every node a name of its own, by which layers are left out, and no weight the place of an input."""
+    model = onnx.load(path)
+    graph, seen, before = model.graph, set[str](), model.SerializeToString(deterministic=True)
+    for place, node in enumerate(graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{place}"
+        seen.add(node.name)
+    weights = {initial.name for initial in graph.initializer}
+    fed = [given for given in graph.input if given.name not in weights]
+    del graph.input[:]
+    graph.input.extend(fed)
+    if (after := model.SerializeToString(deterministic=True)) != before:
+        path.write_bytes(after)
+
+
 def layers_of(path: Path) -> dict[str, str]:
     """The layers of a graph that have weights, by name, in order."""
     graph = onnx.load(path, load_external_data=False).graph
@@ -186,7 +202,7 @@ def layers_of(path: Path) -> dict[str, str]:
     found = {}
     for node in graph.node:
         held = [name for name in node.input if name in weights]
-        if node.op_type in _LAYERS and held:
+        if node.op_type in LAYERS and held:
             named = next((match["layer"] for name in held if (match := _WEIGHT.match(name))), node.name)
             found[named if named not in found else node.name] = node.name
     return found
@@ -194,9 +210,12 @@ def layers_of(path: Path) -> dict[str, str]:
 
 def _check_rows(source: Path, calibration: Mapping[str, Array]) -> None:
     """Raises `Invalid` where the rows of calibration are no input of the graph."""
+    graph = onnx.load(source, load_external_data=False).graph
+    weights = {initial.name for initial in graph.initializer}  # in older graphs they are inputs, too
     wanted = {
         given.name: [dim.dim_value or -1 for dim in given.type.tensor_type.shape.dim]
-        for given in onnx.load(source, load_external_data=False).graph.input
+        for given in graph.input
+        if given.name not in weights
     }
     for name, shape in wanted.items():
         array = calibration.get(name)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from modelyard.conversion.base import count
 from modelyard.errors import Invalid
 from modelyard.optimisation.quantise import Graph
 from modelyard.tensors import Array
 
+_CHUNK = 64  # rows at a time
 _ERRORS_ONLY = 3
 _MOST = 2  # of `auto`: one layer in so many may stay in float
 
@@ -55,7 +57,8 @@ def answers(path: Path, rows: Mapping[str, Array]) -> list[Array]:
     options.intra_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(rows)))
+    parts = [session.run(None, {k: v[i : i + _CHUNK] for k, v in rows.items()}) for i in range(0, count(rows), _CHUNK)]
+    return [np.concatenate(several) for several in zip(*parts, strict=True)]
 
 
 def distance(wanted: list[Array], given: list[Array]) -> float:

@@ -88,8 +88,8 @@ def check_end(caller: Principal, row: DeploymentRow) -> None:
 
 
 def judged(session: Session, version: Version, policy: GatePolicy | None, by: str) -> Iterator[Held]:
-    """A version held against a policy with a baseline: on the newest evaluation on each dataset that counts, since one on
-    which it does well says nothing of another; nothing for the baseline itself."""
+    """A version held against a policy with a baseline: on every dataset that counts, since one on which it does well says
+    nothing of another; nothing for the baseline itself."""
     if policy is None or policy.baseline is None:
         return
     try:
@@ -99,11 +99,12 @@ def judged(session: Session, version: Version, policy: GatePolicy | None, by: st
         return
     if artefact == version.artefact:
         return
-    found = _newest(evaluations(session, version.project, version.artefact, artefact), policy.dataset)
-    if not found:
+    found = evaluations(session, version.project, version.artefact, artefact)
+    if not (counting := list(_counting(found, policy.dataset))):
         yield Held(by, policy, policy.baseline, None, decide(policy, None))
-    for evaluation in found:
-        yield Held(by, policy, policy.baseline, evaluation, _decision(policy, evaluation))
+    for several in counting:
+        for evaluation, decision in _decisions(policy, several):
+            yield Held(by, policy, policy.baseline, evaluation, decision)
 
 
 def set_project_gate(session: Session, caller: Principal, name: str, policy: GatePolicy | None) -> GatePolicy | None:
@@ -111,7 +112,8 @@ def set_project_gate(session: Session, caller: Principal, name: str, policy: Gat
     with a baseline, since each variant has its own, and `NotFound` for a project that is not the caller's."""
     if policy is not None and policy.baseline is not None:
         raise Invalid("A project's gate holds each variant against the version it was made from: leave the baseline out.")
-    if policy is not None and caller.project == name:
+    check_project(session, caller, name)
+    if policy is not None:
         policy = _with_dataset(session, name, policy)
     said = policy.model_dump(mode="json") if policy else None
     tenancy.set_project_gate(session, caller.project, name, said)
@@ -122,9 +124,11 @@ def set_project_gate(session: Session, caller: Principal, name: str, policy: Gat
 
 
 def check_project(session: Session, caller: Principal, name: str) -> None:
-    """Raises `NotFound` for another project than the caller's own, but to those of 'default'."""
-    if caller.project not in (DEFAULT_PROJECT, name):
-        raise not_found("project", name, [caller.project])
+    """Raises `NotFound` for another project than the caller's own, but to admins of 'default', and for one that is none."""
+    every = caller.project == DEFAULT_PROJECT and caller.scope >= Scope.admin
+    there = [str(project["name"]) for project in tenancy.projects(session)] if every else [caller.project]
+    if name not in there:
+        raise not_found("project", name, there)
 
 
 def project_gate(session: Session, project: str) -> GatePolicy | None:
@@ -188,13 +192,26 @@ def _artefact(session: Session, project: str, reference: str) -> str:
     return catalogue.resolve(session, project, "model", reference).artefact
 
 
-def _newest(found: list[Evaluation], dataset: str | None) -> list[Evaluation]:
-    """The newest on each dataset; on the one that is asked for alone, where one is."""
-    newest: dict[str, Evaluation] = {}
+def _counting(found: list[Evaluation], dataset: str | None) -> Iterator[list[Evaluation]]:
+    """The evaluations that count, by dataset: those on its newest version that there are any on; of the dataset that is asked
+    for alone, where one is."""
+    by_name: dict[str, list[Evaluation]] = {}
     for one in found:
         if dataset is None or dataset in (one.dataset_name, one.dataset_reference):
-            newest.setdefault(one.dataset_name, one)
-    return list(newest.values())
+            by_name.setdefault(one.dataset_name, []).append(one)
+    for several in by_name.values():
+        newest = max(several, key=lambda one: one.dataset_number)
+        yield [one for one in several if one.dataset == newest.dataset]
+
+
+def _decisions(policy: GatePolicy, several: list[Evaluation]) -> Iterator[tuple[Evaluation, Decision]]:
+    """On the same rows a later evaluation undoes no earlier one, whatever it left out: each must allow. One that does not
+    say all that is asked for is made good by another that does, but for what it found."""
+    unlike = [one for at, one in enumerate(several) if one.evidence not in [other.evidence for other in several[:at]]]
+    decided = [(one, _decision(policy, one)) for one in unlike]
+    whole = [pair for pair in decided if pair[1].complete]
+    failed = [pair for pair in decided if not pair[1].complete and not all(check.met for check in pair[1].checks)]
+    yield from [*whole, *failed] if whole else decided[:1]
 
 
 def _decision(policy: GatePolicy, evaluation: Evaluation) -> Decision:

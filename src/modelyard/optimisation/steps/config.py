@@ -119,9 +119,10 @@ def epochs(steps: Sequence[Any]) -> int:
     total = since = 0
     for step in steps:
         own = step.finetune if isinstance(step, Prune) else getattr(step, "epochs", 0)
-        control = since + own if isinstance(step, Distil) and step.student is None else own
-        total += own + (control if isinstance(step, Distil) else 0)
+        if isinstance(step, Prune) or (isinstance(step, Distil) and step.student is not None):
+            since = 0
         since += own
+        total += own + (since if isinstance(step, Distil) else 0)
     return total
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
 from modelyard.optimisation.examples import TRAINING, Source
 from modelyard.tensors import Array
+from modelyard.training.checks import check_learns
 from modelyard.training.config import TrainConfig
 from modelyard.training.feed import Feed
 from modelyard.training.loop import rate
@@ -38,13 +39,15 @@ Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(slots=True)
 class Learning:
-    """What a version's networks learn from and how. `training`: its own config; `order`: of the dataset's labels among the
-    network's (None: the same, or numbers); `scale`: mean and deviation in which it answers numbers; `done` of `total` epochs
-    of the whole job are told as progress, `beyond` counts what else the job does."""
+    """What a version's networks learn from and how. `training`: its own config; `classes`: logits there must be at least, of
+    labels; `order`: of the dataset's labels among the network's (None: the same, or numbers); `scale`: mean and deviation in
+    which it answers numbers; `done` of `total` epochs of the whole job are told as progress, `beyond` counts what else the job
+    does."""
 
     feed: Feed
     training: TrainConfig
     labelled: bool
+    classes: int
     order: Tensor | None
     scale: tuple[float, float]
     augment: Augment | None
@@ -83,11 +86,13 @@ class Learning:
             raise Invalid("The split 'train' of the dataset is empty: this step trains on it. Import more data.")
         feed = Feed.read(source.dataset, "train", plan, context.check)
         training, order = trained_as(folder), source.order()
+        own = len(card.labels or source.transform.config.get("labels") or source.labels or ())
         options = training.image_classifier
         return cls(
             feed=feed,
             training=training,
             labelled=source.labels is not None,
+            classes=own,
             order=None if order is None else torch.from_numpy(order),
             scale=source.scale,
             augment=moved(options.shift, flip=options.flip) if options.shift or options.flip else None,
@@ -96,9 +101,32 @@ class Learning:
         )
 
     def some(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The first rows of the train split: inputs, and what is wanted."""
-        inputs, target = self.feed.take(np.arange(min(rows, self.feed.rows)))
-        return torch.from_numpy(inputs), self.wanted(torch.from_numpy(target))
+        """A few rows of the train split, drawn by the seed: inputs, and what is wanted."""
+        return next(self.drawn(rows, rows))
+
+    def drawn(self, rows: int, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """So many rows of the train split, drawn by the seed, in batches of `batch` (None: training's). A dataset may be
+        sorted: the first ones would be of one class."""
+        draw = np.random.default_rng([self.seed, 2])
+        chosen = np.sort(draw.choice(self.feed.rows, min(rows, self.feed.rows), replace=False))
+        for at in range(0, len(chosen), batch := batch or self.training.batch_size):
+            inputs, target = self.feed.take(chosen[at : at + batch])
+            yield torch.from_numpy(inputs), self.wanted(torch.from_numpy(target))
+
+    def check(self, network: nn.Module) -> None:
+        """Raises `Invalid` where a network answers something that nothing can be learned from, or does not learn."""
+        check_learns(network)
+        inputs, wanted = self.some(2)
+        dtype = next(network.parameters()).dtype
+        with torch.no_grad():
+            answer = network.eval()(inputs.to(dtype))
+        name = type(network).__name__
+        if not isinstance(answer, Tensor):
+            raise Invalid(f"forward of {name} returned {type(answer).__name__}; steps that train take one tensor.")
+        classes = None if not self.labelled else answer.shape[1] if answer.ndim == 2 else 0
+        if len(answer) != len(wanted) or (classes is not None and classes < self.classes):
+            least = f"[{len(wanted)}, {self.classes}], one logit a class" if self.labelled else f"[{len(wanted)}, 1]"
+            raise Invalid(f"forward of {name} returned shape {list(answer.shape)}; {least}, was expected.")
 
     def wanted(self, target: Tensor) -> Tensor:
         """The dataset's target in the network's terms: positions among its labels, or numbers in its unit."""

@@ -31,10 +31,11 @@ _EPSILON = 1e-9  # shares are rounded to the number that was meant: 0.1 of 10 ch
 _ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError)
 
 
-def prune(network: nn.Module, step: Prune, inputs: Tensor, loss: Callable[[nn.Module], Tensor]) -> dict[str, Any]:
-    """Prune `network` in place, blocks first, then heads, then channels; `inputs`: a few rows to trace it with; `loss` of the
-    network on some rows, for what is judged by it. Returns what there was and is left: parameters and multiplications of a
-    row. Raises `Invalid` where a layer would be left empty, or forward does not run without what is left out."""
+def prune(network: nn.Module, step: Prune, inputs: Tensor, gradients: Callable[[nn.Module], None]) -> dict[str, Any]:
+    """Prune `network` in place, blocks first, then heads, then channels; `inputs`: a few rows to trace it with; `gradients`
+    adds up those of the loss on some rows, for what is judged by them. Returns what there was and is left: parameters and
+    multiplications of a row. Raises `Invalid` where a layer would be left empty, or forward does not run without what is left
+    out."""
     network.eval()
     before, shape = _weight(network, inputs), _answer(network, inputs).shape
     if step.blocks:
@@ -42,7 +43,7 @@ def prune(network: nn.Module, step: Prune, inputs: Tensor, loss: Callable[[nn.Mo
     if step.heads:
         _leave_out_heads(network, step.heads)
     if step.channels or step.layers:
-        _leave_out_channels(network, step, inputs, loss)
+        _leave_out_channels(network, step, inputs, gradients)
     try:
         answer = _answer(network, inputs)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -58,9 +59,9 @@ def prune(network: nn.Module, step: Prune, inputs: Tensor, loss: Callable[[nn.Mo
     return {"parameters": [before[0], after[0]], "multiplications": [before[1], after[1]]}
 
 
-def _leave_out_channels(network: nn.Module, step: Prune, inputs: Tensor, loss: Callable[[nn.Module], Tensor]) -> None:
+def _leave_out_channels(network: nn.Module, step: Prune, inputs: Tensor, gradients: Callable[[nn.Module], None]) -> None:
     with _understood(network):
-        importance = _importance(network, step, loss)
+        importance = _importance(network, step, gradients)
         graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=inputs)
         # What heads are made of stays as wide as they are: leaving out a part of each is not what was asked for.
         kept = [*_answering(graph), *(layer for attention in _attentions(network) for layer in attention.inner)]
@@ -80,12 +81,12 @@ def _leave_out_channels(network: nn.Module, step: Prune, inputs: Tensor, loss: C
         network.zero_grad(set_to_none=True)
 
 
-def _importance(network: nn.Module, step: Prune, loss: Callable[[nn.Module], Tensor]) -> Any:
+def _importance(network: nn.Module, step: Prune, gradients: Callable[[nn.Module], None]) -> Any:
     """How much a channel counts: the norm of all its weights, or the change of the loss without it, to first order (P.
     Molchanov et al., 2019, arXiv 1906.10771)."""
     if step.importance == "taylor":
         network.zero_grad()
-        torch.autograd.backward(loss(network))
+        gradients(network)
         return torch_pruning.importance.TaylorImportance()
     return torch_pruning.importance.MagnitudeImportance(p=1 if step.importance == "l1" else 2)
 
