@@ -162,6 +162,18 @@ def test_nothing_begins_that_would_end_after_the_time_budget(office: Office) -> 
     assert len(children(office, job.id)) == 1
 
 
+def test_while_nobody_knows_what_an_epoch_takes_one_trial_with_epochs_runs_and_then_the_rest(office: Office) -> None:
+    job = submit(office, space="heads=[0.25,0.5],quantize=[none]", seed=7, parallel=None, time_budget=600)
+    office.until(lambda: children(office, job.id) and children(office, job.id)[0].state.value == "running")
+    for _ in range(20):
+        office.scheduler.tick()
+    assert len(children(office, job.id)) == 1  # there is a processor for another
+    jobs_office.GATE.set()
+    (ended,) = office.finish(job.id)
+    assert ended.state.value == "succeeded", ended.error
+    assert len(children(office, job.id)) == 2
+
+
 def test_where_every_trial_fails_the_search_says_why(office: Office) -> None:
     job = submit(office, space="heads=[0.25],quantize=[static-int8]")
     (ended,) = office.finish(job.id)

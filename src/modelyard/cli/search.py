@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say, size
-from modelyard.cli.sweep import Trials
+from modelyard.cli.screen import AsJson, Data, describe, size
+from modelyard.cli.sweep import Trials, show
 from modelyard.cli.table import table
 from modelyard.plugins import load
 
@@ -26,12 +26,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Show what a search among chains of steps tried; save its table and plot."""
-    with open_yard(data) as yard:
-        shown = yard.job(job)
-        rows = load("modelyard.client.sweep:table")(shown, "search")
-        if save is not None:
-            note(f"the report is in {load('modelyard.client.sweep:save_report')(yard, shown, save)}")
-    say(as_json, {"job": job, "state": shown["state"], "trials": rows}, _text(shown, rows))
+    show("search", _text, job, save, data, as_json=as_json)
 
 
 def searching() -> Trials:
@@ -56,22 +51,10 @@ def _text(job: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def trials_text(rows: Sequence[Mapping[str, Any]], metric: str | None, best: int | None = None) -> str:
     """The table of trials: the best marked by an arrow, those on the front by a star."""
-    header = (
-        "trial",
-        "variant",
-        metric or "score",
-        "lost",
-        "interval",
-        "p50 ms",
-        "p99 ms",
-        "rows/s",
-        "size",
-        "seconds",
-        "verdict",
-    )
-    return table(
-        header, [_row(row, row["number"] == best) for row in rows], "No trial yet.", spare=("seconds", "p99 ms", "interval")
-    )
+    figures = ("lost", "interval", "p50 ms", "p99 ms", "rows/s", "size", "seconds")
+    shown = [_row(row, row["number"] == best) for row in rows]
+    spare = ("seconds", "p99 ms", "interval")
+    return table(("trial", "steps", metric or "score", *figures, "verdict"), shown, "No trial yet.", spare=spare)
 
 
 def _row(row: Mapping[str, Any], best: bool) -> tuple[Any, ...]:

@@ -47,12 +47,17 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Show the trials of a sweep; save its table and plot."""
+    show("sweep", found_text, job, save, data, as_json=as_json)
+
+
+def show(kind: str, text: Callable[..., str], job: str, save: Path | None, data: Path | None, *, as_json: bool) -> None:
+    """The trials of a job of that kind as `text` has them, and its report saved where that is asked for."""
     with open_yard(data) as yard:
         shown = yard.job(job)
-        rows = load("modelyard.client.sweep:table")(shown)
+        rows = load("modelyard.client.sweep:table")(shown, kind)
         if save is not None:
             note(f"the report is in {load('modelyard.client.sweep:save_report')(yard, shown, save)}")
-    say(as_json, {"job": job, "state": shown["state"], "trials": rows}, found_text(shown, rows))
+    say(as_json, {"job": job, "state": shown["state"], "trials": rows}, text(shown, rows))
 
 
 def swept_text(job: Mapping[str, Any], version: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ class Parent(ABC):
 
     @abstractmethod
     def suggest(self) -> dict[str, Any] | None:
-        """The next trial's parameters; None where there is nothing more to try."""
+        """The next trial's parameters; None where there is nothing to try now, or, once all have ended, at all."""
 
     @abstractmethod
     def recall(self, trial: Trial) -> None:
@@ -101,7 +101,9 @@ class Parent(ABC):
         while len(self.trials) < self.total and room(self.trials, self.parallel):
             parameters = self.suggest()
             if parameters is None:
-                self.total = len(self.trials)
+                if all(trial.ended for trial in self.trials):  # else what one comes to may allow another
+                    self.total = len(self.trials)
+                    self.context.log(f"nothing more is tried after {self.total} trials")
                 return
             trial = Trial(len(self.trials), parameters)
             self.trials.append(trial)

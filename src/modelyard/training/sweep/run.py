@@ -41,10 +41,7 @@ class Sweep(Parent):
         self.finish(outputs)
 
     def suggest(self) -> dict[str, Any] | None:
-        parameters = self.search.suggest()
-        if parameters is None:
-            self.context.log(f"every point of the space was tried: {len(self.trials)} trials")
-        return parameters
+        return self.search.suggest()
 
     def recall(self, trial: Trial) -> None:
         self.search.recall(trial.parameters)
