@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.serving.best import BUDGET, DEFAULT, Best, choose, find, measure, synthetic
+from modelyard.serving.batching import SPARE
+from modelyard.serving.best import BUDGET, DEFAULT, Best, choose, extended, find, measure, synthetic
 from modelyard.tensors import Signature, TensorSpec
 
 OUT = (TensorSpec("y", "FP32", (-1, 1)),)
@@ -47,6 +48,23 @@ def test_the_least_rows_that_are_about_as_fast_as_any(fixed, each, rows):
     times = Timed(fixed, each).times()
     chosen = choose(times)
     assert chosen == rows or fixed / chosen <= 0.08 * each, times
+
+
+@pytest.mark.parametrize(("fixed", "each", "rows"), [(0.002, 0.008, 6), (0.002, 0.004, 12), (0.0, 0.008, 1)])
+def test_where_calls_differ_in_length_a_batch_is_so_large_that_the_spare_is_what_it_costs(fixed, each, rows):
+    assert rows == round(SPARE * fixed / each) or not fixed
+    assert extended(Timed(fixed, each).times()) == rows
+
+
+def test_a_batch_of_twice_what_was_tried_is_the_largest():
+    times = Timed(0.02, 1e-4).times()
+    assert extended(times) == 2 * times[-1][0] < SPARE * 0.02 / 1e-4
+
+
+def test_times_that_tell_nothing_of_a_batchs_cost_leave_the_least_rows():
+    assert extended([(1, 0.004), (2, 0.003), (4, 0.004)]) == choose([(1, 0.004), (2, 0.003), (4, 0.004)])
+    assert extended([(1, 0.3)]) == choose([(1, 0.3)])
+    assert extended([]) == DEFAULT
 
 
 def test_a_slow_first_forward_is_no_measure():

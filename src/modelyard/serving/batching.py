@@ -22,7 +22,7 @@ from modelyard.tensors import DATATYPES, Array
 _NAME, _LENGTH = itemgetter(0), attrgetter("length")
 TYPICAL = 64  # the length at which the rows of a batch are counted where calls differ in length
 # What a batch costs for being one, as a part of a full one: the best size is where that is lost in the noise (`best`).
-_SPARE = 16
+SPARE = 24
 _SHORT = 64  # elements of a row: longer ones cost as much one by one
 Forward = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 Answer = Mapping[str, Array] | ModelyardError
@@ -138,7 +138,7 @@ def _near(alive: Sequence[Waiting], most: float, turn: int) -> list[Waiting]:
 def _company(others: Sequence[Waiting], rows: int, longest: int, most: float) -> list[Waiting]:
     """Of calls in order of length, those to join a batch of `rows` rows padded to `longest`: for each length it could be
     padded to instead, the nearest below; then the choice that spares most. Nobody is padded by more than the spare."""
-    spare = most / _SPARE
+    spare = most / SPARE
     first = bisect_right(others, longest, key=_LENGTH)
     last = bisect_right(others, longest + spare / rows, key=_LENGTH)
     chosen: list[Waiting] = []

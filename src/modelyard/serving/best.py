@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modelyard.serving.batching import TYPICAL, Forward
+from modelyard.serving.batching import SPARE, TYPICAL, Forward
 from modelyard.tensors import DATATYPES, Array, Signature
 
 DEFAULT = 128
@@ -105,10 +105,24 @@ def choose(times: Sequence[tuple[int, float]]) -> int:
     return next(rows for rows, seconds in times if rate(rows, seconds) >= _ENOUGH * best)
 
 
+def extended(times: Sequence[tuple[int, float]]) -> int:
+    """The rows of the best batch where calls differ in length: at least those of `choose`, and at most twice as many as were
+    tried. What a batch costs for being one is `1 / SPARE` of it then, since so much padding is accepted to save it."""
+    least = choose(times)
+    if len(times) < 2:
+        return least
+    (few, first), (most, last) = times[0], times[-1]
+    row = (last - first) / (most - few)
+    if row <= 0:
+        return least
+    fixed = first / row - few
+    return max(least, min(round(SPARE * fixed), 2 * most))
+
+
 def find(forward: Forward, signature: Signature, ragged: Mapping[str, int]) -> Best | None:
     """The best batch of a model; None where it cannot be measured. Raises what `forward` does."""
     one = synthetic(signature, ragged, 1)
     if one is None:
         return None
     times = measure(forward, lambda rows: synthetic(signature, ragged, rows))
-    return Best(choose(times), tuple(times), one) if times else None
+    return Best((extended if ragged else choose)(times), tuple(times), one) if times else None
