@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 PATIENCE = 65.0  # seconds an answer is waited for after the last arrival: longer than a call may take
+_MOST_DUE = 100_000  # calls that wait for a connection; an open loop goes on whatever becomes of them
 
 
 def request(url: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -250,7 +251,7 @@ class _Crew:
             self._free.pop().send(index, meant)
         elif len(self._open) < self.order.connections:
             self._connect((index, meant))
-        elif len(self._due) < self.order.connections:
+        elif len(self._due) < _MOST_DUE:
             self._due.append((index, meant))
         else:
             self.told.unsent += 1

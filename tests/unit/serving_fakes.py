@@ -65,6 +65,7 @@ class FakeTransport(asyncio.Transport):
         self.waiting = 0
         self.closed = self.aborted = self.eof = False
         self.reading = True
+        self.extra: dict[str, Any] = {"sockname": ("127.0.0.1", 8080), "peername": ("127.0.0.1", 5555)}
 
     def write(self, data: Any) -> None:
         assert not self.closed, "written after close"
@@ -109,7 +110,7 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"sockname": ("127.0.0.1", 8080), "peername": ("127.0.0.1", 5555)}.get(name, default)
+        return self.extra.get(name, default)
 
 
 def call(number: int, data: bytes = b"", **changed: Any) -> CallFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 
 import pytest
 import uvicorn
@@ -748,6 +749,20 @@ async def test_an_idle_connection_is_closed(c):
     c.feed("POST /v2/mod")
     c.protocol.sweep(now + idle + 5, 60)
     assert c.transport.closed
+
+
+@scene()
+async def test_who_asked_while_nobody_looked_is_not_idle(c):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        c.transport.extra["socket"] = ours
+        late = asyncio.get_running_loop().time() + c.bench.settings.idle_timeout + 5
+        theirs.send(b"POST")
+        c.protocol.sweep(late, 60)
+        assert not c.transport.closed
+        ours.recv(4)
+        c.protocol.sweep(late, 60)
+        assert c.transport.closed
 
 
 @scene()

@@ -20,7 +20,7 @@ from modelyard.serving.channel import LARGE_READ
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import SMALL
 from modelyard.serving.heads import Known
-from modelyard.serving.patience import RATE, Flow, Reader
+from modelyard.serving.patience import RATE, Flow, Reader, unread
 from modelyard.serving.turns import MAX_PIPELINED, Turns
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
@@ -116,7 +116,7 @@ class InferenceProtocol(Turns):
             self._break(408, f"The request was not whole within {patience:g} seconds.")
         elif self._uploads() and self._upload.is_late(now, patience, self._body, self.flow.read_paused):
             self._break(408, f"The request's body stopped, or came slower than {RATE} bytes a second.")
-        elif not self.turns and now - self.since > idle:
+        elif not self.turns and now - self.since > idle and (self.flow.read_paused or not unread(self.transport)):
             self.transport.close()
 
     def _uploads(self) -> bool:

@@ -7,11 +7,24 @@ control takes room there, and an answer that nobody reads takes memory here.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from collections.abc import Callable
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 RATE = 1 << 10  # bytes a second: a body slower than this over its patience is no upload
+
+
+def unread(transport: asyncio.Transport) -> int:
+    """Bytes that arrived on a connection and were not looked at yet: a turn of the loop may be long, and who is thought to be
+    idle may just have asked."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0
+    found: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
+    return found
 
 
 class Upload:
