@@ -123,7 +123,7 @@ def cold(record: Record, platform: Yard, key: str, times: int) -> None:
 def asleep(platform: Yard, patience: float = 120.0) -> None:
     """Wait until 'large' has no replica: a deployment that nobody calls goes to sleep."""
     deadline = time.monotonic() + patience
-    while ours.serving(platform, "large"):
+    while platform.deployment("large")["state"] != "asleep" or platform.deployment("large")["replicas"]:
         if time.monotonic() > deadline:
             raise TimeoutError("the deployment that nobody calls does not go to sleep")
         time.sleep(0.2)

@@ -13,7 +13,9 @@ import contextlib
 import ctypes
 import json
 import os
+import platform
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -27,6 +29,14 @@ import msgspec
 
 PATIENCE = 65.0  # seconds an answer is waited for after the last arrival: longer than a call may take
 _MOST_DUE = 100_000  # calls that wait for a connection; an open loop goes on whatever becomes of them
+
+
+def short_turns(seconds: float = 2e-4) -> None:
+    """Have this process take short turns at the processor where the kernel lets it ask (Linux 6.12 on, x86-64): it finds out at
+    once that an answer came, whoever else computes, so that what it measures is the server's and not its own waiting."""
+    asked = struct.pack("=IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, int(seconds * 1e9), 0, 0)
+    if platform.machine() == "x86_64":
+        ctypes.CDLL(None).syscall(314, 0, asked, 0)  # sched_setattr
 
 
 def request(url: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -375,6 +385,7 @@ async def _generate(order: Order) -> Told:
 
 
 if __name__ == "__main__":
+    short_turns()
     # uvloop would round no better here, and this needs nothing of the platform
     said = asyncio.run(_generate(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)))
     sys.stdout.buffer.write(msgspec.json.encode(said))
