@@ -37,7 +37,11 @@ class Converter(Protocol):
 
 CONVERTERS: Registry[Converter] = Registry(
     "converter",
-    {"onnx": "modelyard.conversion.onnx:CONVERTER", "openvino": "modelyard.conversion.openvino:CONVERTER"},
+    {
+        "gguf": "modelyard.conversion.gguf:CONVERTER",
+        "onnx": "modelyard.conversion.onnx:CONVERTER",
+        "openvino": "modelyard.conversion.openvino:CONVERTER",
+    },
 )
 
 

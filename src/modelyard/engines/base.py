@@ -123,10 +123,11 @@ class EngineFactory(Protocol):
 
 
 # Engines that compute a graph: no code comes with a version that they run.
-GRAPHS = frozenset({"onnx", "openvino"})
+GRAPHS = frozenset({"genai", "onnx", "openvino"})
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {
+        "genai": "modelyard.engines.genai:GenAiEngine",
         "onnx": "modelyard.engines.onnx:OnnxEngine",
         "openvino": "modelyard.engines.openvino:OpenVinoEngine",
         "torch": "modelyard.engines.torch:TorchEngine",

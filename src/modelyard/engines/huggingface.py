@@ -36,6 +36,7 @@ _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # of the reader of GGUF
 }
 _LONGEST = 300  # characters of a library's own message
 

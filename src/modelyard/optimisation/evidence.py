@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from modelyard.errors import Invalid
 from modelyard.optimisation.intervals import most, refuted, wilson
 
-Metric = Literal["accuracy", "r2", "spearman"]
+Metric = Literal["accuracy", "r2", "spearman", "perplexity"]
 _FEWEST = 30  # rows, below which resampling says nothing
 _STEPS = 200  # between the quantiles that are kept, of 0 to 1
 _SUREST = 0.999  # that a thousand resamples can be
@@ -60,7 +60,8 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A drop in points (100 × R² or Spearman's ρ) over so many rows, and its quantiles over resamples, at even steps."""
+    """A drop in points (100 × R² or Spearman's ρ, percent of a perplexity) over so many rows, and its quantiles over resamples,
+    at even steps."""
 
     rows: int
     drop: float

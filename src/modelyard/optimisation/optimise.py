@@ -31,6 +31,7 @@ from modelyard.optimisation.publish import REPORT, Findings, publish
 from modelyard.optimisation.steps.config import epochs
 from modelyard.optimisation.study import study
 from modelyard.optimisation.variants import Subject, Variant, make
+from modelyard.plugins import load
 from modelyard.tensors import Array
 
 ORIGINAL = "original"
@@ -42,6 +43,9 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
     version too. Raises `Invalid` where the version is a variant, cannot be converted, or no variant is within the budget."""
     check_inputs(inputs)
+    if ModelCard.load(inputs["model"].view.local()).task == "text-generation":
+        load("modelyard.optimisation.language.run:run")(config, inputs, outputs, context)
+        return
     subject, ahead = read(inputs), epochs(config.steps)
     context.progress(1, ahead + _STEPS)
     made = chain.make(subject, config, context) if config.steps else chain.Result(make(subject, config, context))

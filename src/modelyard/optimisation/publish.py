@@ -24,7 +24,7 @@ from modelyard.optimisation.variants import Variant
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
-_NAMES = {"accuracy": "accuracy", "r2": "R²", "spearman": "Spearman's ρ"}
+_NAMES = {"accuracy": "accuracy", "r2": "R²", "spearman": "Spearman's ρ", "perplexity": "perplexity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,5 +157,10 @@ def _line(row: Mapping[str, Any]) -> str:
         return f"| {row['variant']} | | | | | | | | {row['verdict']} |"
     return (
         f"| {row['variant']} | {row['accuracy']:.4f} | {row['low']:.4f} to {row['high']:.4f} | {row['drop']:.2f} "
-        f"| {row['size']} | {row['p50_ms']:.3f} | {row['p99_ms']:.3f} | {row['items_per_s']:.0f} | {row['verdict']} |"
+        f"| {row['size']} | {_figure(row['p50_ms'], 3)} | {_figure(row['p99_ms'], 3)} | {_figure(row['items_per_s'], 0)} "
+        f"| {row['verdict']} |"
     )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -77,18 +77,36 @@ class Quantize(Config):
     they are stored, which is smaller and no faster (`weights-int8`). `calibration`: how ranges follow from `rows` of the
     calibrate split (static-int8): the smallest and largest, the least loss of information, or a `percentile` of them.
     `per_channel`: a scale for each channel of the weights. In float stay the layers of `float_layers`, and of the others the
-    `sensitive` ones that do most harm alone; `auto`: as many as it takes for the rest to answer alike."""
+    `sensitive` ones that do most harm alone; `auto`: as many as it takes for the rest to answer alike.
+
+    Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
+    up for the error on `rows` blocks of the calibrate split, or where they are nearest; `embeddings` are on a grid of their
+    own, `eight_bit_layers` on q8_0."""
 
     step: Literal["quantize"] = "quantize"
-    method: Literal["static-int8", "dynamic-int8", "weights-int8"] = "static-int8"
+    method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q4_0", "q4_1"] = "static-int8"
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     rows: int = Field(default=256, ge=1, le=100_000)
     per_channel: bool = True
     float_layers: tuple[str, ...] = ()
     sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
+    rounding: Literal["compensated", "nearest"] = "compensated"
+    embeddings: Literal["q8_0", "q4_0", "q4_1"] = "q8_0"
+    eight_bit_layers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _options_are_the_method_s(self) -> Quantize:
+        given = self.model_fields_set & (_ONNX_ALONE if self.method in GGUF else _GGUF_ALONE)
+        if given:
+            raise ValueError(f"{', '.join(sorted(given))}: no option of {self.method}")
+        return self
 
 
+# Methods for language models, and what is an option of these or of the others alone.
+GGUF = ("q8_0", "q4_0", "q4_1")
+_GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers"}
+_ONNX_ALONE = {"calibration", "percentile", "per_channel", "sensitive"}
 Step = Annotated[Prune | Finetune | Distil | Qat | Quantize, Field(discriminator="step")]
 STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Quantize]] = {
     "prune": Prune,

@@ -1,0 +1,201 @@
+"""Optimises a language model: its matrices on the grids of GGUF, in the file that serves it, and what that costs of how well it
+foretells texts. Called by `optimise` for versions of the task text-generation.
+
+As there, rounding looks at the calibrate split, the choice at the select split, and the report split is read last. Losses are
+those of the file as another reader has it, so that what was written is what is judged.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelyard.conversion.gguf import FILE, KIND, prove, read_back, write
+from modelyard.data.datasets import Dataset
+from modelyard.engines.base import ModelCard
+from modelyard.engines.huggingface import open_model, open_tokenizer
+from modelyard.errors import Invalid
+from modelyard.kinds import Input, JobContext, Outputs
+from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evaluation import described
+from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
+from modelyard.optimisation.language.speed import Speed, measure
+from modelyard.optimisation.language.texts import Texts, foretell
+from modelyard.optimisation.language.walk import Walk
+from modelyard.optimisation.publish import Findings, publish
+from modelyard.optimisation.steps.config import GGUF, Quantize
+from modelyard.optimisation.steps.text import show
+from modelyard.optimisation.variants import Variant
+from modelyard.training.recipes.packing import Blocks
+
+ORIGINAL, METRIC = "original", "perplexity"
+_USUAL = (Quantize(method="q8_0"), Quantize(method="q4_0"))
+_PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The version, its own answers to the select split, and the texts."""
+
+    inputs: Mapping[str, Input]
+    folder: Path
+    card: ModelCard
+    texts: Texts
+    select: Blocks
+    own: Foretold
+
+    def fresh(self) -> Any:
+        """The model anew, in float32."""
+        model, _ = open_model(self.folder, KIND, dtype=torch.float32)
+        return model
+
+
+def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
+    """Publishes every variant under its name, the best within the budget last. Raises `Invalid` for what cannot be written as
+    GGUF, steps that are not for language models, and where no variant is within the budget."""
+    steps = wanted(config)
+    total = len(steps) + 3
+    subject = read(inputs, context)
+    context.progress(1, total)
+    variants, rows = [], [_row(ORIGINAL, subject, subject.own, _size(subject.folder, "*.safetensors"), None, config)]
+    for place, step in enumerate(steps):
+        variant, found = make(subject, step, config, context)
+        variants.append(variant)
+        rows.append(
+            _row(variant.name, subject, found, _size(variant.folder, FILE), measure(variant.folder, context.check), config)
+        )
+        context.progress(2 + place, total)
+    told = {"metric": METRIC, "goal": config.goal}
+    context.report(table=[{**_known(row), "verdict": "measured", "chosen": False} for row in rows], **told)
+    choice = choose(rows[1:], config.goal, config.max_accuracy_drop)
+    table = [
+        {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
+        for row in rows
+    ]
+    report, evaluations = judge(subject, variants, choice.variant, config, context)
+    context.progress(total - 1, total)
+    context.report(table=table, chosen=choice.variant, report=report, **told)
+    findings = Findings(config, inputs, METRIC, table, report, choice.variant, evaluations, {"steps": _told(variants)})
+    for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
+        publish(findings, variant, outputs)
+    context.progress(total, total)
+
+
+def wanted(config: OptimiseConfig) -> tuple[Quantize, ...]:
+    """The variants to make. Raises `Invalid` for steps that are not for language models."""
+    for step in config.steps:
+        if not isinstance(step, Quantize) or step.method not in GGUF:
+            raise Invalid(f"'{show(step)}' is not for language models; they are quantised to {', '.join(GGUF)}.")
+    return tuple(step for step in config.steps if isinstance(step, Quantize)) or _USUAL
+
+
+def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
+    folder = inputs["model"].view.local()
+    card = ModelCard.load(folder)
+    if "gguf" in card.files:
+        raise Invalid(f"{inputs['model'].reference} is quantised already; optimise the version it was made from.")
+    model, _ = open_model(folder, KIND, dtype=torch.float32)
+    texts = Texts.of(Dataset.open(inputs["dataset"].view.local()), open_tokenizer(folder), model)
+    select, _ = texts.blocks("select", (), context.check)
+    own = foretell(model, select, context.check)
+    context.log(f"the original foretells {own.tokens.sum():,} tokens of select with a perplexity of {own.perplexity:.3f}.")
+    return Subject(inputs, folder, card, texts, select, own)
+
+
+def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobContext) -> tuple[Variant, Foretold]:
+    """One variant in a folder of its own, proved to be what was meant, and how well it foretells the select split."""
+    context.allow(_PATIENT)
+    model, out = subject.fresh(), context.work / name_of(step)
+    out.mkdir()
+    walk = Walk(model, lambda name: kind_of(step, name, model), context.check)
+    if step.rounding == "nearest":
+        walk.nearest()
+    else:
+        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, step.rows, config.seed)
+        walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
+    card = write(model, subject.folder, subject.card, out, walk.rounded)
+    again = read_back(out)
+    proof = {"ok": True, "tensors": prove(model, walk.rounded, again), "rounded": len(walk.rounded), "step": show(step)}
+    found = foretell(again, subject.select, context.check)
+    context.allow()
+    if not math.isfinite(found.perplexity):
+        raise Invalid(f"{show(step)}: the model foretells nothing any more.")
+    context.log(f"{out.name}: {proof['tensors']} tensors read back as they were meant; perplexity {found.perplexity:.3f}.")
+    return Variant(out.name, out, card, None, verified=True, proof=proof), found
+
+
+def name_of(step: Quantize) -> str:
+    return step.method if step.rounding == "compensated" else f"{step.method}-{step.rounding}"
+
+
+def kind_of(step: Quantize, name: str, model: Any) -> str | None:
+    """The grid of a weight: embeddings, and the head where it is one with them, have their own; layers that were named eight
+    bits or none."""
+    layer = name.removesuffix(".weight")
+    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in step.float_layers):
+        return None
+    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in step.eight_bit_layers):
+        return "q8_0"
+    outer = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return step.embeddings if id(model.get_submodule(layer).weight) in outer else step.method
+
+
+def judge(
+    subject: Subject, variants: list[Variant], chosen: str, config: OptimiseConfig, context: JobContext
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report split: figures of the original and the chosen one, and of every variant the evidence."""
+    blocks, out = subject.texts.blocks("report", ("calibrate", "select"), context.check)
+    context.allow(_PATIENT)
+    own = foretell(subject.fresh(), blocks, context.check)
+    report: dict[str, Any] = {"rows": len(blocks.targets), "metric": METRIC, "variant": chosen}
+    report["tokens"] = int(own.tokens.sum())
+    report[ORIGINAL] = interval(own, config.confidence, config.seed).to_json()
+    evaluations = {}
+    for variant in variants:
+        found = foretell(read_back(variant.folder), blocks, context.check)
+        evaluations[variant.name] = described(evidence(own, found, "report", out, config.seed), "model")
+        if variant.name == chosen:
+            report["chosen"] = interval(found, config.confidence, config.seed).to_json()
+            report["drop"] = drop(own, found, config.confidence, config.seed).to_json()
+    context.allow()
+    return report, evaluations
+
+
+def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed | None, config: OptimiseConfig) -> Measured:
+    score, lost = (
+        interval(found, config.confidence, config.seed),
+        drop(subject.own, found, config.confidence, config.seed),
+    )
+    speed = speed or Speed(math.nan, math.nan, math.nan)
+    return Measured(
+        variant=name,
+        verified=True,
+        accuracy=score.value,
+        low=score.low,
+        high=score.high,
+        drop=lost.value,
+        drop_low=lost.low,
+        drop_high=lost.high,
+        size=size,
+        **asdict(speed),
+    )
+
+
+def _told(variants: list[Variant]) -> list[dict[str, Any]]:
+    return [{"step": variant.proof["step"]} for variant in variants]
+
+
+def _size(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
+def _known(row: Measured) -> dict[str, Any]:
+    """A row as JSON: what could not be measured is None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

@@ -1,0 +1,148 @@
+"""Rounds a language model's matrices layer after layer, each by what it sees of calibration texts once those before it are
+rounded. Called by `run`; `rounding` says where each weight goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.language.rounding import Rounded, compensated, nearest
+
+_AT_ONCE = 8  # blocks of tokens
+
+
+class _Reached(Exception):
+    """The first layer was called: what it was given is all that is wanted of that forward."""
+
+
+@dataclass(slots=True)
+class Walk:
+    """A model on its way. `kinds` says which grid the weight of a name goes on (None: it stays). What was `rounded` stands in
+    the model too, as the values that its codes mean."""
+
+    model: Any
+    kinds: Callable[[str], str | None]
+    check: Callable[[], None] = lambda: None
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+
+    def nearest(self) -> None:
+        """Round each where it is nearest; no text is looked at."""
+        for name, weight in self.matrices().items():
+            self.check()
+            self._put(name, weight, nearest(weight.detach(), self.kinds(name) or ""))
+
+    @torch.no_grad()
+    def compensated(self, blocks: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
+        """Round by what `blocks` of tokens, INT64 [n, 2, length], make each layer see: the layers of the decoder in order, the
+        head by what comes out of the last one. Eight bits lose so little that they are rounded where they are nearest."""
+        layers, prefix = decoder(self.model)
+        given = self._given(layers[0], blocks)
+        for place, layer in enumerate(layers):
+            self.check()
+            seen = _seen(layer, given)
+            for name, module in layer.named_modules():
+                if isinstance(module, nn.Linear):
+                    self._one(f"{prefix}.{place}.{name}.weight", module.weight, seen[name])
+            given = [(_called(layer, hidden, how), how) for hidden, how in given]
+            say(f"layer {place + 1} of {len(layers)} rounded")
+        self._last(given)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """The weights that go on a grid: of linear layers and embeddings, each once."""
+        found: dict[str, Tensor] = {}
+        for name, module in self.model.named_modules():
+            wanted = isinstance(module, nn.Linear | nn.Embedding) and self.kinds(f"{name}.weight")
+            if wanted and all(module.weight is not other for other in found.values()):
+                found[f"{name}.weight"] = module.weight
+        return found
+
+    def _given(self, first: nn.Module, blocks: Tensor) -> list[tuple[Tensor, Mapping[str, Any]]]:
+        """What the first layer is called with, a few blocks at a time."""
+        found: list[tuple[Tensor, Mapping[str, Any]]] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            named = dict(named)
+            found.append((args[0] if args else named.pop("hidden_states"), named))
+            raise _Reached
+
+        hook = first.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            for part in torch.split(blocks, _AT_ONCE):
+                tokens, positions = part.unbind(1)
+                try:
+                    self.model(input_ids=tokens, position_ids=positions, use_cache=False)
+                except _Reached:
+                    continue
+        finally:
+            hook.remove()
+        return found
+
+    def _last(self, given: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
+        """The embeddings and the head, which may be one matrix: by what the head sees."""
+        inner, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        seen = torch.zeros(head.weight.shape[1], head.weight.shape[1])
+        for hidden, _ in given:
+            rows = inner.norm(hidden).flatten(0, -2)
+            seen += rows.T @ rows
+        for name, weight in self.matrices().items():
+            if name not in self.rounded:
+                if weight is head.weight:
+                    self._one(name, weight, seen)
+                else:
+                    self._put(name, weight, nearest(weight, self.kinds(name) or ""))
+
+    def _one(self, name: str, weight: Tensor, seen: Tensor) -> None:
+        kind = self.kinds(name)
+        if kind is not None:
+            self._put(name, weight, nearest(weight, kind) if kind == "q8_0" else compensated(weight, seen, kind))
+
+    def _put(self, name: str, weight: Tensor, made: Rounded) -> None:
+        self.rounded[name] = made
+        with torch.no_grad():
+            weight.copy_(made.values())
+
+
+def decoder(model: Any) -> tuple[nn.ModuleList, str]:
+    """The layers that a causal language model consists of, and their name. Raises `Invalid` where there is no such list."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists or not hasattr(model.get_decoder(), "norm"):
+        raise Invalid(
+            f"{type(model).__name__} is not a list of layers and a norm after them: its weights are rounded nearest alone."
+        )
+    name, layers = max(lists, key=lambda pair: len(pair[1]))
+    return layers, name
+
+
+def _seen(layer: nn.Module, given: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> dict[str, Tensor]:
+    """Of each linear layer in it the sum of x xᵀ; those that take the same tensor share it."""
+    sums: dict[str, Tensor] = {}
+    latest: list[tuple[Tensor, Tensor]] = []  # the tensor that was last multiplied, and its product
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not latest or latest[0][0] is not args[0]:
+                rows = args[0].flatten(0, -2)
+                latest[:] = [(args[0], rows.T @ rows)]
+            sums[name] = sums[name] + latest[0][1] if name in sums else latest[0][1].clone()
+
+        return look
+
+    hooks = [m.register_forward_pre_hook(watch(n)) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]
+    try:
+        for hidden, how in given:
+            _called(layer, hidden, how)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums
+
+
+def _called(layer: nn.Module, hidden: Tensor, how: Mapping[str, Any]) -> Tensor:
+    made: Tensor | tuple[Tensor, ...] = layer(hidden, **how)
+    return made[0] if isinstance(made, tuple) else made

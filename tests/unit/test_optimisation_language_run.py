@@ -1,0 +1,115 @@
+"""A tiny language model through `optimise`: a file that another reader finds as it was meant, figures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import tiny_datasets
+import tiny_language
+from test_conversion_gguf import CARD, SIZE
+
+from modelyard.conversion.gguf import FILE, read_back
+from modelyard.data.datasets import Feature
+from modelyard.engines.base import ModelCard
+from modelyard.errors import Invalid
+from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
+from modelyard.optimisation import optimise
+from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.evidence import Evidence
+
+
+def dataset(folder, *, alike: int = 0, rows: int = 40):
+    """Texts by split, no two alike but the first `alike` of calibrate and report."""
+    chance, splits = random.Random(0), {}
+    for name in ("train", "calibrate", "select", "report"):
+        splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in range(rows)]}
+    splits["report"]["text"][:alike] = splits["calibrate"]["text"][:alike]
+    tiny_datasets.write(folder, {"text": Feature(type="text")}, splits, None)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    tiny_language.llama(root / "model", **SIZE)
+    CARD.save(root / "model")
+    dataset(root / "data")
+    return {
+        "model": Input("tiny@1", {}, FolderView(root / "model", "aa")),
+        "dataset": Input("texts@1", {}, FolderView(root / "data", "bb")),
+    }
+
+
+def optimised(inputs, folder, **config):
+    (folder / "work").mkdir()
+    outputs, context = FolderOutputs(folder / "out"), FolderContext(folder / "work")
+    optimise.run(OptimiseConfig(max_accuracy_drop=50, goal="size", **config), inputs, outputs, context)
+    return outputs, context
+
+
+@pytest.fixture(scope="module")
+def done(inputs, tmp_path_factory):
+    return optimised(inputs, tmp_path_factory.mktemp("done"))
+
+
+def test_eight_and_four_bits_are_made_and_the_smaller_is_best(done):
+    outputs, context = done
+    assert list(outputs.published) == ["q8_0", "q4_0"]
+    assert outputs.published["q4_0"]["alias"] == "best"
+    rows = {row["variant"]: row for row in context.facts["table"]}
+    assert rows["original"]["drop"] == 0
+    assert rows["q4_0"]["size"] < rows["q8_0"]["size"] < rows["original"]["size"]
+    assert all(abs(rows[name]["drop"]) < 5 for name in ("q8_0", "q4_0")), "weights by chance foretell as badly as any"
+    assert all(rows[name]["p50_ms"] > 0 and rows[name]["items_per_s"] > 0 for name in ("q8_0", "q4_0"))
+    json.dumps(context.facts, allow_nan=False)
+
+
+def test_a_variant_carries_all_that_it_takes_to_serve_it_and_the_evidence(done):
+    made = done[0].published["q4_0"]
+    card = ModelCard.load(made["folder"])
+    assert (card.task, card.engines, card.files) == ("text-generation", ("genai",), {"gguf": FILE})
+    assert {"README.md", "optimisation.json", "tokenizer.json"} <= {path.name for path in made["folder"].iterdir()}
+    found = Evidence.from_json(made["metadata"]["evaluation"]["evidence"])
+    report = made["metadata"]["report"]
+    assert (found.metric, found.rows) == ("perplexity", report["rows"])
+    assert found.drop.drop == pytest.approx(report["drop"]["value"])
+    assert found.variant == pytest.approx(report["chosen"]["value"])
+    assert read_back(made["folder"]).num_parameters() > 0
+
+
+def test_one_step_makes_one_variant_and_says_how(inputs, tmp_path):
+    outputs, _ = optimised(inputs, tmp_path, steps=["quantize:q4_1,rounding=nearest,eight_bit_layers=*down_proj"])
+    (name,) = outputs.published
+    assert name == "q4_1-nearest"
+    metadata = outputs.published[name]["metadata"]
+    assert metadata["steps"] == [{"step": 'quantize:q4_1,rounding=nearest,eight_bit_layers=["*down_proj"]'}]
+    assert metadata["verification"]["tensors"] > metadata["verification"]["rounded"]
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [("prune:channels=0.5", "not for language models"), ("quantize:dynamic-int8", "they are quantised to q8_0, q4_0, q4_1")],
+)
+def test_steps_for_other_models_are_refused(inputs, tmp_path, step, said):
+    with pytest.raises(Invalid, match=said):
+        optimised(inputs, tmp_path, steps=[step])
+
+
+def test_texts_that_calibrate_and_judge_are_refused(inputs, tmp_path):
+    dataset(tmp_path / "data", alike=10)
+    with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'calibrate' are in select or report as well"):
+        optimised({**inputs, "dataset": Input("texts@2", {}, FolderView(tmp_path / "data", "cc"))}, tmp_path)
+
+
+def test_too_few_texts_are_refused(inputs, tmp_path):
+    dataset(tmp_path / "data", rows=5)
+    with pytest.raises(Invalid, match=r"has 5 texts; at least 8"):
+        optimised({**inputs, "dataset": Input("texts@2", {}, FolderView(tmp_path / "data", "cc"))}, tmp_path)
+
+
+def test_a_budget_that_nothing_meets_says_how_close_the_best_came(inputs, tmp_path):
+    (tmp_path / "work").mkdir()
+    config = OptimiseConfig(max_accuracy_drop=0, goal="size", steps=["quantize:q4_0,embeddings=q4_0,rounding=nearest"])
+    with pytest.raises(Invalid, match=r"the nearest, q4_0-nearest, loses"):
+        optimise.run(config, inputs, FolderOutputs(tmp_path / "out"), FolderContext(tmp_path / "work"))
