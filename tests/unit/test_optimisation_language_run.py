@@ -70,6 +70,7 @@ def test_a_variant_carries_all_that_it_takes_to_serve_it_and_the_evidence(done):
     card = ModelCard.load(made["folder"])
     assert (card.task, card.engines, card.files) == ("text-generation", ("genai",), {"gguf": FILE})
     assert {"README.md", "optimisation.json", "tokenizer.json"} <= {path.name for path in made["folder"].iterdir()}
+    assert 'LLMPipeline("model.gguf"' in (made["folder"] / "README.md").read_text()
     found = Evidence.from_json(made["metadata"]["evaluation"]["evidence"])
     report = made["metadata"]["report"]
     assert (found.metric, found.rows) == ("perplexity", report["rows"])

@@ -13,7 +13,7 @@ from modelyard.engines.base import ModelCard
 from modelyard.tensors import TensorSpec
 
 NAME = "README.md"
-_LIBRARIES = {"onnx": "onnx", "transformers": "transformers"}  # by the best engine
+_LIBRARIES = {"genai": "gguf", "onnx": "onnx", "transformers": "transformers"}  # by the best engine
 
 _ONNX = """\
 import onnxruntime
@@ -33,6 +33,12 @@ _TRANSFORMERS = """\
 from transformers import {kind}
 
 model = {kind}.from_pretrained(".")
+"""
+_GGUF = """\
+import openvino_genai
+
+model = openvino_genai.LLMPipeline("{file}", "CPU")
+print(model.generate("Once upon a time", max_new_tokens=40))
 """
 _KINDS = {
     "text-generation": "AutoModelForCausalLM",
@@ -74,6 +80,8 @@ def _shape(spec: TensorSpec) -> str:
 
 def _examples(card: ModelCard) -> list[str]:
     made = [_TRANSFORMERS.format(kind=_KINDS.get(card.task, "AutoModel"))] if "transformers" in card.engines else []
+    if "gguf" in card.files:
+        made.append(_GGUF.format(file=card.files["gguf"]))
     if "onnx" in card.files:
         feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in card.inputs)
         made.append(_ONNX.format(file=card.files["onnx"], feeds=feeds))

@@ -37,6 +37,7 @@ from modelyard.training.recipes.packing import Blocks
 
 ORIGINAL, METRIC = "original", "perplexity"
 _USUAL = (Quantize(method="q8_0"), Quantize(method="q4_0"))
+_BLOCKS = 32  # of the calibrate split, unless the step says how many
 _PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
 
 
@@ -118,7 +119,8 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     if step.rounding == "nearest":
         walk.nearest()
     else:
-        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, step.rows, config.seed)
+        most = step.rows if "rows" in step.model_fields_set else _BLOCKS
+        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, most, config.seed)
         walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
     card = write(model, subject.folder, subject.card, out, walk.rounded)
     again = read_back(out)

@@ -1,0 +1,130 @@
+"""The engine `genai` on a tiny GGUF: it says what transformers says of the same file, in parts, to many callers at once, never
+past a grant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_language
+import torch
+from test_conversion_gguf import CARD, SIZE
+
+from modelyard.conversion.base import CONVERTERS
+from modelyard.conversion.gguf import read_back
+from modelyard.engines.base import ENGINES
+from modelyard.engines.huggingface import open_tokenizer
+from modelyard.errors import Invalid, NotFound
+from modelyard.tensors import Call, Tensor
+
+ASKED, OTHER = "the cat of rome is", "the king of oslo"
+MOST = 100  # steps after which a loop that has not ended never will
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("genai")
+    tiny_language.llama(root / "model", **SIZE)
+    (root / "out").mkdir()
+    return root / "out", CONVERTERS.get("gguf").convert(root / "model", CARD, root / "out", {})
+
+
+@pytest.fixture(scope="module")
+def engine(made):
+    engine = ENGINES.get("genai")(*made)
+    yield engine
+    engine.close()
+
+
+def call(name, text, tokens, grant=None, **more):
+    given = Tensor("text", "BYTES", np.array([text.encode()], dtype=object))
+    return Call(name, "p", "d", "1", (given,), parameters={"max_tokens": tokens, "ignore_end": True, **more}, grant=grant)
+
+
+def drive(engine, *waited, steps=MOST):
+    said: dict[str, list] = {}
+    for _ in range(steps):
+        for name, part, last in engine.step():
+            said.setdefault(name, []).append((part, last))
+        if waited and all(name in said and said[name][-1][1] for name in waited):
+            return said
+    assert not waited, f"no end after {steps} steps: {said}"
+    return said
+
+
+def text(parts):
+    return b"".join(tensor.array.item() for part, _ in parts for tensor in part.outputs).decode()
+
+
+def units(parts):
+    return sum(part.units for part, _ in parts)
+
+
+def expected(folder, asked, tokens):
+    """By transformers, the likeliest token each time."""
+    tokenizer, model = open_tokenizer(folder), read_back(folder)
+    ids = tokenizer(asked)["input_ids"]
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return tokenizer.decode(ids[-tokens:], skip_special_tokens=True)
+
+
+def test_it_says_what_transformers_says_of_the_same_file_in_parts(made, engine):
+    engine.add(call("a", ASKED, 8))
+    parts = drive(engine, "a")["a"]
+    assert text(parts).rstrip("\ufffd") == expected(made[0], ASKED, 8).rstrip("\ufffd")
+    assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+    assert (units(parts), len(parts) > 1) == (8, True)
+    assert drive(engine, steps=3) == {}, "nothing follows the last part"
+
+
+@pytest.mark.parametrize("grant", [0, 1, 3])
+def test_never_past_the_grant(engine, grant):
+    engine.add(call("short", ASKED, 8, grant=grant))
+    engine.add(call("free", ASKED, 8))
+    said = drive(engine, "short", "free")
+    assert (units(said["short"]), units(said["free"])) == (grant, 8)
+    assert text(said["free"]).startswith(text(said["short"]).rstrip("\ufffd"))
+
+
+def test_calls_join_a_running_loop_and_each_gets_its_own(engine):
+    engine.add(call("one", ASKED, 8))
+    before = drive(engine, steps=2)
+    engine.add(call("two", OTHER, 4))
+    after = drive(engine, "one", "two")
+    engine.add(call("again", ASKED, 8))
+    alone = text(drive(engine, "again")["again"])
+    assert text(before["one"] + after["one"]) == alone
+    assert units(after["two"]) == 4
+
+
+def test_who_is_cancelled_is_not_heard_of_again_and_its_id_is_free(engine):
+    for name in ("stays", "goes"):
+        engine.add(call(name, ASKED, 6))
+    drive(engine, steps=1)
+    engine.cancel("goes")
+    engine.cancel("never")
+    assert set(drive(engine, "stays")) == {"stays"}
+    engine.add(call("goes", OTHER, 2))
+    assert units(drive(engine, "goes")["goes"]) == 2
+
+
+def test_a_seed_gives_the_same_text_again(engine):
+    found = []
+    for name in ("a", "b"):
+        engine.add(call(name, ASKED, 12, temperature=1.5, seed=7))
+        found.append(text(drive(engine, name)[name]))
+    assert found[0] == found[1]
+
+
+def test_a_file_that_is_none_is_refused_in_a_line(made, tmp_path):
+    folder, card = made
+    (tmp_path / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:2000])
+    with pytest.raises(Invalid) as caught:
+        ENGINES.get("genai")(tmp_path, card)
+    assert "\n" not in caught.value.message
+    with pytest.raises(Invalid, match=r"files\.gguf"):
+        ENGINES.get("genai")(folder, card.model_copy(update={"files": {"onnx": "m.onnx"}}))
+    (tmp_path / "model.gguf").unlink()
+    with pytest.raises((Invalid, NotFound)):
+        ENGINES.get("genai")(tmp_path, card)
