@@ -106,6 +106,8 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     ("changes", "said"),
     [
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}, "positions are scaled"),
+        ({"attention_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "activation"),
     ],
 )
 def test_what_gguf_cannot_say_is_refused(tmp_path, changes, said):
@@ -114,6 +116,15 @@ def test_what_gguf_cannot_say_is_refused(tmp_path, changes, said):
     out.mkdir()
     with pytest.raises(Invalid, match=said):
         CONVERTERS.get("gguf").convert(folder, CARD, out, {})
+
+
+def test_a_window_is_refused_unless_it_sees_all(tmp_path):
+    (tmp_path / "out").mkdir()
+    model_in(tmp_path / "wide", "Mistral", sliding_window=64)
+    CONVERTERS.get("gguf").convert(tmp_path / "wide", CARD, tmp_path / "out", {})
+    model_in(tmp_path / "narrow", "Mistral", sliding_window=32)
+    with pytest.raises(Invalid, match="window"):
+        CONVERTERS.get("gguf").convert(tmp_path / "narrow", CARD, tmp_path / "out", {})
 
 
 def test_an_architecture_that_gguf_has_no_form_of_here_is_named(tmp_path):

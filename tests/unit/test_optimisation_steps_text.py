@@ -90,7 +90,10 @@ def test_the_shortest_text_is_shown() -> None:
         ("prune:channels=1", "'channels' is 1; expected less than 1"),
         ("prune:finetune=2", "leaves nothing out"),
         ("prune:0.5", "'0.5' is not OPTION=VALUE; the options of 'prune' are channels, heads"),
-        ("quantize:int4", "'method' is \"int4\"; expected 'static-int8', 'dynamic-int8' or 'weights-int8'"),
+        (
+            "quantize:int4",
+            "'method' is \"int4\"; expected 'static-int8', 'dynamic-int8', 'weights-int8', 'q8_0', 'q4_0' or 'q4_1'",
+        ),
         ("quantize:rows=5,static-int8", "'static-int8' is not OPTION=VALUE"),
         ("quantize:sensitive=-1", "'sensitive"),
         ("distil:student.width=1,student.width=2", "'student.width' is said twice"),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.files import inside
-from modelyard.engines.huggingface import copy_companions, open_model
+from modelyard.engines.huggingface import copy_companions, open_model, open_tokenizer
 from modelyard.errors import Invalid
 from modelyard.tensors import Array
 
@@ -138,8 +138,14 @@ def _describe(writer: Any, model: Any) -> None:
     rotation = getattr(config, "rope_parameters", None) or {}
     if (kind := rotation.get("rope_type", "default")) != "default":
         raise Invalid(f"Its positions are scaled ('{kind}'), which is not written as GGUF here.")
-    if any("sliding" in str(kind) for kind in getattr(config, "layer_types", None) or ()):
+    window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+    sees_all = window is None or window >= config.max_position_embeddings or not getattr(config, "use_sliding_window", True)
+    if not sees_all or any("sliding" in str(kind) for kind in getattr(config, "layer_types", None) or ()):
         raise Invalid("Some of its layers see only a window of what came before, which is not written as GGUF here.")
+    if getattr(config, "hidden_act", "silu") != "silu" or getattr(config, "mlp_bias", False):
+        raise Invalid("Its layers have biases or an activation that its family in GGUF has not.")
+    if family_of(model).turned and getattr(config, "attention_bias", False):
+        raise Invalid("Its attention has biases, which its family in GGUF has not.")
     writer.add_type("model")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -169,7 +175,7 @@ def _tokenizer(writer: Any, folder: Path, model: Any) -> None:
     """The tokenizer.json of pairs of bytes. Raises `Invalid` for another kind."""
     said = json.loads(inside(folder, "tokenizer.json").read_bytes())
     pairs = said["model"]
-    if pairs.get("type") != "BPE" or pairs.get("byte_fallback") or said.get("normalizer"):
+    if pairs.get("type") != "BPE" or pairs.get("byte_fallback") or said.get("normalizer") not in (None, {"type": "NFC"}):
         raise Invalid("Its tokenizer is not of pairs of bytes (BPE, as GPT-2's), which alone is written as GGUF here.")
     known, total = dict(pairs["vocab"]), model.get_input_embeddings().weight.shape[0]
     kinds = dict.fromkeys(known, gguf.TokenType.NORMAL)
@@ -184,19 +190,20 @@ def _tokenizer(writer: Any, folder: Path, model: Any) -> None:
     writer.add_token_types([kinds.get(name, gguf.TokenType.UNUSED) for name in tokens])
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in pairs["merges"]])
     writer.add_add_space_prefix(False)
-    _special(writer, folder, known)
+    _special(writer, folder, total)
 
 
-def _special(writer: Any, folder: Path, known: Mapping[str, int]) -> None:
+def _special(writer: Any, folder: Path, total: int) -> None:
     """Tokens with a meaning, whether texts begin with one, and how chats are written."""
     path = folder / "tokenizer_config.json"
     said = json.loads(path.read_bytes()) if path.is_file() else {}
+    tokenizer = open_tokenizer(folder)
     for name in ("bos", "eos", "unk", "pad"):
-        token = said.get(f"{name}_token")
-        number = known.get(token["content"] if isinstance(token, dict) else token or "")
-        if number is not None:
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < total:
             getattr(writer, f"add_{name}_token_id")(number)
-    writer.add_add_bos_token(bool(said.get("add_bos_token", False)))
+    first = tokenizer("a")["input_ids"][:1]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
     template = folder / "chat_template.jinja"
     written = template.read_text() if template.is_file() else said.get("chat_template")
     if isinstance(written, str):
@@ -208,7 +215,8 @@ def _cut(said: Mapping[str, Any] | None) -> str:
     parts = list((said or {}).get("pretokenizers") or [said or {}])
     last = parts.pop() if parts and parts[-1].get("type") == "ByteLevel" else {}
     rules = tuple(str((part.get("pattern") or {}).get("Regex") or part.get("type")) for part in parts)
-    plain = not last.get("add_prefix_space") and bool(last.get("use_regex", True)) == (rules in ((), ("Digits",)))
+    digits = all(part.get("individual_digits") for part in parts if part.get("type") == "Digits")
+    plain = digits and not last.get("add_prefix_space") and bool(last.get("use_regex", True)) == (rules in ((), ("Digits",)))
     if not last or rules not in _CUTS or not plain:
         raise Invalid(f"Its tokenizer cuts words by a rule that has no name here: {json.dumps(said)[:200]}.")
     return _CUTS[rules]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino_genai as genai  # type: ignore[import-untyped]
+import openvino_genai as genai
 
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
 from modelyard.engines.openvino import reason
-from modelyard.errors import Invalid
+from modelyard.errors import Invalid, Unavailable
 from modelyard.tensors import Call, Reply, Signature, Tensor
 
 MOST = 128  # tokens of an answer, where neither the call nor its grant says
@@ -87,6 +87,8 @@ class GenAiEngine:
                 for found in running.handle.read().values():
                     new += found.generated_ids
             running.tokens += new
+            if running.handle.get_status() == genai.GenerationStatus.IGNORED:
+                raise Unavailable("There is no room for so long a text beside those that are being answered.")
             if new or ended:
                 said.append((call, self._reply(running, len(new), ended), ended))
             if ended:

@@ -39,6 +39,7 @@ from modelyard.plugins import load
 from modelyard.tensors import Array
 from modelyard.training.gang import repeatable
 
+ROWS = 256  # of calibration, unless the step says how many
 _FINETUNED, _QUANTISED = 0.25, 0.1  # of the rate of the version's own training
 _JUDGED = 2048  # rows of the train split that importance is judged by
 _ALIKE = 0.99  # of the labels; with so many alike `sensitive=auto` leaves no more in float
@@ -169,7 +170,7 @@ def _quantised(
 ) -> tuple[Variant, dict[str, Any]]:
     """Eight bits of a float graph, proved against that."""
     looked_at = step.method == "static-int8" or step.sensitive
-    rows = calibration(subject.source, step.rows, config.seed) if looked_at else {}
+    rows = calibration(subject.source, step.rows or ROWS, config.seed) if looked_at else {}
     out.mkdir()
     source.card.save(out)
     own = source.engine

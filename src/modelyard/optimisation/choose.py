@@ -54,7 +54,7 @@ def choose(measured: Sequence[Measured], goal: Goal, max_drop: float) -> Choice:
     fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(cost(m))]
     if not fit:
         raise Invalid(_nearest(measured, max_drop))
-    best = min(fit, key=lambda m: (cost(m), -m.accuracy, m.size, m.variant))
+    best = min(fit, key=lambda m: (cost(m), m.drop, -m.accuracy, m.size, m.variant))
     return Choice(best.variant, {m.variant: _verdict(m, best, m in fit, goal, max_drop) for m in measured})
 
 

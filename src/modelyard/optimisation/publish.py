@@ -127,7 +127,8 @@ def _within(config: OptimiseConfig, name: str) -> str:
     """What it was chosen by, where there was a choice."""
     if config.max_accuracy_drop > 100:
         return ""
-    return f" for {config.goal}, at most {config.max_accuracy_drop:g} points of {name} lost"
+    unit = "percent" if name == "perplexity" else "points"
+    return f" for {config.goal}, at most {config.max_accuracy_drop:g} {unit} of {name} lost"
 
 
 def of_steps(findings: Findings) -> list[str]:

@@ -128,7 +128,7 @@ def _candidates(blocks: Tensor, kind: str, share: float) -> Iterator[tuple[Tenso
     yield scale, offset
     grid = GRIDS[kind]
     if not grid.offset:
-        yield -scale * grid.low / grid.high, offset
+        yield _half(scale * grid.low / grid.high), offset
         return
     whole, low = _spanned(blocks, kind)
     high = low + whole * (grid.high - grid.low)
@@ -153,8 +153,13 @@ def _factor(seen: Tensor) -> tuple[Tensor, Tensor]:
     idle = diagonal == 0
     diagonal[idle] = 1.0
     diagonal += _DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(seen))
-    return torch.linalg.cholesky(inverse, upper=True).float(), idle
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(seen))
+        return torch.linalg.cholesky(inverse, upper=True).float(), idle
+    except RuntimeError as error:  # LinAlgError is one
+        raise Invalid(
+            "What a layer sees of the calibrate split cannot be inverted: give more texts, or rounding=nearest."
+        ) from error
 
 
 def _compensated(weight: Tensor, factor: Tensor, idle: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,12 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
     texts = Texts.of(Dataset.open(inputs["dataset"].view.local()), open_tokenizer(folder), model)
     select, _ = texts.blocks("select", (), context.check)
     own = foretell(model, select, context.check)
+    known = model.get_input_embeddings().weight.shape[0]
+    if not own.perplexity < known:
+        raise Invalid(
+            f"The original foretells texts no better than chance (perplexity {own.perplexity:.4g} of {known:,} tokens): "
+            "nothing could be lost. Is it trained, and on texts like these?"
+        )
     context.log(f"the original foretells {own.tokens.sum():,} tokens of select with a perplexity of {own.perplexity:.3f}.")
     return Subject(inputs, folder, card, texts, select, own)
 
@@ -115,11 +121,12 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     context.allow(_PATIENT)
     model, out = subject.fresh(), context.work / name_of(step)
     out.mkdir()
+    check_layers(step, model)
     walk = Walk(model, lambda name: kind_of(step, name, model), context.check)
-    if step.rounding == "nearest":
+    if step.rounding == "nearest" or {step.method, step.embeddings} == {"q8_0"}:  # eight bits are rounded nearest anyway
         walk.nearest()
     else:
-        most = step.rows if "rows" in step.model_fields_set else _BLOCKS
+        most = step.rows or _BLOCKS
         blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, most, config.seed)
         walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
     card = write(model, subject.folder, subject.card, out, walk.rounded)
@@ -140,13 +147,27 @@ def name_of(step: Quantize) -> str:
 def kind_of(step: Quantize, name: str, model: Any) -> str | None:
     """The grid of a weight: embeddings, and the head where it is one with them, have their own; layers that were named eight
     bits or none."""
-    layer = name.removesuffix(".weight")
-    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in step.float_layers):
+    weight, embedded = model.get_submodule(name.removesuffix(".weight")).weight, model.get_input_embeddings().weight
+    called = [name.removesuffix(".weight")]
+    if weight is embedded and model.get_output_embeddings().weight is embedded:  # one matrix of two names
+        called = [layer for layer, part in model.named_modules() if getattr(part, "weight", None) is weight]
+    if _matches(called, step.float_layers):
         return None
-    if any(fnmatch.fnmatchcase(layer, pattern) for pattern in step.eight_bit_layers):
+    if _matches(called, step.eight_bit_layers):
         return "q8_0"
-    outer = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
-    return step.embeddings if id(model.get_submodule(layer).weight) in outer else step.method
+    return step.embeddings if weight is embedded else step.method
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def check_layers(step: Quantize, model: Any) -> None:
+    """Raises `Invalid` for a pattern that no layer has the name of."""
+    there = [name for name, part in model.named_modules() if getattr(part, "weight", None) is not None and part.weight.ndim > 1]
+    for pattern in (*step.float_layers, *step.eight_bit_layers):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in there):
+            raise Invalid(f"'{pattern}' is the name of no layer with weights; there are {', '.join(there[:12])}, ….")
 
 
 def judge(

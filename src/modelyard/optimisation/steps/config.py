@@ -74,20 +74,20 @@ class Qat(Config):
 
 class Quantize(Config):
     """Eight bits: of weights and what flows between layers (`static-int8`, `dynamic-int8`, by onnxruntime), or of weights as
-    they are stored, which is smaller and no faster (`weights-int8`). `calibration`: how ranges follow from `rows` of the
+    they are stored, which is smaller and no faster (`weights-int8`). `calibration`: how ranges follow from `rows` (256) of the
     calibrate split (static-int8): the smallest and largest, the least loss of information, or a `percentile` of them.
     `per_channel`: a scale for each channel of the weights. In float stay the layers of `float_layers`, and of the others the
     `sensitive` ones that do most harm alone; `auto`: as many as it takes for the rest to answer alike.
 
     Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
-    up for the error on `rows` blocks of the calibrate split, or where they are nearest; `embeddings` are on a grid of their
-    own, `eight_bit_layers` on q8_0."""
+    up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` are on a grid of
+    their own, `eight_bit_layers` on q8_0."""
 
     step: Literal["quantize"] = "quantize"
     method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q4_0", "q4_1"] = "static-int8"
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    rows: int = Field(default=256, ge=1, le=100_000)
+    rows: int | None = Field(default=None, ge=1, le=100_000)
     per_channel: bool = True
     float_layers: tuple[str, ...] = ()
     sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
@@ -97,7 +97,8 @@ class Quantize(Config):
 
     @model_validator(mode="after")
     def _options_are_the_method_s(self) -> Quantize:
-        given = self.model_fields_set & (_ONNX_ALONE if self.method in GGUF else _GGUF_ALONE)
+        alone, fields = _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE, type(self).model_fields
+        given = {name for name in alone if getattr(self, name) != fields[name].default}  # a config is kept with all of them
         if given:
             raise ValueError(f"{', '.join(sorted(given))}: no option of {self.method}")
         return self
