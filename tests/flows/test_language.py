@@ -1,0 +1,78 @@
+"""A language model is optimised through the platform: in four bits as a version of its own, told from its original by what it
+foretells, refused by replicas that cannot serve it yet, and answering at home."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from modelyard.client import Yard
+from modelyard.engines.base import ENGINES, ModelCard
+from modelyard.errors import Crashed
+from modelyard.tensors import Call, Tensor
+from modelyard.testing import yard
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+import tiny_language
+
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+SIZE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Yard]:
+    with yard(tmp_path / "yard") as client:
+        yield client
+
+
+def learned(folder: Path) -> Path:
+    """A tiny model that has read `TEXTS` for a few seconds."""
+    from transformers import AutoTokenizer
+
+    model = tiny_language.llama(folder, **SIZE)
+    tokens = torch.tensor(AutoTokenizer.from_pretrained(folder)(" ".join(tiny_language.TEXTS))["input_ids"])
+    rows = tokens[: len(tokens) // 32 * 32].view(-1, 32)
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(40):
+        model(input_ids=rows, labels=rows).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def texts(folder: Path) -> Path:
+    folder.mkdir()
+    chance = random.Random(0)
+    for name, rows in (("train", 200), ("validation", 60), ("test", 60)):
+        lines = [" ".join(chance.choices(tiny_language.TEXTS, k=4)) for _ in range(rows)]
+        pq.write_table(pa.table({"text": lines}), folder / f"{name}.parquet")
+    return folder
+
+
+def test_a_language_model_in_four_bits(platform: Yard, tmp_path: Path) -> None:
+    platform.import_model("tiny", learned(tmp_path / "tiny"))
+    platform.import_dataset("texts", texts(tmp_path / "texts"))
+    wide = {"max_accuracy_drop": 50.0, "goal": "size", "dataset": "texts@1"}
+    made = platform.optimize("tiny@1", steps=["quantize:q4_1"], **wide)
+    told = made["metadata"]
+    assert (told["metric"], told["variant"], told["engines"]) == ("perplexity", "q4_1", ["genai"])
+    assert told["select"]["size"] < 0.4 * next((tmp_path / "tiny").glob("*.safetensors")).stat().st_size
+    assert told["report"]["original"]["value"] < told["report"]["chosen"]["value"] < 1.5 * told["report"]["original"]["value"]
+    with pytest.raises(Crashed, match="tiny@2 failed"):
+        platform.deploy("tiny", made["reference"])
+    folder = platform.fetch(made["reference"], tmp_path / "fetched")
+    engine = ENGINES.get("genai")(folder, ModelCard.load(folder))
+    asked = Tensor("text", "BYTES", np.array([b"the cat of rome is"], dtype=object))
+    engine.add(Call("a", "", "", "", (asked,), parameters={"max_tokens": 3, "ignore_end": True}))
+    said = [part for _ in range(10) for _, part, _ in engine.step()]
+    assert sum(part.units for part in said) == 3
+    engine.close()
