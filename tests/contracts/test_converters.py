@@ -1,4 +1,5 @@
-"""Every converter of the registry: from one PyTorch module to a version that other engines run with the same answers."""
+"""Every converter of modules: from one PyTorch module to a version that other engines run with the same answers. What one of
+language models promises is held to in `test_conversion_gguf`."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ SAMPLES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CONVERTERS))
+LANGUAGE = {"gguf"}
+
+
+@pytest.fixture(scope="module", params=sorted({*CONVERTERS} - LANGUAGE))
 def converted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, ModelCard, Path, ModelCard]:
