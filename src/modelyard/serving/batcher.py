@@ -21,7 +21,7 @@ from modelyard.serving.pace import Pace, Queue, affordable, given_up_after, pred
 from modelyard.serving.stats import Stats
 from modelyard.tensors import Array
 
-QUICK = 500e-6  # seconds
+QUICK = 200e-6  # seconds
 # Batches that take longer make way for what is short, on whichever processor that comes: nobody notices it of them. Seconds,
 # and the niceness of the thread that computes them, for good.
 LONG, COURTESY = 5e-3, 5
@@ -37,8 +37,7 @@ class Batcher:
     what was spent in the worker thread. `target` is the seconds within which a call should be answered, None for any; `known`
     one row the model can answer. `yields(niceness)` is called once, where the model's batches are long.
 
-    A model whose last batch took less than `QUICK` is run on the loop's own thread: handing over and back takes a tenth of a
-    millisecond of both, and of small pictures a tenth of all calls.
+    A model whose last batch took less than `QUICK` is run on the loop's own thread: handing over would take longer.
     """
 
     def __init__(
