@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from modelyard.client import Yard
 from modelyard.engines.base import ENGINES, ModelCard
@@ -33,22 +32,6 @@ def platform(tmp_path: Path) -> Iterator[Yard]:
         yield client
 
 
-def learned(folder: Path) -> Path:
-    """A tiny model that has read `TEXTS` for a few seconds."""
-    from transformers import AutoTokenizer
-
-    model = tiny_language.llama(folder, **SIZE)
-    tokens = torch.tensor(AutoTokenizer.from_pretrained(folder)(" ".join(tiny_language.TEXTS))["input_ids"])
-    rows = tokens[: len(tokens) // 32 * 32].view(-1, 32)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
-        model(input_ids=rows, labels=rows).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    model.save_pretrained(folder)
-    return folder
-
-
 def texts(folder: Path) -> Path:
     folder.mkdir()
     chance = random.Random(0)
@@ -59,7 +42,8 @@ def texts(folder: Path) -> Path:
 
 
 def test_a_language_model_in_four_bits(platform: Yard, tmp_path: Path) -> None:
-    platform.import_model("tiny", learned(tmp_path / "tiny"))
+    tiny_language.learned(tmp_path / "tiny", **SIZE)
+    platform.import_model("tiny", tmp_path / "tiny")
     platform.import_dataset("texts", texts(tmp_path / "texts"))
     wide = {"max_accuracy_drop": 50.0, "goal": "size", "dataset": "texts@1"}
     made = platform.optimize("tiny@1", steps=["quantize:q4_1"], **wide)

@@ -9,13 +9,11 @@ import gguf
 import pytest
 import tiny_datasets
 import tiny_language
-import torch
 from test_conversion_gguf import CARD, SIZE
 
 from modelyard.conversion.gguf import FILE, read_back
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard
-from modelyard.engines.huggingface import open_tokenizer
 from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
 from modelyard.optimisation import optimise
@@ -32,24 +30,11 @@ def dataset(folder, *, alike: int = 0, rows: int = 40):
     tiny_datasets.write(folder, {"text": Feature(type="text")}, splits, None)
 
 
-def learned(folder):
-    """A tiny model that has read `TEXTS` for a few seconds."""
-    model, tokenizer = tiny_language.llama(folder, **SIZE), open_tokenizer(folder)
-    rows = torch.tensor(tokenizer(" ".join(tiny_language.TEXTS))["input_ids"])
-    rows = rows[: len(rows) // 32 * 32].view(-1, 32)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
-        model(input_ids=rows, labels=rows).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    model.save_pretrained(folder)
-    CARD.save(folder)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
-    learned(root / "model")
+    tiny_language.learned(root / "model", **SIZE)
+    CARD.save(root / "model")
     dataset(root / "data")
     return {
         "model": Input("tiny@1", {}, FolderView(root / "model", "aa")),

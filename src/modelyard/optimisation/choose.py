@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from modelyard.errors import Invalid
 from modelyard.optimisation.config import Goal
+
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class Measured:
     p99_ms: float
     items_per_s: float
 
+    def to_json(self) -> dict[str, Any]:
+        """What could not be measured is None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -45,6 +52,16 @@ _COSTS: Mapping[Goal, Callable[[Measured], float]] = {
     "throughput": lambda m: -m.items_per_s,
     "size": lambda m: m.size,
 }
+
+
+def told(measured: Sequence[Measured], choice: Choice | None = None) -> list[dict[str, Any]]:
+    """The table as JSON, with each row's verdict once there was a choice: what stood in none is the original."""
+    if choice is None:
+        return [{**row.to_json(), "verdict": "measured", "chosen": False} for row in measured]
+    verdicts, chosen = choice.verdicts, choice.variant
+    return [
+        {**row.to_json(), "verdict": verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == chosen} for row in measured
+    ]
 
 
 def choose(measured: Sequence[Measured], goal: Goal, max_drop: float) -> Choice:

@@ -4,6 +4,7 @@ and each takes a bounded time. Called by `optimise`, with the very engines that 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class Speed:
     p50_ms: float
     p99_ms: float
     items_per_s: float
+
+
+UNKNOWN = Speed(math.nan, math.nan, math.nan)
 
 
 def measure(

@@ -20,13 +20,13 @@ from modelyard.engines.onnx import check, external_files
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation import chain
-from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.choose import ORIGINAL, Measured, choose, told
 from modelyard.optimisation.comparison import by_label, compare
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
 from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fresh
 from modelyard.optimisation.examples import Examples, Source
-from modelyard.optimisation.measure import MANY, Speed, measure
+from modelyard.optimisation.measure import MANY, UNKNOWN, measure
 from modelyard.optimisation.publish import REPORT, Findings, publish
 from modelyard.optimisation.steps.config import epochs
 from modelyard.optimisation.study import study
@@ -34,9 +34,7 @@ from modelyard.optimisation.variants import Subject, Variant, make
 from modelyard.plugins import load
 from modelyard.tensors import Array
 
-ORIGINAL = "original"
 _STEPS = chain.BEYOND
-_UNKNOWN = Speed(math.nan, math.nan, math.nan)
 
 
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
@@ -53,15 +51,13 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     context.progress(ahead + 2, ahead + _STEPS)
     table = tabulate(subject, variants, config, context)
     for step, row in enumerate(table):
-        context.metric(step, **{key: float(value) for key, value in _known(row).items() if type(value) in (int, float)})
-    told = [{**_known(row), "verdict": "measured", "chosen": False} for row in table]  # stays, if none is chosen
-    context.report(metric=subject.source.metric, goal=config.goal, table=told, **found_by(made, "select", subject, config))
+        context.metric(step, **{key: float(value) for key, value in row.to_json().items() if type(value) in (int, float)})
+    context.report(  # stays, if none is chosen
+        metric=subject.source.metric, goal=config.goal, table=told(table), **found_by(made, "select", subject, config)
+    )
     context.progress(ahead + 3, ahead + _STEPS)
     choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
-    rows = [
-        {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
-        for row in table
-    ]
+    rows = told(table, choice)
     report = judge(subject, next(v for v in variants if v.name == choice.variant), config, context)
     context.progress(ahead + 4, ahead + _STEPS)
     more = found_by(made, "report", subject, config)
@@ -102,7 +98,7 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
             verified=verified,
             size=size,
             **_judged(predictions, name, subject, config),
-            **asdict(speeds.get(name, _UNKNOWN)),
+            **asdict(speeds.get(name, UNKNOWN)),
         )
         for name, verified, size in there
     ]
@@ -181,8 +177,3 @@ def _stored(file: Path) -> int:
     """Bytes of a model's file, and of those beside it that a graph keeps its weights in."""
     beside = external_files(check(file)) if file.suffix == ".onnx" else set()
     return file.stat().st_size + sum(inside(file.parent, name).stat().st_size for name in beside)
-
-
-def _known(row: Measured) -> dict[str, Any]:
-    """A row as JSON: what could not be measured is None."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

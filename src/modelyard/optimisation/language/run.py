@@ -22,20 +22,21 @@ from modelyard.engines.base import ModelCard
 from modelyard.engines.huggingface import open_model, open_tokenizer
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
-from modelyard.optimisation.choose import Measured, choose
+from modelyard.optimisation.choose import ORIGINAL, Measured, choose, told
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
-from modelyard.optimisation.language.speed import Speed, measure
+from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.texts import Texts, foretell
 from modelyard.optimisation.language.walk import Walk
+from modelyard.optimisation.measure import UNKNOWN, Speed
 from modelyard.optimisation.publish import Findings, publish
 from modelyard.optimisation.steps.config import GGUF, Quantize
 from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.variants import Variant
 from modelyard.training.recipes.packing import Blocks
 
-ORIGINAL, METRIC = "original", "perplexity"
+METRIC = "perplexity"
 _USUAL = (Quantize(method="q8_0"), Quantize(method="q4_0"))
 _BLOCKS = 32  # of the calibrate split, unless the step says how many
 _PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
@@ -65,7 +66,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     total = len(steps) + 3
     subject = read(inputs, context)
     context.progress(1, total)
-    variants, rows = [], [_row(ORIGINAL, subject, subject.own, _size(subject.folder, "*.safetensors"), None, config)]
+    variants, rows = [], [_row(ORIGINAL, subject, subject.own, _size(subject.folder, "*.safetensors"), UNKNOWN, config)]
     for place, step in enumerate(steps):
         variant, found = make(subject, step, config, context)
         variants.append(variant)
@@ -73,17 +74,23 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
             _row(variant.name, subject, found, _size(variant.folder, FILE), measure(variant.folder, context.check), config)
         )
         context.progress(2 + place, total)
-    told = {"metric": METRIC, "goal": config.goal}
-    context.report(table=[{**_known(row), "verdict": "measured", "chosen": False} for row in rows], **told)
+    by = {"metric": METRIC, "goal": config.goal}
+    context.report(table=told(rows), **by)
     choice = choose(rows[1:], config.goal, config.max_accuracy_drop)
-    table = [
-        {**_known(row), "verdict": choice.verdicts.get(row.variant, ORIGINAL), "chosen": row.variant == choice.variant}
-        for row in rows
-    ]
+    table = told(rows, choice)
     report, evaluations = judge(subject, variants, choice.variant, config, context)
     context.progress(total - 1, total)
-    context.report(table=table, chosen=choice.variant, report=report, **told)
-    findings = Findings(config, inputs, METRIC, table, report, choice.variant, evaluations, {"steps": _told(variants)})
+    context.report(table=table, chosen=choice.variant, report=report, **by)
+    findings = Findings(
+        config,
+        inputs,
+        METRIC,
+        table,
+        report,
+        choice.variant,
+        evaluations,
+        {"steps": [{"step": variant.proof["step"]} for variant in variants]},
+    )
     for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
         publish(findings, variant, outputs)
     context.progress(total, total)
@@ -183,6 +190,8 @@ def judge(
     evaluations = {}
     for variant in variants:
         found = foretell(read_back(variant.folder), blocks, context.check)
+        if not math.isfinite(own.perplexity + found.perplexity):
+            raise Invalid(f"On the report split the original or {variant.name} foretells nothing: its losses are no numbers.")
         evaluations[variant.name] = described(evidence(own, found, "report", out, config.seed), "model")
         if variant.name == chosen:
             report["chosen"] = interval(found, config.confidence, config.seed).to_json()
@@ -191,12 +200,9 @@ def judge(
     return report, evaluations
 
 
-def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed | None, config: OptimiseConfig) -> Measured:
-    score, lost = (
-        interval(found, config.confidence, config.seed),
-        drop(subject.own, found, config.confidence, config.seed),
-    )
-    speed = speed or Speed(math.nan, math.nan, math.nan)
+def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed, config: OptimiseConfig) -> Measured:
+    score = interval(found, config.confidence, config.seed)
+    lost = drop(subject.own, found, config.confidence, config.seed)
     return Measured(
         variant=name,
         verified=True,
@@ -211,14 +217,5 @@ def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed |
     )
 
 
-def _told(variants: list[Variant]) -> list[dict[str, Any]]:
-    return [{"step": variant.proof["step"]} for variant in variants]
-
-
 def _size(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern))
-
-
-def _known(row: Measured) -> dict[str, Any]:
-    """A row as JSON: what could not be measured is None."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from modelyard.engines.base import ENGINES, ModelCard, StreamEngine
+from modelyard.optimisation.measure import Speed
 from modelyard.tensors import Call, Tensor
 
 STREAMS = 8
@@ -18,18 +18,9 @@ _TOKENS, _WARM = 48, 4
 _PROMPT = "The quick brown fox jumps over the lazy dog. "
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Of one caller the milliseconds between two tokens, at the median and the 99th percentile; of `STREAMS` together the
-    tokens a second."""
-
-    p50_ms: float
-    p99_ms: float
-    items_per_s: float
-
-
 def measure(folder: Path, check: Callable[[], None], threads: int = 1) -> Speed:
-    """Raises `Invalid` where the engine refuses the file."""
+    """`p50_ms`, `p99_ms` between two tokens of one caller; `items_per_s`: tokens a second of `STREAMS` together. Raises
+    `Invalid` where the engine refuses the file."""
     card = ModelCard.load(folder)
     engine = cast(StreamEngine, ENGINES.get(card.engines[0])(folder, card, threads=threads))
     try:
