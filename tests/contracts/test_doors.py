@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.errors import CallerError, Invalid, NotFound
-from modelyard.serving.doors import DOORS
+from modelyard.serving.doors import DOORS, Envelope
 from modelyard.serving.grpc.messages import ModelInferRequest, ModelInferResponse
-from modelyard.serving.types import Envelope
 from modelyard.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),))

@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_never_close(value: float) -> None:
 
 def test_other_names_types_and_shapes_are_refused() -> None:
     def answering(**output: object) -> FakeEngine:
-        return FakeEngine(card=FAKE_CARD.model_copy(update={"outputs": (FAKE_CARD.outputs[0].model_copy(update=output),)}))
+        return FakeEngine(card=FAKE_CARD.changed(outputs=(FAKE_CARD.outputs[0].changed(**output),)))
 
     for other, said in (
         ({"name": "z"}, "no output 'y'"),
@@ -78,7 +78,7 @@ def test_other_names_types_and_shapes_are_refused() -> None:
 
 
 def test_a_fixed_batch_is_kept() -> None:
-    fixed = FakeEngine(card=FAKE_CARD.model_copy(update={"inputs": (TensorCard(name="x", datatype="FP32", shape=(8, 2)),)}))
+    fixed = FakeEngine(card=FAKE_CARD.changed(inputs=(TensorCard(name="x", datatype="FP32", shape=(8, 2)),)))
     assert compare(FakeEngine(), fixed, SAMPLES).batches == (8,)
     assert set(fixed.batches) == {8}
     with pytest.raises(Invalid, match="exactly 8 rows; there are 3"):

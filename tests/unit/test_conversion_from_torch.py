@@ -10,7 +10,7 @@ from torch import nn
 
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.conversion.from_torch import accepts, read, required
-from modelyard.engines.base import ENGINES, ModelCard
+from modelyard.engines.base import ENGINES, ModelCard, TensorCard
 from modelyard.errors import Invalid, Unsafe
 from modelyard.kinds import FolderContext
 
@@ -37,7 +37,7 @@ def answers(upload: Path, card: ModelCard, engine: str, x: np.ndarray) -> np.nda
 def test_without_stated_inputs_it_serves_on_torch(upload: Path) -> None:
     card, facts = taken(upload, module=MODULE)
     assert card.engines == ("torch",)
-    assert [t.model_dump() for t in card.inputs] == [{"name": "x", "datatype": "FP32", "shape": None}]
+    assert card.inputs == (TensorCard(name="x", datatype="FP32"),)
     assert "unknown" in facts["notes"][0]
     assert "never run" in facts["notes"][0]
     assert answers(upload, card, "torch", np.ones((3, 10), np.float32)).shape == (3, 1)

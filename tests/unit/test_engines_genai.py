@@ -124,7 +124,7 @@ def test_a_file_that_is_none_is_refused_in_a_line(made, tmp_path):
         ENGINES.get("genai")(tmp_path, card)
     assert "\n" not in caught.value.message
     with pytest.raises(Invalid, match=r"files\.gguf"):
-        ENGINES.get("genai")(folder, card.model_copy(update={"files": {"onnx": "m.onnx"}}))
+        ENGINES.get("genai")(folder, card.changed(files={"onnx": "m.onnx"}))
     (tmp_path / "model.gguf").unlink()
     with pytest.raises((Invalid, NotFound)):
         ENGINES.get("genai")(tmp_path, card)

@@ -38,7 +38,7 @@ def test_text_goes_in_and_out_as_bytes(tmp_path: Path) -> None:
         engines=("onnx",),
         files={"onnx": "t.onnx"},
         inputs=(text,),
-        outputs=(text.model_copy(update={"name": "u"}),),
+        outputs=(text.changed(name="u"),),
     )
     given = np.array(["grüße".encode(), b""], dtype=object)
     assert OnnxEngine(tmp_path, card).forward({"t": given})["u"].tolist() == given.tolist()
@@ -74,14 +74,14 @@ def test_signature_is_read_from_the_graph(tmp_path: Path) -> None:
 def test_a_card_that_differs_from_the_graph_is_refused(tmp_path: Path, what: str, change: dict, said: str) -> None:
     card = matmul(tmp_path / "m.onnx")
     (tensor,) = getattr(card, what)
-    wrong = card.model_copy(update={what: (tensor.model_copy(update=change),)})
+    wrong = card.changed(**{what: (tensor.changed(**change),)})
     with pytest.raises(Invalid, match=said):
         OnnxEngine(tmp_path, wrong)
 
 
 def test_a_card_may_state_less_than_the_graph_knows_but_all_inputs(tmp_path: Path) -> None:
     card = matmul(tmp_path / "m.onnx")
-    vague = card.model_copy(update={"inputs": (TensorCard(name="x", datatype="FP32"),)})
+    vague = card.changed(inputs=(TensorCard(name="x", datatype="FP32"),))
     assert OnnxEngine(tmp_path, vague).signature.inputs[0].shape is None
     graph = helper.make_graph(
         [helper.make_node("Add", ["a", "b"], ["c"])],
@@ -183,6 +183,6 @@ def test_onnxruntime_is_told_to_call_nobody_before_it_is_imported() -> None:
 
 
 def test_the_card_must_name_the_file(tmp_path: Path) -> None:
-    card = matmul(tmp_path / "m.onnx").model_copy(update={"files": {}})
+    card = matmul(tmp_path / "m.onnx").changed(files={})
     with pytest.raises(Invalid, match=r"files\.onnx"):
         OnnxEngine(tmp_path, card)

@@ -78,7 +78,7 @@ def test_it_answers_as_onnxruntime_does_and_keeps_what_it_answered_before(folder
 )
 def test_a_card_that_is_wrong_is_refused_before_the_first_call(folder, made, fields, said):
     with pytest.raises(Invalid, match=said):
-        OpenVinoEngine(folder, made.model_copy(update=fields))
+        OpenVinoEngine(folder, made.changed(**fields))
 
 
 @pytest.mark.parametrize("text", ["", "<net", "<html></html>", '<?xml version="1.0"?><net name="g" version="11"></net>'])

@@ -26,7 +26,7 @@ def test_answers_as_the_module_does(tmp_path: Path) -> None:
 def test_safetensors_serve_as_well(tmp_path: Path) -> None:
     card = simple(tmp_path)
     save_file(torch.load(tmp_path / "model.pth", weights_only=True), tmp_path / "model.safetensors")
-    same = TorchEngine(tmp_path, card.model_copy(update={"files": {"weights": "model.safetensors"}}))
+    same = TorchEngine(tmp_path, card.changed(files={"weights": "model.safetensors"}))
     x = np.ones((2, 10), np.float32)
     np.testing.assert_array_equal(same.forward({"x": x})["output"], TorchEngine(tmp_path, card).forward({"x": x})["output"])
 
@@ -36,7 +36,7 @@ def test_a_shape_that_only_the_module_can_refuse_is_the_callers_fault(tmp_path: 
     wrong = {"x": np.ones((2, 3), np.float32)}
     with pytest.raises(RuntimeError):
         TorchEngine(tmp_path, card).forward(wrong)
-    unknown = card.model_copy(update={"inputs": (TensorCard(name="x", datatype="FP32"),)})
+    unknown = card.changed(inputs=(TensorCard(name="x", datatype="FP32"),))
     with pytest.raises(Invalid, match=r"does not take x \[2, 3\]: mat1 and mat2 shapes cannot be multiplied"):
         TorchEngine(tmp_path, unknown).forward(wrong)
 
@@ -99,7 +99,7 @@ def test_wrong_constructor_arguments_are_named(tmp_path: Path) -> None:
     card = simple(tmp_path)
     assert card.module is not None
     with pytest.raises(Invalid, match="width"):
-        build_module(tmp_path, card.module.model_copy(update={"arguments": {"width": 3}}))
+        build_module(tmp_path, card.module.changed(arguments={"width": 3}))
 
 
 def test_a_whole_pickled_model_is_refused_as_more_than_weights(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_sensitive_layers_are_told_with_their_effects(tmp_path: Path) -> None:
 def test_a_graph_has_no_module_to_prune_but_may_be_quantised(tmp_path: Path) -> None:
     (tmp_path / "version").mkdir()
     y = TensorCard(name="y", datatype="FP32", shape=(-1, 2))
-    card = matmul(tmp_path / "version" / "m.onnx").model_copy(update={"outputs": (y,)})
+    card = matmul(tmp_path / "version" / "m.onnx").changed(outputs=(y,))
     (tmp_path / "version" / "training.json").write_text(
         '{"config": {"recipe": "module", "module": {"inputs": ["c0", "c1", "c2"]}}}'
     )

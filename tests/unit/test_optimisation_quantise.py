@@ -47,7 +47,7 @@ def test_eight_bits_answer_nearly_the_same(tmp_path: Path, name: str, convolve: 
     card, samples = network(tmp_path / "model.onnx", convolve=convolve)
     QUANTISERS[name](tmp_path / "model.onnx", tmp_path / "small.onnx", samples)
     wanted = OnnxEngine(tmp_path, card).forward(samples)["y"]
-    given = OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"]
+    given = OnnxEngine(tmp_path, card.changed(files={"onnx": "small.onnx"})).forward(samples)["y"]
     assert 0 < np.abs(given - wanted).max() < 0.1 * np.abs(wanted).max()
     kinds = {initial.data_type for initial in onnx.load(tmp_path / "small.onnx").graph.initializer if len(initial.dims) > 1}
     assert kinds <= {TensorProto.INT8, TensorProto.UINT8}
@@ -57,7 +57,7 @@ def test_eight_bits_answer_nearly_the_same(tmp_path: Path, name: str, convolve: 
 def test_ranges_come_from_the_calibration_rows(tmp_path: Path) -> None:
     card, samples = network(tmp_path / "model.onnx", convolve=False)
     QUANTISERS["static-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", {"x": samples["x"] / 100})
-    given = OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"]
+    given = OnnxEngine(tmp_path, card.changed(files={"onnx": "small.onnx"})).forward(samples)["y"]
     assert np.abs(given).max() < 0.1 * np.abs(OnnxEngine(tmp_path, card).forward(samples)["y"]).max()
 
 
@@ -162,7 +162,7 @@ def test_each_calibration_finds_ranges_of_its_own(tmp_path: Path, calibration: s
     scales = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "small.onnx").graph.initializer}
     whole = (20 - samples["x"].min()) / 255
     assert (float(scales["x_scale"]) > 0.99 * whole) == (calibration == "minmax")
-    assert OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"].shape == (
+    assert OnnxEngine(tmp_path, card.changed(files={"onnx": "small.onnx"})).forward(samples)["y"].shape == (
         50,
         8,
     )
@@ -192,7 +192,7 @@ def test_packed_weights_are_floats_again_once_loaded(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(tmp_path / "small.onnx", options, providers=["CPUExecutionProvider"])
     assert not {"Cast", "Mul"} & {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
     wanted = OnnxEngine(tmp_path, card).forward(samples)["y"]
-    given = OnnxEngine(tmp_path, card.model_copy(update={"files": {"onnx": "small.onnx"}})).forward(samples)["y"]
+    given = OnnxEngine(tmp_path, card.changed(files={"onnx": "small.onnx"})).forward(samples)["y"]
     assert 0 < np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
 
 

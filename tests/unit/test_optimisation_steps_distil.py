@@ -74,7 +74,7 @@ def test_a_student_needs_the_teachers_labels(tmp_path: Path) -> None:
     found = subject(tmp_path)
     assert found.card.module is not None
     teacher = load_module(found.folder, found.card)
-    module = found.card.module.model_copy(update={"arguments": {"classes": 3}})
+    module = found.card.module.changed(arguments={"classes": 3})
     student = build_student(found.folder, module, found.source, {"classes": 5}, 0)
     with pytest.raises(Invalid, match=r"The student answers \[5\] labels, the teacher \[3\]; they need the same ones"):
         distil(teacher, student, student, Distil(), learning(found, tmp_path))

@@ -65,7 +65,7 @@ def test_numbers_are_learned_in_the_models_own_unit(tmp_path: Path) -> None:
     card = simple(tmp_path / "version")
     columns = [{"name": f"c{i}"} for i in range(10)]
     transform = {"name": "columns", "columns": columns, "mean": 50.0, "std": 5.0, "input": "x", "output": "output"}
-    card = card.model_copy(update={"transform": transform})
+    card = card.changed(transform=transform)
     data = table(tmp_path / "data", Feature(type="float"), lambda x: (50 + 5 * x[:, 0]).tolist())
     source = Source(tmp_path / "version", card, data)
     (tmp_path / "work").mkdir()
@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
 
 def test_a_network_of_several_inputs_is_not_trained(tmp_path: Path) -> None:
     found = subject(tmp_path, classes(tmp_path / "data"))
-    two = found.card.model_copy(update={"inputs": (*found.card.inputs, TensorCard(name="more", datatype="INT64"))})
+    two = found.card.changed(inputs=(*found.card.inputs, TensorCard(name="more", datatype="INT64")))
     with pytest.raises(Invalid, match="one tensor of numbers; this one takes columns FP32, more INT64"):
         Learning.of(found.folder, two, found.source, FolderContext(tmp_path), seed=0, total=1)
 

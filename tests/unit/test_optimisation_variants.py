@@ -80,7 +80,7 @@ def test_one_that_answers_otherwise_is_not_verified(
 def test_an_imported_graph_is_its_own_float_variant(tmp_path: Path, context: FolderContext) -> None:
     (tmp_path / "version").mkdir()
     y = TensorCard(name="y", datatype="FP32", shape=(-1, 2))
-    card = matmul(tmp_path / "version" / "m.onnx").model_copy(update={"labels": ("no", "yes"), "outputs": (y,)})
+    card = matmul(tmp_path / "version" / "m.onnx").changed(labels=("no", "yes"), outputs=(y,))
     folder = tmp_path / "data"
     data = table(folder, Feature(type="label", names=("no", "yes")), lambda x: (x[:, :3] @ MATRIX).argmax(axis=1).tolist())
     (tmp_path / "version" / "training.json").write_text(

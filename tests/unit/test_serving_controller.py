@@ -14,13 +14,13 @@ from test_serving_service import deploy
 from modelyard.db import Base, Database
 from modelyard.errors import Internal, Unavailable
 from modelyard.jobs.types import ProcessStatus
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.controller import Controller
 from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
-from modelyard.telemetry import UNEXPECTED
 from modelyard.tenancy import service as tenancy
 from modelyard.testing import InlineExecutor, MemoryStore
 

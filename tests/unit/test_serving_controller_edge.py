@@ -13,12 +13,12 @@ from test_serving_service import deploy
 
 from modelyard.db import Base, Database, now
 from modelyard.errors import Damaged
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.controller import Controller
 from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
-from modelyard.telemetry import UNEXPECTED
 from modelyard.tenancy import service as tenancy
 from modelyard.testing import InlineExecutor, MemoryStore
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from modelyard.catalogue import service as catalogue
@@ -25,14 +26,15 @@ from modelyard.tenancy import service as tenancy
 from modelyard.tenancy.types import Principal, Scope
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}
-CARD = ModelCard.model_validate(
+CARD = msgspec.convert(
     {
         "task": "image-classification",
         "engines": ["onnx", "torch"],
         "files": {"onnx": "m.onnx"},
         "inputs": [TENSOR],
         "outputs": [TENSOR],
-    }
+    },
+    type=ModelCard,
 )
 GOOD, BAD, FEW = Paired(1950, 2, 1, 47), Paired(1800, 150, 0, 50), Paired(95, 0, 0, 5)
 GATE = {"max_accuracy_drop": 1.0}

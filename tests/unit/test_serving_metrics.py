@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.metrics import BOUNDS, CallMetrics, Cell, exposition
-from modelyard.telemetry import UNEXPECTED
 
 
 @given(st.lists(st.floats(0, 500), max_size=50))

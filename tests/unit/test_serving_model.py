@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tiny_models import matmul
@@ -30,7 +31,7 @@ def test_a_module_is_computed_in_as_many_threads_as_were_given(tmp_path: Path) -
     tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}], [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}]
     module = {"file": "model.py", "name": "Model", "arguments": {"in_features": 3, "out_features": 2}}
     card = {"task": "tabular-regression", "engines": ["torch"], "files": {"weights": "w.pth"}, "module": module}
-    ModelCard.model_validate({**card, "inputs": tensors[0], "outputs": tensors[1]}).save(tmp_path)
+    msgspec.convert({**card, "inputs": tensors[0], "outputs": tensors[1]}, type=ModelCard).save(tmp_path)
     before = torch.get_num_threads()
     try:
         load(Spec("r", "torch", str(tmp_path), "", threads=before + 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import event
 
@@ -21,14 +22,15 @@ from modelyard.tenancy.types import Principal, Scope
 
 CALLER = Principal("team", "key1", Scope.write)
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}
-CARD = ModelCard.model_validate(
+CARD = msgspec.convert(
     {
         "task": "tabular-regression",
         "engines": ["onnx", "torch"],
         "files": {"onnx": "m.onnx"},
         "inputs": [TENSOR],
         "outputs": [TENSOR],
-    }
+    },
+    type=ModelCard,
 )
 
 

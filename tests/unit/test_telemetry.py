@@ -12,7 +12,7 @@ import sys
 import pytest
 import structlog
 
-from modelyard import telemetry
+from modelyard import metrics, telemetry
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_what_is_bound_is_on_every_line_of_the_task(lines):
 
 
 def test_metrics_are_exposed_in_prometheus_text():
-    telemetry.UNEXPECTED.labels("a-test").inc()
-    text = telemetry.exposition().decode()
+    metrics.UNEXPECTED.labels("a-test").inc()
+    text = metrics.exposition().decode()
     assert re.search(r'^modelyard_unexpected_errors_total\{process="a-test"\} 1\.0$', text, re.MULTILINE)
 
 

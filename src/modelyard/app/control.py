@@ -21,6 +21,7 @@ from modelyard.jobs.executor import LocalExecutor
 from modelyard.jobs.routes import routes as jobs_routes
 from modelyard.jobs.scheduler import Scheduler
 from modelyard.jobs.types import Executor
+from modelyard.metrics import exposition
 from modelyard.plugins import load
 from modelyard.serving import service as serving
 from modelyard.serving.controller import Controller
@@ -77,7 +78,7 @@ def openapi(request: Request) -> JSONResponse:
 @own.get("/metrics", scope=Scope.infer, include_in_schema=False)
 def metrics() -> Response:
     """Control's own metrics, on its own socket: the gateway asks for them when it is asked for its."""
-    return Response(telemetry.exposition(), media_type="text/plain; version=0.0.4")
+    return Response(exposition(), media_type="text/plain; version=0.0.4")
 
 
 def executor(settings: Settings) -> Executor:

@@ -100,7 +100,7 @@ def convert(card: ModelCard, model: Any, folder: Path, context: JobContext) -> t
         "outputs": (TensorCard(name=OUTPUT, datatype="FP32", shape=(-1, -1)),),
         "transform": transform.config,
     }
-    graph = export(encoder, card.model_copy(update=stated), made, samples[0])
+    graph = export(encoder, card.changed(**stated), made, samples[0])
     context.check()
     found = _verified(encoder, made, graph, samples, context)
     for part in [*made.glob("model.onnx*"), *made.glob(TOKENIZER)]:
@@ -109,7 +109,7 @@ def convert(card: ModelCard, model: Any, folder: Path, context: JobContext) -> t
     served = {**stated, "inputs": graph.inputs, "outputs": graph.outputs, "engines": ("onnx", *card.engines), "files": files}
     facts = {"pooling": said.pooling, "normalised": said.normalise, "tokens": length, "verification": found.to_json()}
     same = f"As ONNX it answers as in PyTorch: greatest difference {found.max_abs:.2g}. A text is cut at {length} tokens."
-    return card.model_copy(update=served), {**facts, "notes": [said.note, same]}
+    return card.changed(**served), {**facts, "notes": [said.note, same]}
 
 
 def _takes(model: Any) -> tuple[Tensor, ...]:

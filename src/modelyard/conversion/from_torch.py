@@ -131,4 +131,4 @@ def _with_onnx(
         shutil.move(part, out / part.name)
     both = {"engines": ("onnx", "torch"), "files": {**card.files, **made.files}, "inputs": made.inputs, "outputs": made.outputs}
     note = f"As ONNX it answers as the module does: greatest difference {found.max_abs:.2g} over {found.rows} rows."
-    return card.model_copy(update=both), {"format": "torch", "verification": found.to_json(), "notes": [note]}
+    return card.changed(**both), {"format": "torch", "verification": found.to_json(), "notes": [note]}

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from pydantic import ValidationError
 
 from modelyard.errors import Invalid
-from modelyard.kinds import Config
 from modelyard.plugins import Registry
 from modelyard.tensors import Array, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from modelyard.kinds import Config
 
 
 class Transform(Protocol):
@@ -51,12 +52,13 @@ class TransformFactory(Protocol):
     def __call__(self, options: Any, folder: Path | None) -> Transform: ...
 
 
+_IDENTITY = "tensor"
 TRANSFORMS: Registry[TransformFactory] = Registry(
     "transform",
     {
         "image": "modelyard.data.images:ImageTransform",
         "columns": "modelyard.data.columns:ColumnsTransform",
-        "tensor": "modelyard.data.transforms:TensorTransform",
+        _IDENTITY: "modelyard.data.transforms:TensorTransform",
         "text": "modelyard.data.tokens:TextTransform",
     },
 )
@@ -65,8 +67,14 @@ TRANSFORMS: Registry[TransformFactory] = Registry(
 def build(config: Mapping[str, Any] | None, folder: Path | None = None) -> Transform:
     """The transform of a model card; None is the identity. `folder` is the version's: one with files of its own needs it.
     Raises `NotFound` (unknown name) or `Invalid` (wrong options, a file that is missing)."""
-    given = dict(config or {"name": "tensor"})
+    given = dict(config or {"name": _IDENTITY})
     name = str(given.pop("name", ""))
+    if name == _IDENTITY:  # most models: nothing more is loaded
+        if given:
+            raise Invalid(f"The options of transform '{name}' are wrong: it has none; given: {', '.join(given)}.")
+        return TensorTransform()
+    from pydantic import ValidationError
+
     factory = TRANSFORMS.get(name)
     try:
         options = factory.options.model_validate(given)
@@ -76,17 +84,11 @@ def build(config: Mapping[str, Any] | None, folder: Path | None = None) -> Trans
     return factory(options, folder)
 
 
-class TensorOptions(Config):
-    """The identity has no options."""
-
-
 class TensorTransform:
-    """The identity: callers see the engine's own tensors."""
+    """The identity: callers see the engine's own tensors. It has no options."""
 
-    options: type[Config] = TensorOptions
-
-    def __init__(self, options: TensorOptions, folder: Path | None = None) -> None:
-        self.config: dict[str, Any] = {"name": "tensor"}
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {"name": _IDENTITY}
 
     def signature(self, engine: Signature) -> Signature:
         return engine

@@ -31,11 +31,12 @@ from modelyard.jobs.shares import Shares
 from modelyard.jobs.tables import JobRow
 from modelyard.jobs.types import Executor, Job, State
 from modelyard.kinds import JobKind
+from modelyard.metrics import UNEXPECTED, Counter
 from modelyard.plugins import Registry
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
 from modelyard.storage.folders import remove
-from modelyard.telemetry import UNEXPECTED, Counter, log
+from modelyard.telemetry import log
 
 _log = log(__name__)
 _ENDED = Counter("modelyard_jobs_ended_total", "Attempts of jobs that ended, by how.", ["state"])

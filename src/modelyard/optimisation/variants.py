@@ -89,7 +89,7 @@ def _to_onnx(subject: Subject, out: Path, rows: Mapping[str, Array]) -> ModelCar
     if found := sorted({node.op_type for node in check(path).graph.node} & _QUANTISED):
         raise Invalid(f"The model is quantised already (its graph has {found[0]}); optimise the float model it was made from.")
     onnx.save(onnx.load(path), out / FILE)
-    made = card.model_copy(update={"files": {"onnx": FILE}, "engines": ("onnx",)})
+    made = card.changed(files={"onnx": FILE}, engines=("onnx",))
     made.save(out)
     return made
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from modelyard.serving.cache import Cache
-from modelyard.serving.doors import Door
+from modelyard.serving.doors import Door, Envelope
 from modelyard.serving.meter import Slot
 from modelyard.serving.metrics import Cell
 from modelyard.serving.quotas import Buckets
 from modelyard.serving.router import Group
 from modelyard.serving.trials import Comparison
-from modelyard.serving.types import Envelope, Route
+from modelyard.serving.types import Route
 from modelyard.tenancy.types import Principal
 
 Credentials = tuple[tuple[bytes, bytes], ...]

@@ -23,6 +23,7 @@ from modelyard.db import Database, Session, bump, now
 from modelyard.engines.base import GRAPHS
 from modelyard.errors import CallerError, Crashed, Damaged, ModelyardError, Unavailable
 from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving import observations, releases
 from modelyard.serving.logs import Logs
 from modelyard.serving.losses import STEADY, Loss, after
@@ -49,7 +50,7 @@ from modelyard.serving.verdict import judge, unsteady
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.telemetry import log
 from modelyard.tenancy.ledger import audit
 
 _log = log(__name__)

@@ -15,8 +15,20 @@ import msgspec
 
 from modelyard.errors import ModelyardError
 from modelyard.plugins import Registry
-from modelyard.serving.types import Envelope
 from modelyard.tensors import Array, Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the gateway must know of a request before anyone decodes it. `verb` is the door's word for what is asked
+    ('infer'); `version` None means whatever the deployment serves; `units` the most it may use, None where unknown."""
+
+    door: str
+    verb: str
+    deployment: str
+    version: str | None
+    stream: bool = False
+    units: int | None = None
 
 
 @dataclass(slots=True)

@@ -16,6 +16,5 @@ def late() -> TimedOut:
 
 def unexpected(error: Exception, frame: CallFrame) -> Internal:
     """What the caller is told of a defect, which the log has."""
-    telemetry.UNEXPECTED.labels("replica").inc()
     _log.exception("call failed", **telemetry.asked_by(frame.head), error=repr(error)[:500])
     return Internal()

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.types import Route
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.telemetry import log
 from modelyard.tenancy.access import KeyRecord
 from modelyard.tenancy.quota import Quota
 

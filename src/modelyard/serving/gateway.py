@@ -20,7 +20,7 @@ from modelyard.serving import coding
 from modelyard.serving.admission import Admission, Credentials, Head, Waiter
 from modelyard.serving.cache import Cache
 from modelyard.serving.copies import COMPARE, copied_head
-from modelyard.serving.doors import DOORS, Door
+from modelyard.serving.doors import DOORS, Door, Envelope
 from modelyard.serving.follower import Done, Follower, State
 from modelyard.serving.frames import CallFrame, Usage
 from modelyard.serving.meter import Identity, Meters
@@ -31,7 +31,7 @@ from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.tally import Tally
 from modelyard.serving.traces import Traces
 from modelyard.serving.trials import COPIES, LARGEST, Comparison, Mirror
-from modelyard.serving.types import DeploymentState, Envelope, Route, Seen, Trial
+from modelyard.serving.types import DeploymentState, Route, Seen, Trial
 from modelyard.settings import Settings
 from modelyard.tenancy.access import KeyRing, token_of
 from modelyard.tenancy.types import Principal, Scope

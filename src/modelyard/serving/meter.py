@@ -24,7 +24,8 @@ from typing import NamedTuple
 import msgspec
 
 from modelyard.errors import Damaged, Unavailable
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.metrics import UNEXPECTED
+from modelyard.telemetry import log
 
 _log = log(__name__)
 _MAGIC = b"MYMETER1"

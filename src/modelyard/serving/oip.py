@@ -33,8 +33,7 @@ from modelyard.serving.arrays import (
 )
 from modelyard.serving.batching import Rows
 from modelyard.serving.coding import EVENTS
-from modelyard.serving.doors import Question, error_body, segment
-from modelyard.serving.types import Envelope
+from modelyard.serving.doors import Envelope, Question, error_body, segment
 from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
 T = TypeVar("T")

@@ -356,7 +356,6 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
         gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
         gc.set_threshold(50_000, 20, 50)
         replica.ready(model)
-        _log.info("ready", token=spec.token)
 
 
 async def serve(spec: Spec) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
+from modelyard.metrics import UNEXPECTED
 from modelyard.plugins import load
 from modelyard.serving.admission import Credentials
 from modelyard.serving.follower import Follower, State
@@ -29,7 +30,7 @@ from modelyard.serving.router import Router
 from modelyard.serving.traces import Traces
 from modelyard.serving.types import Route, Seen
 from modelyard.settings import Settings
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.telemetry import log
 from modelyard.tenancy.access import KeyRing
 
 HURRY = 0.04  # seconds between looks while calls wait for a deployment to wake

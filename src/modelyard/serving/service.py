@@ -93,7 +93,7 @@ def read_card(artefacts: Artefacts, project: str, version: Version) -> ModelCard
     entry = artefacts.manifest(project, version.artefact).files.get(CARD)
     if entry is None:
         raise Invalid(f"'{version.reference}' has no {CARD}: it cannot be deployed.")
-    return ModelCard.model_validate_json(artefacts.read_range(project, version.artefact, CARD, 0, entry.size))
+    return ModelCard.read(artefacts.read_range(project, version.artefact, CARD, 0, entry.size))
 
 
 def choose_engine(card: ModelCard, asked: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The values of the serving room: what a deployment is, what the gateway knows of a request, and what a replica says."""
+"""The values of the serving room: what a deployment is, where it is served, and what a replica says."""
 
 from __future__ import annotations
 
@@ -131,19 +131,6 @@ class PromoteRequest(Config):
     """POST /api/deployments/{name}/promote; `override` as in `DeploymentRequest`."""
 
     override: Reason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What the gateway must know of a request before anyone decodes it. `verb` is the door's word for what is asked
-    ('infer'); `version` None means whatever the deployment serves; `units` the most it may use, None where unknown."""
-
-    door: str
-    verb: str
-    deployment: str
-    version: str | None
-    stream: bool = False
-    units: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

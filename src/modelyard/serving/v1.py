@@ -18,9 +18,8 @@ from msgspec import Raw, Struct
 
 from modelyard.errors import Invalid, ModelyardError
 from modelyard.serving.arrays import ELEMENTS, check_complete, check_shape, numbers, objects
-from modelyard.serving.doors import Question, error_body, segment
+from modelyard.serving.doors import Envelope, Question, error_body, segment
 from modelyard.serving.oip import parse
-from modelyard.serving.types import Envelope
 from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
 
 # Some clients encode the colon as they do within names; no name has one, so both mean the same.

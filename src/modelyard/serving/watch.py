@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from modelyard.jobs.types import ProcessStatus
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.planning import Observed
 from modelyard.serving.scaling import Load, Loads
 from modelyard.serving.tables import ReplicaRow
 from modelyard.serving.types import Health, ReplicaState
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.telemetry import log
 
 _log = log(__name__)
 

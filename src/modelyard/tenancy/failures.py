@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from modelyard.errors import Forbidden, Internal, Invalid, ModelyardError, NotFound, OurError, TooLarge, Unavailable
-from modelyard.telemetry import UNEXPECTED, log
+from modelyard.metrics import UNEXPECTED
+from modelyard.telemetry import log
 from modelyard.tenancy import door
 from modelyard.tenancy.router import authorise
 from modelyard.tenancy.types import Scope

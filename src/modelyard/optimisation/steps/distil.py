@@ -156,7 +156,7 @@ def build_student(folder: Path, card: ModuleCard, source: Source, student: Mappi
         if unknown := sorted(set(student) - set(card.arguments)):
             known = ", ".join(card.arguments) or "none"
             raise Invalid(f"{card.name} was not built with {', '.join(unknown)}; its arguments are {known}.")
-        return build_module(folder, card.model_copy(update={"arguments": {**card.arguments, **student}}))
+        return build_module(folder, card.changed(arguments={**card.arguments, **student}))
 
 
 def _of_recipe(source: Source, student: Mapping[str, Any]) -> nn.Module:

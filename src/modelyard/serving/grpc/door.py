@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 from modelyard.errors import Invalid, ModelyardError
 from modelyard.plugins import load
-from modelyard.serving.doors import Codec, error_body, segment
-from modelyard.serving.types import Envelope
+from modelyard.serving.doors import Codec, Envelope, error_body, segment
 from modelyard.tensors import Signature
 
 _PATH = re.compile(rb"/\x00grpc/([^/]+)(?:/([^/]+))?")

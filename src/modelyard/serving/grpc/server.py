@@ -17,6 +17,7 @@ import msgspec
 
 from modelyard import __version__
 from modelyard.errors import Conflict, Internal, Invalid, ModelyardError, TimedOut, Unavailable
+from modelyard.metrics import UNEXPECTED
 from modelyard.serving.admission import Credentials
 from modelyard.serving.exchange import Exchange
 from modelyard.serving.front import described, fresh
@@ -25,7 +26,7 @@ from modelyard.serving.grpc import wire
 from modelyard.serving.grpc.door import target
 from modelyard.serving.heads import FORWARDED
 from modelyard.serving.types import Route
-from modelyard.telemetry import UNEXPECTED, asked_by, log
+from modelyard.telemetry import asked_by, log
 from modelyard.tenancy import door as tenancy_door
 
 SERVICE = "inference.GRPCInferenceService"

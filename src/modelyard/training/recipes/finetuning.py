@@ -77,7 +77,7 @@ class Tuning:
         target = folder / "model"
         save_network(network, network.state_dict(), self.folder, target)
         weights = "model.safetensors" if (target / "model.safetensors").is_file() else "model.safetensors.index.json"
-        card = self.card.model_copy(update={"files": {**self.card.files, "weights": weights}})
+        card = self.card.changed(files={**self.card.files, "weights": weights})
         return Made(
             "model",
             target,
@@ -94,7 +94,7 @@ class Tuning:
         pinned = BaseCard(reference=base.reference, hash=base.view.hash)
         files = {**self.card.files, "adapter": lora.WEIGHTS, "config": lora.CONFIG}
         files.pop("weights", None)
-        card = self.card.model_copy(update={"files": files, "base": pinned})
+        card = self.card.changed(files=files, base=pinned)
         options = "".join(
             f", {name}={value!r}" for name, value in self.head.items() if name in ("num_labels", "ignore_mismatched_sizes")
         )

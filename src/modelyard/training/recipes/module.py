@@ -38,7 +38,7 @@ def module(config: TrainConfig, dataset: Dataset, code: Path | None) -> Plan:
         there = ", ".join(sorted(path.name for path in code.iterdir())) or "nothing"
         raise NotFound(f"No '{options.file}' in the code that was given; there is {there}.")
     card = ModuleCard(file="model.py", name=options.name, arguments=options.arguments)
-    network = build_module(code, card.model_copy(update={"file": options.file}))
+    network = build_module(code, card.changed(file=options.file))
     target, labels = find_target(dataset, options)
     names = {"input": input_name(network), "output": "logits" if labels else "output"}
     transform, before = find_input(config, options, dataset, labels, names)

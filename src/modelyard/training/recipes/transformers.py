@@ -129,4 +129,4 @@ def card_of(folder: Path, task: str, labels: tuple[str, ...]) -> ModelCard:
     given = (TensorCard(name="logits", datatype="FP32", shape=(-1, len(labels))),)
     files = {role: path for role, path in base.files.items() if role != "onnx"}
     own = {"engines": ("transformers",), "files": files, "transform": None, "inputs": base.inputs[:1]}
-    return base.model_copy(update={**own, "task": task, "labels": labels, "outputs": given})
+    return base.changed(**own, task=task, labels=labels, outputs=given)
