@@ -13,6 +13,7 @@ from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine, check, external_files, signature_of
 from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import TensorSpec
+from modelyard.testing import FAKE_CARD
 
 
 def test_answers_by_output_name(tmp_path: Path) -> None:
@@ -101,6 +102,8 @@ def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(Invalid, match=r"m\.onnx"):
         check(tmp_path / "m.onnx")
+    with pytest.raises(Invalid, match=r"m\.onnx"):
+        OnnxEngine(tmp_path, FAKE_CARD.changed(files={"onnx": "m.onnx"}))
 
 
 def test_unknown_operators_are_refused_without_paths(tmp_path: Path) -> None:
@@ -124,6 +127,19 @@ def test_external_data_inside_the_folder_is_read(tmp_path: Path) -> None:
     assert external_files(check(tmp_path / "m.onnx")) == {"data/w.bin"}
     x = np.ones((1, 3), np.float32)
     np.testing.assert_allclose(OnnxEngine(tmp_path, card).forward({"x": x})["y"], x @ MATRIX)
+
+
+def test_external_data_that_names_no_file_is_refused(tmp_path: Path) -> None:
+    """The engine looks for external data by its key 'location': where that is missing nothing may be read."""
+    card = matmul(tmp_path / "m.onnx", external="w.bin")
+    (tmp_path / "w.bin").write_bytes(MATRIX.tobytes())
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in [entry for entry in tensor.external_data if entry.key == "location"]:
+            tensor.external_data.remove(entry)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(Invalid, match="onnxruntime refuses"):
+        OnnxEngine(tmp_path, card)
 
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "data/../../secret", "", "a\\b"])
