@@ -40,12 +40,21 @@ def openvino_engine(folder: Path) -> BatchEngine:
     return ENGINES.get("openvino")(folder, card)  # type: ignore[return-value]
 
 
+def litert_engine(folder: Path) -> BatchEngine:
+    card = CONVERTERS.get("litert").convert(folder, module(folder), folder, {"x": np.ones((1, 2), np.float32)})
+    return ENGINES.get("litert")(folder, card)  # type: ignore[return-value]
+
+
 def torch_engine(folder: Path) -> BatchEngine:
+    return ENGINES.get("torch")(folder, module(folder))  # type: ignore[return-value]
+
+
+def module(folder: Path) -> ModelCard:
     (folder / "model.py").write_text(
         "from torch import nn\n\n\nclass Sum(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 1, bias=False)\n"
     )
     torch.save({"weight": torch.ones(1, 2)}, folder / "model.pth")
-    card = ModelCard(
+    return ModelCard(
         task="tabular-regression",
         engines=("torch",),
         files={"weights": "model.pth"},
@@ -53,14 +62,13 @@ def torch_engine(folder: Path) -> BatchEngine:
         inputs=(INPUT,),
         outputs=(OUTPUT,),
     )
-    return ENGINES.get("torch")(folder, card)  # type: ignore[return-value]
 
 
 def fake_engine(folder: Path) -> BatchEngine:
     return FakeEngine(folder, FAKE_CARD)
 
 
-@pytest.fixture(params=[onnx_engine, openvino_engine, torch_engine, fake_engine])
+@pytest.fixture(params=[litert_engine, onnx_engine, openvino_engine, torch_engine, fake_engine])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> BatchEngine:
     make: Callable[[Path], BatchEngine] = request.param
     return make(tmp_path)

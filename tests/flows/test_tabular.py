@@ -53,12 +53,14 @@ def served(platform: Yard) -> dict[str, Any]:
 
 
 def test_another_engine_is_measured_beside_and_answers_the_same(platform: Yard, served: dict[str, Any]) -> None:
-    platform.optimize("homes@1", variants=["fp32", "openvino"])
+    platform.optimize("homes@1", variants=["fp32", "openvino", "litert"])
     made = {v["metadata"].get("variant"): v for v in platform.versions("homes")["versions"]}
     assert made["openvino"]["metadata"]["engines"] == ["openvino"]
-    assert made["openvino"]["metadata"]["verification"]["max_rel"] < 1e-4
-    shown = platform.deploy("elsewhere", made["openvino"]["reference"])
-    assert shown["engine"] == "openvino"
+    for name in ("openvino", "litert"):
+        assert made[name]["metadata"]["verification"]["max_rel"] < 1e-4
+    assert made["litert"]["metadata"]["engines"] == ["litert"]
+    shown = platform.deploy("elsewhere", made["litert"]["reference"])
+    assert shown["engine"] == "litert"
     platform.deploy("here", made["fp32"]["reference"])
     _, area, rooms, town, _ = zip(*homes(100), strict=True)
     asked = {"area": np.array(area, np.float32), "rooms": list(rooms), "town": list(town)}

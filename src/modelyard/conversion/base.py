@@ -39,6 +39,7 @@ CONVERTERS: Registry[Converter] = Registry(
     "converter",
     {
         "gguf": "modelyard.conversion.gguf:CONVERTER",
+        "litert": "modelyard.conversion.litert:CONVERTER",
         "onnx": "modelyard.conversion.onnx:CONVERTER",
         "openvino": "modelyard.conversion.openvino:CONVERTER",
     },

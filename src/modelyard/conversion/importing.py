@@ -1,6 +1,6 @@
-"""The job kind `import-model`: a model from elsewhere becomes a version. ONNX graphs come as they are, and so do Hugging Face
-folders; PyTorch weights come with the source of their module, and where their inputs are stated they are converted to ONNX
-besides.
+"""The job kind `import-model`: a model from elsewhere becomes a version. ONNX graphs, LiteRT files and Hugging Face folders
+come as they are; PyTorch weights come with the source of their module, and where their inputs are stated they are converted to
+ONNX besides.
 
 Runs inside the sandbox, and still opens nothing that could run code but the module's source, which is the user's to run.
 """
@@ -34,13 +34,14 @@ class Importer(Protocol):
 IMPORTERS: Registry[Importer] = Registry(
     "importer",
     {
+        "litert": "modelyard.conversion.from_litert:read",
         "onnx": "modelyard.conversion.from_onnx:read",
         "torch": "modelyard.conversion.from_torch:read",
         "huggingface": "modelyard.conversion.from_huggingface:read",
     },
 )
 FOLDER = "config.json"  # what a Hugging Face folder is known by
-ENDINGS = {".onnx": "onnx", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
+ENDINGS = {".onnx": "onnx", ".tflite": "litert", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
 
 
 def run(config: ImportModelConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:

@@ -137,11 +137,12 @@ class EngineFactory(Protocol):
 
 
 # Engines that compute a graph: no code comes with a version that they run.
-GRAPHS = frozenset({"genai", "onnx", "openvino"})
+GRAPHS = frozenset({"genai", "litert", "onnx", "openvino"})
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {
         "genai": "modelyard.engines.genai:GenAiEngine",
+        "litert": "modelyard.engines.litert:LiteRtEngine",
         "onnx": "modelyard.engines.onnx:OnnxEngine",
         "openvino": "modelyard.engines.openvino:OpenVinoEngine",
         "torch": "modelyard.engines.torch:TorchEngine",

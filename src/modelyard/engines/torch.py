@@ -27,6 +27,7 @@ from modelyard.engines.pickles import check_pickle
 from modelyard.errors import Internal, Invalid, Unsafe
 from modelyard.tensors import Array, Signature
 
+SOURCES = "modelyard_source_"  # what modules of users' source files are named, and numbered
 _numbers = itertools.count()
 _LONGEST = 400  # characters of a module's own message
 
@@ -97,7 +98,7 @@ def build_module(folder: Path, card: ModuleCard) -> nn.Module:
 
 def load_class(path: Path, name: str) -> type[nn.Module]:
     """Run a user's source file as a module of its own and return its class. Leaves no bytecode beside the file."""
-    loader = _Source(f"modelyard_source_{next(_numbers)}_{path.stem}", str(path))
+    loader = _Source(f"{SOURCES}{next(_numbers)}_{path.stem}", str(path))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     source = module_from_spec(spec)

@@ -28,6 +28,7 @@ from modelyard.tensors import Array
 
 AGREEMENT = 0.95  # of an eight-bit variant's predictions with the original's, below which it is another model
 _QUANTISED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QuantizeLinear"}
+_OF_MODULES = {"litert"}  # formats that are made of a PyTorch module rather than of its graph
 _ROWS = 256  # of calibration, and of numeric comparison
 
 
@@ -107,7 +108,8 @@ def _made(name: str, subject: Subject, float32: Variant, rows: Mapping[str, Arra
             engine = OnnxEngine(out, card)
             proof = same_answers(subject, subject.engine, engine)
         else:  # another format, which must answer number by number
-            card = CONVERTERS.get(name).convert(float32.folder, card, out, few(subject.select.inputs))
+            folder, card = (subject.folder, subject.card) if name in _OF_MODULES else (float32.folder, card)
+            card = CONVERTERS.get(name).convert(folder, card, out, few(subject.select.inputs))
             engine = cast(BatchEngine, ENGINES.get(card.engines[0])(out, card))
             proof = verify(subject.engine, engine, few(subject.select.inputs), keep=out.parent).to_json()
     except Invalid as error:

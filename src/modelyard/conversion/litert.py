@@ -1,0 +1,102 @@
+"""PyTorch → LiteRT (`.tflite`), for devices and for the engine `litert`. Called through `CONVERTERS`; whoever converts also
+verifies.
+
+The library traces the module itself, so a version that is a graph alone has no form there. A file is made for one row at a time
+(`engines/litert`). Weights stay in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import litert_torch  # type: ignore[import-untyped]
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modelyard.conversion.base import first_line
+from modelyard.conversion.cards import tensor_cards
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.litert import opened, signature_of
+from modelyard.engines.torch import SOURCES, in_order, load_module
+from modelyard.errors import Invalid
+from modelyard.tensors import Array, TensorSpec
+
+FILE = "model.tflite"
+
+
+class LiteRtConverter:
+    """`module` + `weights` → `model.tflite` and its card."""
+
+    def convert(self, folder: Path, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
+        if card.module is None:
+            raise Invalid(
+                "LiteRT is made of a PyTorch module, and this version has none: convert the one it was exported from."
+            )
+        module = _Named(_named_plainly(load_module(folder, card), card.module.file), card).eval()
+        rows = {spec.name: torch.from_numpy(np.array(samples[spec.name][:1])) for spec in card.inputs}
+        try:
+            with _quiet():
+                litert_torch.convert(module, sample_kwargs=rows).export(str(out / FILE))
+        except Exception as error:
+            raise Invalid(f"{card.module.name} cannot be converted to LiteRT: {first_line(error)}") from error
+        found = signature_of(opened(out / FILE, 1), FILE)
+        made = ModelCard(
+            task=card.task,
+            engines=("litert",),
+            files={"litert": FILE},
+            inputs=tensor_cards(_in_order(found.inputs, card.inputs)),
+            outputs=tensor_cards(_in_order(found.outputs, card.outputs)),
+            transform=card.transform,
+            labels=card.labels,
+        )
+        made.save(out)
+        return made
+
+
+CONVERTER = LiteRtConverter()
+
+
+class _Named(nn.Module):
+    """A module whose tensors go by the card's names, in and out."""
+
+    def __init__(self, module: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.module = module
+        self._inputs, self._outputs = [spec.name for spec in card.inputs], [spec.name for spec in card.outputs]
+
+    def forward(self, **given: Tensor) -> dict[str, Tensor]:
+        result = self.module(*(given[name] for name in self._inputs))
+        return dict(zip(self._outputs, in_order(result, self._outputs), strict=True))
+
+
+def _in_order(found: Sequence[TensorSpec], cards: Sequence[TensorCard]) -> tuple[TensorSpec, ...]:
+    """As the version has them: the file keeps its tensors by their names."""
+    specs = {spec.name: spec for spec in found}
+    return tuple(specs[card.name] for card in cards)
+
+
+def _named_plainly(module: nn.Module, file: str) -> nn.Module:
+    """The names of classes are written into the file: those of the version's own source without the number of its loading."""
+    for part in module.modules():
+        if type(part).__module__.startswith(SOURCES):
+            type(part).__module__ = Path(file).stem
+    return module
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library tells each step of its own on stdout and warns of its dependencies; neither is the user's."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
