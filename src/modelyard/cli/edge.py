@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": (BUILD, "train:train"),
     "optimize": (BUILD, "optimize:optimize"),
     "search": (BUILD, "search:search"),
+    "bench": (BUILD, "bench:bench"),
     "evaluate": (BUILD, "evaluate:evaluate"),
     "reproduce": (BUILD, "reproduce:reproduce"),
     "deploy": (SERVE, "serving:deploy"),

@@ -1,0 +1,33 @@
+"""The command `bench`: which engine runs a version fastest on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from modelyard.cli.jobs import finish
+from modelyard.cli.live import Live
+from modelyard.cli.optimize import Best, On
+from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
+from modelyard.cli.variants import findings
+
+ENGINES = ("fp32", "openvino", "litert")  # as variants are called, of the same numbers on another engine each
+_TIE = 0.1  # points: a row whose two best answers are as good as equal may be told either way
+
+
+def bench(
+    reference: Annotated[str, typer.Argument(help="The version to run, as digits-cnn@1.", show_default=False)],
+    goal: Best = "latency",
+    dataset: On = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a version by every engine that takes it, measure each here, and keep the fastest as the version's alias 'best'."""
+    with open_yard(data) as yard:
+        asked: dict[str, Any] = {"variants": ENGINES, "max_accuracy_drop": _TIE, "goal": goal, "dataset": dataset}
+        job = yard.optimize(reference, wait=False, **asked)
+        note(f"job {job['id']}")
+        version = finish(yard, job, Live("bench", logs=True))
+        facts = yard.job(job["id"])["facts"]["0"]
+    say(as_json, version | {"facts": facts}, f"{findings(facts)}\nfastest {describe(version)}")
