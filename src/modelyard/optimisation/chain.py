@@ -31,7 +31,7 @@ from modelyard.optimisation.quantise import facts, prepared
 from modelyard.optimisation.sensitive import leave_sensitive
 from modelyard.optimisation.steps import qat
 from modelyard.optimisation.steps.config import GGUF, Distil, Finetune, Prune, Qat, Quantize, epochs, variant_name
-from modelyard.optimisation.steps.distil import Lesson, anew, build_student, distil
+from modelyard.optimisation.steps.distil import Lesson, Served, anew, build_student, distil
 from modelyard.optimisation.steps.learn import Learning
 from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.variants import Subject, Variant, few, make_float32, same_answers
@@ -97,7 +97,7 @@ class Shaping:
 
     def _teach(self, step: Distil) -> None:
         subject, seed = self.subject, self.learning.seed
-        teacher = load_module(subject.folder, subject.card)
+        teacher = load_module(subject.folder, subject.card) if step.features else Served(subject.folder, subject.card)
         if step.student is None:
             student, control, spent = self.network, anew(self.network, seed), self.spent
         else:

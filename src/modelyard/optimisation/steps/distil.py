@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
-from modelyard.engines.base import ModuleCard
+from modelyard.engines.base import ENGINES, BatchEngine, ModelCard, ModuleCard
 from modelyard.engines.torch import build_module
 from modelyard.errors import Invalid
 from modelyard.fields import explain
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.steps.config import Distil
 from modelyard.optimisation.steps.learn import Learning
+from modelyard.tensors import DATATYPES
 from modelyard.training.config import TrainConfig
 from modelyard.training.recipes import RECIPES
 
@@ -61,6 +62,20 @@ def distil(
     objective.close()
     learning.fit(fresh, "control", spent + step.epochs, lr)
     return Lesson(student, fresh)
+
+
+class Served(nn.Module):
+    """A version as its own engine answers, which takes a third of the time and learns nothing: a teacher of which nobody asks
+    what its layers take. The engine has as many threads as torch has."""
+
+    def __init__(self, folder: Path, card: ModelCard) -> None:
+        super().__init__()
+        self._engine = cast(BatchEngine, ENGINES.get(card.engines[0])(folder, card, threads=torch.get_num_threads()))
+        self._input, self._output = card.inputs[0], card.outputs[0].name
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        given = inputs.detach().numpy().astype(DATATYPES[self._input.datatype], copy=False)
+        return torch.from_numpy(self._engine.forward({self._input.name: given})[self._output]).to(inputs.dtype)
 
 
 class _Taught:

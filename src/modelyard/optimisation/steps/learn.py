@@ -159,6 +159,7 @@ class Learning:
         parameters = [p for p in (*network.parameters(), *beside) if p.requires_grad]
         optimiser = optimiser_of(parameters, config)
         curve = self.curves.setdefault(what, [])
+        _lay_out(network, torch.channels_last)  # convolutions on a processor are a third faster then
         for epoch in range(epochs):
             figures = self._epoch(network, optimiser, parameters, config, epoch, objective or self.plainly)
             if not math.isfinite(figures["loss"]):
@@ -168,7 +169,7 @@ class Learning:
             self.context.progress(self.done, self.total + self.beyond)
             said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             self.context.log(f"{what}: epoch {epoch + 1} of {epochs}, {said}.")
-        network.eval()
+        _lay_out(network.eval(), torch.contiguous_format)
 
     def _epoch(
         self,
@@ -192,7 +193,7 @@ class Learning:
                 group["lr"] = rate(epoch * steps + batch.step, config.epochs * steps, config)
             wanted = self.wanted(torch.from_numpy(batch.target))
             optimiser.zero_grad()
-            loss, answer = objective(network, torch.from_numpy(pixels).to(dtype), wanted)
+            loss, answer = objective(network, _by_pixel(torch.from_numpy(pixels).to(dtype)), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -200,6 +201,17 @@ class Learning:
             lost, rows = lost + float(loss.detach()) * len(wanted), rows + len(wanted)
             right += int((answer.detach().argmax(dim=1) == wanted).sum()) if self.labelled else 0
         return {"loss": lost / rows} | ({"accuracy": right / rows} if self.labelled else {})
+
+
+def _lay_out(network: nn.Module, form: torch.memory_format) -> None:
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=form)
+
+
+def _by_pixel(inputs: Tensor) -> Tensor:
+    """Pictures with the channels of a pixel beside each other, as the network that is trained has them."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def trained_as(folder: Path) -> TrainConfig:
