@@ -80,7 +80,7 @@ def signature_of(interpreter: Any, name: str) -> Signature:
         found = " and ".join(map(str, sorted(sizes)))
         raise Invalid(f"The tensors of '{name}' have {found} rows; dim 0 must be the batch of all.")
     if sizes == {1}:
-        taken, given = map(_open, taken), map(_open, given)
+        taken, given = (list(map(_open, each)) for each in (taken, given))
     return Signature(tuple(taken), tuple(given))
 
 
