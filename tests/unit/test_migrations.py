@@ -16,6 +16,7 @@ from modelyard import migrations
 from modelyard.db import Database, now
 from modelyard.errors import Conflict
 from modelyard.serving import service
+from modelyard.serving.directory import Directory
 from modelyard.tenancy import ledger
 
 
@@ -121,7 +122,7 @@ def test_a_deployment_of_before_there_were_releases_serves_on(db: Database):
     migrations.migrate(db)
     with db.read() as session:
         [shown] = service.deployments(session, "p")
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert (shown.model, shown.state, shown.engine, shown.task) == ("cnn@3", "ready", "onnx", "image-classification")
     assert (shown.options.min_replicas, shown.options.max_replicas, shown.trial, shown.previous) == (2, 2, None, None)
     assert (route.version, route.metadata) == ("3", {"inputs": []})

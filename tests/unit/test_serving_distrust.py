@@ -8,7 +8,7 @@ from test_serving_service import deploy, replica
 
 from modelyard.db import Base, Database, now, revision
 from modelyard.errors import Crashed
-from modelyard.serving import service
+from modelyard.serving.directory import Directory
 from modelyard.serving.distrust import distrust
 from modelyard.serving.planning import MarkLost, Observed, Patience, Start, Wanted, plan
 from modelyard.serving.tables import ReplicaRow
@@ -30,7 +30,7 @@ def test_a_replica_that_lied_leaves_the_routes_at_once(tmp_path):
     distrust(database, {"r-1": "It said -1 units.", "r-3": "It lied, too.", "gone": "It is long gone."})
     with database.read() as session:
         states = {row.token: row.state for row in session.query(ReplicaRow)}
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
         assert revision(session) > before
     assert states == {"r-1": "distrusted", "r-2": "ready", "r-3": "draining"}
     assert [endpoint.token for endpoint in route.endpoints] == ["r-2"]

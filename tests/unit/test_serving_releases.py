@@ -14,6 +14,7 @@ from modelyard.catalogue.tables import ArtefactRow
 from modelyard.db import Base, Database, now, revision
 from modelyard.errors import Conflict, Invalid, NotFound
 from modelyard.serving import observations, releases, service
+from modelyard.serving.directory import Directory
 from modelyard.serving.feedback import Label, take
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow
 from modelyard.serving.types import DeploymentRequest, DeploymentState, Seen, TrialKind
@@ -63,12 +64,12 @@ def test_a_version_is_tried_beside_the_one_that_serves(db: Database, kind: str) 
     assert tried.trial is not None
     assert (tried.trial.kind, tried.trial.model, tried.trial.share, tried.trial.state) == (kind, "m@2", 20, "pending")
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert route.trial is not None
     assert (route.version, route.versions, route.trial.endpoints) == ("1", ("1",), ())  # until it has a replica
     replica(db, "two", 2)
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert route.trial is not None
     assert (route.trial.kind, route.trial.version, route.trial.share) == (TrialKind(kind), "2", 20)
     assert [e.token for e in route.endpoints] == ["one"]
@@ -126,7 +127,7 @@ def test_promoted_it_serves_and_the_one_before_answers_until_it_is_whole(db: Dat
     promoted = verb(db, releases.promote)
     assert (promoted.model, promoted.previous, promoted.trial) == ("m@2", "m@1", None)
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
         row = session.get_one(ReleaseRow, (1, 2))
     assert route.version == "1"  # two replicas are wanted, one is there
     assert (row.replicas, row.settled) == (2, False)
@@ -140,12 +141,12 @@ def test_rolled_back_the_one_before_serves_again(db: Database) -> None:
     assert (back.model, back.previous) == ("m@1", "m@2")
     assert back.note == "Rolled back from m@2 by hand."
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
         assert ledger.audit_log(session, "team")[-1]["action"] == "deployment.rollback"
     assert route.version == "2"  # until the other is whole again
     settle(db, 1)
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert route.version == "1"
 
 

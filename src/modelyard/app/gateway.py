@@ -10,7 +10,8 @@ from modelyard import migrations, telemetry
 from modelyard.app.migrate import pepper
 from modelyard.app.supervise import bind
 from modelyard.db import Database, revision
-from modelyard.serving import observations, serve, service, settlement
+from modelyard.serving import observations, serve, settlement
+from modelyard.serving.directory import Directory
 from modelyard.serving.distrust import distrust
 from modelyard.serving.follower import State
 from modelyard.settings import Settings
@@ -25,7 +26,7 @@ def run(settings: Settings, listener: int | None = None) -> None:
     held = contextlib.ExitStack()
     bound = socket.socket(fileno=listener) if listener is not None else bind(settings, held)
     books = serve.Books(
-        load=partial(load, database),
+        load=partial(load, database, Directory()),
         revision=partial(number, database),
         settle=partial(settlement.settle, database),
         settled=partial(settlement.settled, database),
@@ -40,10 +41,10 @@ def run(settings: Settings, listener: int | None = None) -> None:
         database.close()
 
 
-def load(database: Database) -> State:
+def load(database: Database, directory: Directory) -> State:
     """Keys, routes and quotas as of one revision."""
     with database.read() as session:
-        return State(revision(session), load_keys(session), service.routes(session), load_quotas(session))
+        return State(revision(session), load_keys(session), directory.read(session), load_quotas(session))
 
 
 def number(database: Database) -> int:

@@ -94,16 +94,12 @@ class Controller:
             self._wake.clear()
 
     def tick(self) -> bool:
-        """Observe, plan and apply once for every deployment. True while something is on its way."""
+        """Observe, plan and apply once for every deployment that is not asleep. True while something is on its way."""
         for arrival in self._starts.come():
             self._arrived(arrival)
         running = self._executor.replicas()
         with self._db.read() as session:
-            deployments = {row.id: row for row in session.scalars(select(DeploymentRow))}
-            known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
-            replicas: dict[int, list[ReplicaRow]] = {key: [] for key in deployments}
-            for row in session.scalars(select(ReplicaRow)):
-                replicas.setdefault(row.deployment, []).append(row)
+            deployments, known, replicas = releases.astir(session, _STUMBLED)
         here = [row for rows in replicas.values() for row in rows]
         tokens = {row.token for row in here}
         self._end_strangers(running, tokens)
@@ -112,8 +108,7 @@ class Controller:
         self._watch.look(here)
         busy = False
         for key, rows in replicas.items():
-            deployment = deployments.get(key)
-            releases_of = {generation: row for (id_, generation), row in known.items() if id_ == key}
+            deployment, releases_of = deployments.get(key), known.get(key, {})
             try:
                 busy = self._tend(deployment, releases_of, rows, running) or busy
             except Unavailable as error:  # the store or the executor, for now

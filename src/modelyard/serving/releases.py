@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 
 from modelyard.catalogue import service as catalogue
 from modelyard.db import Session, bump, now
@@ -176,6 +176,29 @@ def _target(options: Options) -> int | None:
 def restarts(options: Options, row: ReleaseRow) -> bool:
     """Whether these options must be told to a replica when it starts."""
     return (_target(options), options.threads) != (row.target_us, row.threads)
+
+
+def astir(
+    session: Session, noted: str
+) -> tuple[dict[int, DeploymentRow], dict[int, dict[int, ReleaseRow]], dict[int, list[ReplicaRow]]]:
+    """Deployments for which there may be something to do, by id their releases by generation, and all replicas, by the id of
+    their deployment, which may be gone. Most of many are asleep: without replicas, and none is wanted. `noted`: an error that
+    is looked at again, whatever else there is."""
+    stirs = or_(ReleaseRow.replicas > 0, ReleaseRow.retry_at.is_not(None), ReleaseRow.error == noted)
+    here = or_(
+        DeploymentRow.id.in_(select(ReleaseRow.deployment).where(stirs)),
+        DeploymentRow.id.in_(select(ReplicaRow.deployment)),
+        DeploymentRow.trial.is_not(None),
+        DeploymentRow.options["min_replicas"].as_integer() > 0,
+    )
+    deployments = {row.id: row for row in session.scalars(select(DeploymentRow).where(here))}
+    known: dict[int, dict[int, ReleaseRow]] = {}
+    for release in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(select(DeploymentRow.id).where(here)))):
+        known.setdefault(release.deployment, {})[release.generation] = release
+    replicas: dict[int, list[ReplicaRow]] = {key: [] for key in deployments}
+    for row in session.scalars(select(ReplicaRow)):
+        replicas.setdefault(row.deployment, []).append(row)
+    return deployments, known, replicas
 
 
 def wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[Wanted]:

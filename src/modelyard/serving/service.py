@@ -1,6 +1,6 @@
-"""Deployments as verbs: deploy, undeploy, show, and the routes a gateway follows.
+"""Deployments as verbs: deploy, undeploy, show.
 
-Called by `routes` (management) and by `app` (a gateway's loader). It writes desired state only; processes are the controller's.
+Called by `routes` (management). It writes desired state only; processes are the controller's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,8 @@ from modelyard.serving.observations import LOSSES, losses, shown, total
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import (
     DeploymentRequest,
-    DeploymentState,
-    Endpoint,
     Options,
     ReplicaState,
-    Route,
-    Trial,
-    TrialKind,
 )
 from modelyard.serving.verdict import judge, unsteady
 from modelyard.storage import Artefacts
@@ -194,62 +189,6 @@ def _holds(session: Session, version: Version) -> str | None:
     return f"the gate of deployment '{name}'" if name else None
 
 
-def routes(session: Session) -> list[Route]:
-    """Every project's deployments: the stable release once it has as many ready replicas as are wanted, until then the one that
-    served before."""
-    ready: dict[tuple[int, int], list[ReplicaRow]] = {}
-    for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state == ReplicaState.ready)):
-        ready.setdefault((replica.deployment, replica.generation), []).append(replica)
-    known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
-    return [_route(row, known, ready) for row in session.scalars(select(DeploymentRow))]
-
-
-Releases = Mapping[tuple[int, int], ReleaseRow]
-Ready = Mapping[tuple[int, int], Sequence[ReplicaRow]]
-
-
-def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
-    stable, options = known[row.id, row.stable], releases.options_of(row)
-    serving, replicas = stable, ready.get((row.id, row.stable), ())
-    if not stable.settled and row.previous is not None and (before := ready.get((row.id, row.previous))):
-        serving, replicas = known[row.id, row.previous], before
-    return Route(
-        project=row.project,
-        deployment=row.name,
-        model=serving.model,
-        version=str(serving.version),
-        state=DeploymentState.ready if replicas else DeploymentState(stable.state),
-        endpoints=_endpoints(replicas),
-        metadata=(replicas[0].signature if replicas else stable.signature) or {},
-        error=stable.error,
-        trial=_trial(row, known, ready),
-        cache=options.cache,
-        wakes=options.min_replicas == 0 and stable.state != DeploymentState.failed,
-        identity=" ".join(map(str, releases.served(serving))),
-    )
-
-
-def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
-    """The release on trial; without endpoints while it has no replica, so that what was seen of it is kept."""
-    if row.trial is None:
-        return None
-    release = known[row.id, row.trial]
-    return Trial(
-        TrialKind(str(row.trial_kind)),
-        row.id,
-        row.trial,
-        release.model,
-        str(release.version),
-        _endpoints(ready.get((row.id, row.trial), ())),
-        row.weight,
-        releases.policy_of(row),
-    )
-
-
-def _endpoints(replicas: Sequence[ReplicaRow]) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint(replica.token, replica.address) for replica in replicas)
-
-
 def _show(session: Session, row: DeploymentRow) -> Deployment:
     session.flush()
     return _shown(session, [row], row.project)[0]
@@ -273,7 +212,7 @@ def _shown(session: Session, rows: Sequence[DeploymentRow], project: str) -> lis
 def _one(
     row: DeploymentRow,
     replicas: Sequence[ReplicaRow],
-    known: Releases,
+    known: Mapping[tuple[int, int], ReleaseRow],
     seen: Mapping[tuple[int, int], Sequence[ObservationRow]],
 ) -> Deployment:
     stable = known[row.id, row.stable]

@@ -102,8 +102,10 @@ class Space:
 
     def _held(self, session: Session, but: int) -> list[Holder]:
         """The deployments that have replicas in memory. Those that are leaving are not counted: they are on their way out."""
-        deployments = {row.id: row for row in session.scalars(select(DeploymentRow))}
-        known = {(row.deployment, row.generation): row for row in session.scalars(select(ReleaseRow))}
+        there = select(ReplicaRow.deployment)
+        deployments = {row.id: row for row in session.scalars(select(DeploymentRow).where(DeploymentRow.id.in_(there)))}
+        releases_here = session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(there)))
+        known = {(row.deployment, row.generation): row for row in releases_here}
         rows: dict[int, list[ReplicaRow]] = {}
         for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state != ReplicaState.draining)):
             rows.setdefault(replica.deployment, []).append(replica)
@@ -139,7 +141,7 @@ class Space:
     def _put_to_sleep(self, session: Session, deployment: int) -> None:
         row = session.get(DeploymentRow, deployment)
         stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
-        if row is None or stable is None or not stable.replicas:
+        if row is None or stable is None or not stable.replicas or releases.options_of(row).min_replicas:
             return
         stable.replicas, stable.state = 0, DeploymentState.asleep
         staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
