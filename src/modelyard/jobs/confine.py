@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 _ATTEMPTS = 10
+STARTING = 10  # niceness of a replica until it is ready
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _MODE_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,10 +68,12 @@ def give_up(*, sessions: bool = False) -> bool:
     return bool(_libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(given), 0, 0) == 0)
 
 
-def make_way(nice: int) -> None:
+def make_way(nice: int, *, again: bool = False) -> None:
     """Have this session's processes together weigh as one of that niceness, where the kernel shares processors out by sessions
-    (`sched_autogroup_enabled`): there a niceness counts within its session alone."""
-    for _ in range(_ATTEMPTS if nice else 0):
+    (`sched_autogroup_enabled`): there a niceness counts within its session alone. It may be taken back, by a niceness of 0 that
+    is said `again`. Nothing is done where the session is not this process's own."""
+    own = os.getsid(0) in (os.getpid(), os.getppid())
+    for _ in range(_ATTEMPTS if own and (nice or again) else 0):
         try:
             Path("/proc/self/autogroup").write_text(str(nice))
         except BlockingIOError:  # so it answers all but the first within a tenth of a second

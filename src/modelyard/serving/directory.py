@@ -6,20 +6,19 @@ beside the calls that it serves: making all anew took more of its time than thos
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, String, and_, or_, select, type_coerce
+from sqlalchemy import JSON, ColumnElement, Row, String, and_, or_, select, type_coerce
 
 from modelyard.db import Base, Session
 from modelyard.serving import releases
 from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Endpoint, ReplicaState, Route, Trial, TrialKind
 
-# What a route is made of.
-_OF_DEPLOYMENTS = ("id", "project", "name", "stable", "previous", "trial", "trial_kind", "weight", "options")
-_OF_RELEASES = ("deployment", "generation", "model", "version", "artefact", "engine", "state", "error", "settled", "signature")
-_OF_REPLICAS = ("deployment", "generation", "token", "address", "signature")
+_JSON = ("options", "signature")
 _IN_USE = and_(
     ReleaseRow.deployment == DeploymentRow.id,
     or_(
@@ -28,9 +27,8 @@ _IN_USE = and_(
         ReleaseRow.generation == DeploymentRow.trial,
     ),
 )
-Releases = Mapping[tuple[int, int], ReleaseRow]
-Ready = Mapping[tuple[int, int], Sequence[ReplicaRow]]
-_Facts = list[tuple[Any, ...]]
+# What a route is made of, JSON as it is stored: a deployment's row, those of its releases in use, those of its ready replicas.
+_Facts = tuple[Row[Any], list[Row[Any]], list[Row[Any]]]
 
 
 class Directory:
@@ -42,49 +40,60 @@ class Directory:
     def read(self, session: Session) -> list[Route]:
         """The routes now; one whose rows are as they were is the very object that it was."""
         found, known = _facts(session), self._known
-        made = _made(session, [number for number, facts in found.items() if number not in known or known[number][0] != facts])
-        self._known = {number: (facts, made.get(number) or known[number][1]) for number, facts in found.items()}
+        same = {number for number, facts in found.items() if number in known and known[number][0] == facts}
+        self._known = {number: known[number] if number in same else (facts, _route(facts)) for number, facts in found.items()}
         return [route for _, route in self._known.values()]
 
 
 def _facts(session: Session) -> dict[int, _Facts]:
-    """By deployment its row, those of its releases in use and of its ready replicas, JSON as it is stored."""
-    deployments = session.execute(select(*_stored(DeploymentRow, _OF_DEPLOYMENTS)).order_by(DeploymentRow.id))
-    found: dict[int, _Facts] = {row.id: [tuple(row)] for row in deployments}
-    used = select(*_stored(ReleaseRow, _OF_RELEASES)).join(DeploymentRow, _IN_USE).order_by(ReleaseRow.generation)
-    ready = select(*_stored(ReplicaRow, _OF_REPLICAS)).where(ReplicaRow.state == ReplicaState.ready)
-    for question in (used, ready.order_by(ReplicaRow.started, ReplicaRow.token)):
+    found: dict[int, _Facts] = {row.id: (row, [], []) for row in session.execute(_DEPLOYMENTS)}
+    for place, question in ((1, _RELEASES), (2, _REPLICAS)):
         for row in session.execute(question):
             if row.deployment in found:
-                found[row.deployment].append(tuple(row))
+                found[row.deployment][place].append(row)
     return found
 
 
-def _stored(table: type[Base], names: Sequence[str]) -> list[ColumnElement[Any]]:
+def _stored(table: type[Base], *names: str) -> list[ColumnElement[Any]]:
     columns = [table.__table__.columns[name] for name in names]
     return [type_coerce(c, String).label(c.name) if isinstance(c.type, JSON) else c for c in columns]
 
 
-def _made(session: Session, numbers: Sequence[int]) -> dict[int, Route]:
-    """The routes of these deployments: the stable release once it has as many ready replicas as are wanted, until then the one
-    that served before."""
-    if not numbers:
-        return {}
-    ready: dict[tuple[int, int], list[ReplicaRow]] = {}
-    replicas = select(ReplicaRow).where(ReplicaRow.state == ReplicaState.ready, ReplicaRow.deployment.in_(numbers))
-    for replica in session.scalars(replicas.order_by(ReplicaRow.started, ReplicaRow.token)):
-        ready.setdefault((replica.deployment, replica.generation), []).append(replica)
-    used = select(ReleaseRow).join(DeploymentRow, _IN_USE).where(ReleaseRow.deployment.in_(numbers))
-    known = {(row.deployment, row.generation): row for row in session.scalars(used)}
-    rows = session.scalars(select(DeploymentRow).where(DeploymentRow.id.in_(numbers)))
-    return {row.id: _route(row, known, ready) for row in rows}
+_DEPLOYMENTS = select(
+    *_stored(DeploymentRow, "id", "project", "name", "stable", "previous", "trial", "trial_kind", "weight", "options")
+).order_by(DeploymentRow.id)
+_RELEASES = (
+    select(
+        *_stored(ReleaseRow, "deployment", "generation", "model", "version", "artefact", "engine"),
+        *_stored(ReleaseRow, "state", "error", "settled", "signature"),
+    )
+    .join(DeploymentRow, _IN_USE)
+    .order_by(ReleaseRow.generation)
+)
+_REPLICAS = (
+    select(*_stored(ReplicaRow, "deployment", "generation", "token", "address", "signature"))
+    .where(ReplicaRow.state == ReplicaState.ready)
+    .order_by(ReplicaRow.started, ReplicaRow.token)
+)
 
 
-def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
-    stable, options = known[row.id, row.stable], releases.options_of(row)
-    serving, replicas = stable, ready.get((row.id, row.stable), ())
-    if not stable.settled and row.previous is not None and (before := ready.get((row.id, row.previous))):
-        serving, replicas = known[row.id, row.previous], before
+def _read(row: Row[Any]) -> Any:
+    """A row with its JSON read, which databases with a type for it have done already."""
+    values = row._asdict()
+    values |= {name: json.loads(value) for name in _JSON if isinstance(value := values.get(name), str)}
+    return SimpleNamespace(**values)
+
+
+def _route(facts: _Facts) -> Route:
+    """The stable release once it has as many ready replicas as are wanted, until then the one that served before."""
+    row, known = _read(facts[0]), {release.generation: _read(release) for release in facts[1]}
+    ready: dict[int, list[Any]] = {}
+    for replica in map(_read, facts[2]):
+        ready.setdefault(replica.generation, []).append(replica)
+    stable, options = known[row.stable], releases.options_of(row)
+    serving, replicas = stable, ready.get(row.stable, [])
+    if not stable.settled and row.previous is not None and (before := ready.get(row.previous)):
+        serving, replicas = known[row.previous], before
     return Route(
         project=row.project,
         deployment=row.name,
@@ -101,22 +110,22 @@ def _route(row: DeploymentRow, known: Releases, ready: Ready) -> Route:
     )
 
 
-def _trial(row: DeploymentRow, known: Releases, ready: Ready) -> Trial | None:
+def _trial(row: Any, known: Mapping[int, Any], ready: Mapping[int, Sequence[Any]]) -> Trial | None:
     """The release on trial; without endpoints while it has no replica, so that what was seen of it is kept."""
     if row.trial is None:
         return None
-    release = known[row.id, row.trial]
+    release = known[row.trial]
     return Trial(
         TrialKind(str(row.trial_kind)),
         row.id,
         row.trial,
         release.model,
         str(release.version),
-        _endpoints(ready.get((row.id, row.trial), ())),
+        _endpoints(ready.get(row.trial, ())),
         row.weight,
         releases.policy_of(row),
     )
 
 
-def _endpoints(replicas: Sequence[ReplicaRow]) -> tuple[Endpoint, ...]:
+def _endpoints(replicas: Sequence[Any]) -> tuple[Endpoint, ...]:
     return tuple(Endpoint(replica.token, replica.address) for replica in replicas)

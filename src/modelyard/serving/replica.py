@@ -9,15 +9,20 @@ answered.
 
 from __future__ import annotations
 
+from modelyard.jobs import confine
+
+if __name__ == "__main__":  # before all the rest is loaded: those that are warm come first (decision 30)
+    confine.make_way(confine.STARTING)
+
 import argparse
 import asyncio
-import gc
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -25,7 +30,6 @@ import uvloop
 
 from modelyard import telemetry
 from modelyard.errors import Internal, ModelyardError, Overloaded, Unavailable
-from modelyard.jobs import confine
 from modelyard.serving import coding
 from modelyard.serving.batcher import Batcher
 from modelyard.serving.batching import TYPICAL, Answer, Limits, Waiting
@@ -52,7 +56,7 @@ from modelyard.serving.model import Model, Spec, load
 from modelyard.serving.peers import Peer, Pending
 from modelyard.serving.polling import Polling
 from modelyard.serving.sockets import listen
-from modelyard.serving.stats import Stats, resident
+from modelyard.serving.stats import Stats, keep_loaded, resident
 
 _log = telemetry.log(__name__)
 # A failed replica stays this long for somebody to ask why, and this long after it was asked.
@@ -352,10 +356,9 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
         why = str(error).partition("\n")[0].replace(spec.folder, "")[:300]  # the machine's paths are nobody's business
         replica.failed(Internal(f"The model cannot be loaded: {type(error).__name__}: {why}"))
     else:
-        gc.collect()
-        gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
-        gc.set_threshold(50_000, 20, 50)
+        keep_loaded()
         replica.ready(model)
+        await loop.run_in_executor(None, partial(confine.make_way, spec.nice, again=True))
 
 
 async def serve(spec: Spec) -> int:
@@ -387,7 +390,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spec = msgspec.json.decode(parser.parse_args(arguments).spec, type=Spec)
     telemetry.configure("replica")
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
-    confine.make_way(spec.nice)
     code = uvloop.run(serve(spec))
     sys.stderr.flush()
     os._exit(code)  # a library's threads may not want to end

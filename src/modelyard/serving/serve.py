@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import threading
@@ -27,6 +26,7 @@ from modelyard.serving.http import InferenceProtocol
 from modelyard.serving.meter import Counters, Meters, Settlement
 from modelyard.serving.relay import Relay
 from modelyard.serving.router import Router
+from modelyard.serving.stats import keep_loaded
 from modelyard.serving.traces import Traces
 from modelyard.serving.types import Route, Seen
 from modelyard.settings import Settings
@@ -91,9 +91,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
     if calls is not None:
         host, port = listener.getsockname()[:2]
         await calls.start(host, port + 1)
-    gc.collect()
-    gc.freeze()  # what is loaded stays, and what a call makes is freed by counting: look for cycles rarely
-    gc.set_threshold(50_000, 20, 50)
+    keep_loaded()
     watching = (
         loop.create_task(_check(server, router, settings.call_timeout)),
         loop.create_task(relay.watch()),

@@ -4,6 +4,7 @@ a deployment and shows them as metrics; `SIZES` is the one list of buckets that 
 
 from __future__ import annotations
 
+import gc
 import resource
 from bisect import bisect_left
 from pathlib import Path
@@ -42,3 +43,10 @@ def resident(pid: int | None = None) -> int:
     """Bytes of memory that a process takes, this one by default. Raises `OSError` where it is not seen."""
     pages = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text().split()[1]
     return int(pages) * resource.getpagesize()
+
+
+def keep_loaded() -> None:
+    """What is loaded stays, and what a call makes is freed by counting: from here on look for cycles rarely."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
