@@ -146,3 +146,13 @@ def test_a_budget_that_nothing_meets_says_how_close_the_best_came(inputs, tmp_pa
     config = OptimiseConfig(max_accuracy_drop=0, goal="size", steps=["quantize:q4_0,embeddings=q4_0,rounding=nearest"])
     with pytest.raises(Invalid, match=r"the nearest, q4_0-nearest, loses"):
         optimise.run(config, inputs, FolderOutputs(tmp_path / "out"), FolderContext(tmp_path / "work"))
+
+
+def test_scales_that_are_tuned_lose_less(inputs, tmp_path):
+    lost = {}
+    for epochs in (0, 4):
+        (folder := tmp_path / str(epochs)).mkdir()
+        _, context = optimised(inputs, folder, steps=[f"quantize:q4_0,embeddings=q4_0,tune={epochs},tune_lr=0.005"])
+        name = "q4_0-tuned" if epochs else "q4_0"
+        lost[epochs] = next(row["drop"] for row in context.facts["table"] if row["variant"] == name)
+    assert lost[4] < 0.9 * lost[0]

@@ -26,8 +26,10 @@ from modelyard.optimisation.choose import ORIGINAL, Measured, choose, told
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
+from modelyard.optimisation.language.rounding import Rounded
 from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.texts import Texts, foretell
+from modelyard.optimisation.language.tuning import tune
 from modelyard.optimisation.language.walk import Walk
 from modelyard.optimisation.measure import UNKNOWN, Speed
 from modelyard.optimisation.publish import Findings, publish
@@ -130,15 +132,21 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     out.mkdir()
     check_layers(step, model)
     walk = Walk(model, lambda name: kind_of(step, name, model), context.check)
-    if step.rounding == "nearest" or {step.method, step.embeddings} == {"q8_0"}:  # eight bits are rounded nearest anyway
+    nearest = step.rounding == "nearest" or {step.method, step.embeddings} == {"q8_0"}  # eight bits are rounded nearest anyway
+    if nearest:
         walk.nearest()
-    else:
+    if step.tune or not nearest:
         most = step.rows or _BLOCKS
         blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, most, config.seed)
+    if not nearest:
         walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
-    card = write(model, subject.folder, subject.card, out, walk.rounded)
+    rounded: Mapping[str, Rounded] = walk.rounded
+    if step.tune:
+        how: dict[str, Any] = {"epochs": step.tune, "lr": step.tune_lr, "seed": config.seed}
+        rounded = tune(model, subject.fresh(), rounded, blocks, check=context.check, say=context.log, **how)
+    card = write(model, subject.folder, subject.card, out, rounded)
     again = read_back(out)
-    proof = {"ok": True, "tensors": prove(model, walk.rounded, again), "rounded": len(walk.rounded), "step": show(step)}
+    proof = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded), "step": show(step)}
     found = foretell(again, subject.select, context.check)
     context.allow()
     if not math.isfinite(found.perplexity):
@@ -148,7 +156,7 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
 
 
 def name_of(step: Quantize) -> str:
-    return step.method if step.rounding == "compensated" else f"{step.method}-{step.rounding}"
+    return "-".join([step.method, *(["nearest"] if step.rounding == "nearest" else []), *(["tuned"] if step.tune else [])])
 
 
 def kind_of(step: Quantize, name: str, model: Any) -> str | None:

@@ -118,5 +118,5 @@ def _learn(model: Any, original: Any, blocks: Blocks, rows: Any, check: Callable
         found = log_softmax(predict(model, inputs)[counted], -1)
         loss = kl_div(found, wanted, reduction="sum", log_target=True) / tokens
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss)
+        total += float(loss.detach())
     return total

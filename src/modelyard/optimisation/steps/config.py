@@ -81,7 +81,8 @@ class Quantize(Config):
 
     Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
     up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` are on a grid of
-    their own, `eight_bit_layers` on q8_0."""
+    their own, `eight_bit_layers` on q8_0. For `tune` epochs of those blocks scales and norms then learn to foretell as the
+    original does, at the peak rate `tune_lr`."""
 
     step: Literal["quantize"] = "quantize"
     method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q4_0", "q4_1"] = "static-int8"
@@ -94,6 +95,8 @@ class Quantize(Config):
     rounding: Literal["compensated", "nearest"] = "compensated"
     embeddings: Literal["q8_0", "q4_0", "q4_1"] = "q8_0"
     eight_bit_layers: tuple[str, ...] = ()
+    tune: int = Field(default=0, ge=0, le=100)
+    tune_lr: float = Field(default=2e-3, gt=0, le=1)
 
     @model_validator(mode="after")
     def _options_are_the_method_s(self) -> Quantize:
@@ -106,7 +109,7 @@ class Quantize(Config):
 
 # Methods for language models, and what is an option of these or of the others alone.
 GGUF = ("q8_0", "q4_0", "q4_1")
-_GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers"}
+_GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "tune", "tune_lr"}
 _ONNX_ALONE = {"calibration", "percentile", "per_channel", "sensitive"}
 Step = Annotated[Prune | Finetune | Distil | Qat | Quantize, Field(discriminator="step")]
 STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Quantize]] = {
