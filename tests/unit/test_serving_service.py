@@ -14,6 +14,7 @@ from modelyard.db import Base, Database, now, revision
 from modelyard.engines.base import ModelCard
 from modelyard.errors import Invalid, NotFound
 from modelyard.serving import service
+from modelyard.serving.directory import Directory
 from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentRequest, DeploymentState, ReplicaState
 from modelyard.tenancy import ledger
@@ -138,13 +139,13 @@ def test_until_the_new_version_is_ready_the_old_one_answers(db: Database) -> Non
     deploy(db, 2)
     replica(db, "new", 2, ReplicaState.starting)
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert (route.version, route.state, [e.token for e in route.endpoints]) == ("1", DeploymentState.ready, ["old"])
     assert route.metadata == {"inputs": ["old"]}
     with db.begin() as session:
         session.query(ReplicaRow).filter_by(token="new").update({"state": "ready"})
         session.query(ReleaseRow).filter_by(generation=2).update({"settled": True})
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert (route.version, [e.token for e in route.endpoints]) == ("2", ["new"])
 
 
@@ -152,7 +153,7 @@ def test_without_a_replica_a_route_says_what_is_wanted(db: Database) -> None:
     deploy(db)
     replica(db, "gone", 1, ReplicaState.draining)
     with db.read() as session:
-        [route] = service.routes(session)
+        [route] = Directory().read(session)
     assert (route.version, route.state, route.endpoints) == ("1", DeploymentState.pending, ())
 
 
@@ -161,7 +162,8 @@ def test_undeploy_takes_the_replicas_out_of_the_routes_at_once(db: Database) -> 
     replica(db, "r", 1)
     with db.begin() as session:
         service.undeploy(session, CALLER, "d")
-        assert service.routes(session) == []
+        session.flush()
+        assert Directory().read(session) == []
         assert session.query(ReplicaRow.state).scalar() == "draining"
         with pytest.raises(NotFound, match="no deployment yet"):
             service.undeploy(session, CALLER, "d")

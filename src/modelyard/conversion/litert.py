@@ -38,6 +38,8 @@ class LiteRtConverter:
             raise Invalid(
                 "LiteRT is made of a PyTorch module, and this version has none: convert the one it was exported from."
             )
+        if wide := [spec.name for spec in card.inputs if spec.shape is None or -1 in spec.shape[1:]]:
+            raise Invalid(f"A LiteRT file has fixed sizes, and {', '.join(wide)} may be of any: state its dims past the batch.")
         module = _Named(_named_plainly(load_module(folder, card), card.module.file), card).eval()
         rows = {spec.name: torch.from_numpy(np.array(samples[spec.name][:1])) for spec in card.inputs}
         try:

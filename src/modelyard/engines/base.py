@@ -74,7 +74,12 @@ class ModelCard(Card, frozen=True):
         return Signature(tuple(t.spec() for t in self.inputs), tuple(t.spec() for t in self.outputs))
 
     def save(self, folder: Path) -> None:
-        (folder / CARD).write_text(json.dumps(msgspec.to_builtins(self), indent=1, sort_keys=True) + "\n")
+        """Write `folder`/model.json. Raises `Invalid` for numbers that JSON has not."""
+        try:
+            text = json.dumps(msgspec.to_builtins(self), indent=1, sort_keys=True, allow_nan=False)
+        except ValueError as error:
+            raise Invalid(f"{CARD} cannot hold NaN or infinity: {error}.") from error
+        (folder / CARD).write_text(text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> ModelCard:

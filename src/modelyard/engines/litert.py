@@ -34,8 +34,8 @@ class LiteRtEngine:
             raise Invalid("model.json names no file for the engine 'litert': expected files.litert.")
         path = inside(folder, card.files["litert"])
         self._interpreter = opened(path, threads)
-        inputs, outputs = _tensors(self._interpreter, path.name)
         agree(card.signature, signature_of(self._interpreter, path.name))
+        inputs, outputs = _tensors(self._interpreter, path.name)
         self._signature = card.signature
         self._inputs = [(spec.name, inputs[spec.name]["index"]) for spec in card.inputs]
         self._outputs = [(spec.name, outputs[spec.name]["index"]) for spec in card.outputs]
@@ -53,6 +53,7 @@ class LiteRtEngine:
     def _step(self, batch: Mapping[str, Array], start: int, stop: int) -> list[Array]:
         for name, index in self._inputs:
             self._interpreter.set_tensor(index, np.ascontiguousarray(batch[name][start:stop]))
+        self._interpreter.reset_all_variables()  # what a row leaves behind is none of the next one's business
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for _, index in self._outputs]  # copies
 
@@ -74,6 +75,8 @@ def signature_of(interpreter: Any, name: str) -> Signature:
     """The tensors that a file takes and gives; the batch is open where it is one row. Raises `Invalid` for one that the
     protocol has no word for, with other dims open, or without a batch."""
     inputs, outputs = _tensors(interpreter, name)
+    if not inputs or not outputs:
+        raise Invalid(f"'{name}' takes or gives no tensor: it is no model to call.")
     taken, given = ([_spec(key, tensor, name) for key, tensor in each.items()] for each in (inputs, outputs))
     sizes = {(spec.shape or (0,))[0] for spec in (*taken, *given)}
     if len(sizes) != 1:
@@ -95,7 +98,10 @@ def _tensors(interpreter: Any, name: str) -> tuple[dict[str, Any], dict[str, Any
         raise Invalid(f"'{name}' has the signatures {', '.join(known)}; expected one.")
     if known:
         runner = interpreter.get_signature_runner(known[0])
-        return runner.get_input_details(), runner.get_output_details()
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        if {each["index"] for each in inputs.values()} != {each["index"] for each in interpreter.get_input_details()}:
+            raise Invalid(f"The signature of '{name}' is not of its first graph, which alone is run.")
+        return inputs, outputs
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     return {each["name"]: each for each in inputs}, {each["name"]: each for each in outputs}
 

@@ -186,6 +186,7 @@ def _session(path: Path, threads: int, device: Device) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever its name ends in
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     cuda = device == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers()

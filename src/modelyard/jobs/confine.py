@@ -14,8 +14,7 @@ import struct
 import time
 from pathlib import Path
 
-_ATTEMPTS = 10
-STARTING = 10  # niceness of a replica until it is ready
+STARTING = 4  # niceness of a replica until its model is loaded: it makes way for those that serve, not for gangs
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _MODE_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,16 +67,17 @@ def give_up(*, sessions: bool = False) -> bool:
     return bool(_libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(given), 0, 0) == 0)
 
 
-def make_way(nice: int, *, again: bool = False) -> None:
+def make_way(nice: int, *, attempts: int = 100) -> None:
     """Have this session's processes together weigh as one of that niceness, where the kernel shares processors out by sessions
-    (`sched_autogroup_enabled`): there a niceness counts within its session alone. It may be taken back, by a niceness of 0 that
-    is said `again`. Nothing is done where the session is not this process's own."""
-    own = os.getsid(0) in (os.getpid(), os.getppid())
-    for _ in range(_ATTEMPTS if own and (nice or again) else 0):
+    (`sched_autogroup_enabled`): there a niceness counts within its session alone. Unlike that it may be taken back, down to 0.
+    Nothing is done where the session is not this process's own, or a sandbox's."""
+    if os.getsid(0) != os.getpid() and not os.getsid(0) == os.getppid() == 1:
+        return
+    for _ in range(attempts):
         try:
             Path("/proc/self/autogroup").write_text(str(nice))
-        except BlockingIOError:  # so it answers all but the first within a tenth of a second
-            time.sleep(0.1)
+        except BlockingIOError:  # so it answers all of the machine but the first within a tenth of a second
+            time.sleep(0.05 + os.getpid() % 100 / 1000)  # each at its own pace
         except OSError:
             return
         else:

@@ -76,6 +76,10 @@ def read(inputs: Mapping[str, Input]) -> Subject:
     if (folder / REPORT).exists():
         raise Invalid(f"{inputs['model'].reference} is what an optimise job made; optimise the version it was made from.")
     card = ModelCard.load(folder)
+    if card.module is None and "onnx" not in card.files:
+        raise Invalid(
+            f"Variants are made of a PyTorch module or an ONNX graph; this version has {', '.join(card.files)} alone."
+        )
     source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
     if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):
         raise Invalid("The model takes batches of one fixed size only; optimising needs an open batch (dim 0).")

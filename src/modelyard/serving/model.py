@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +124,15 @@ def _checked(spec: TensorSpec, array: object) -> tuple[Any, tuple[int, ...]]:
     return array.dtype, array.shape[1:]
 
 
-def load(spec: Spec) -> Model:
-    """The model in an artefact's folder, measured where the size of its batches is not set. Raises what the card, the engine
-    or the transform find wrong."""
+def load(spec: Spec, loaded: Callable[[], None] = lambda: None) -> Model:
+    """The model in an artefact's folder, measured where the size of its batches is not set; `loaded` is called before. Raises
+    what the card, the engine or the transform find wrong."""
     folder = Path(spec.folder)
     card = ModelCard.load(folder)
     engine: Any = ENGINES.get(spec.engine)(folder, card, threads=spec.threads)
     if not hasattr(engine, "forward"):
         raise Invalid(f"Engine '{spec.engine}' is no batch engine, the only kind this replica runs.")
     model = Model(engine, build(card.transform, folder), card.task, f"modelyard_{spec.engine}")
+    loaded()
     model.measure(spec.settings)
     return model

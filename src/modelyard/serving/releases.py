@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import and_, delete, or_, select
 
 from modelyard.catalogue import service as catalogue
 from modelyard.db import Session, bump, now
@@ -184,16 +184,19 @@ def astir(
     """Deployments for which there may be something to do, by id their releases by generation, and all replicas, by the id of
     their deployment, which may be gone. Most of many are asleep: without replicas, and none is wanted. `noted`: an error that
     is looked at again, whatever else there is."""
-    stirs = or_(ReleaseRow.replicas > 0, ReleaseRow.retry_at.is_not(None), ReleaseRow.error == noted)
+    stirs = or_(
+        ReleaseRow.replicas > 0, ReleaseRow.retry_at.is_not(None), ReleaseRow.error == noted, ReleaseRow.settled.is_(False)
+    )
+    stable = and_(ReleaseRow.deployment == DeploymentRow.id, ReleaseRow.generation == DeploymentRow.stable)
     here = or_(
-        DeploymentRow.id.in_(select(ReleaseRow.deployment).where(stirs)),
+        select(ReleaseRow.deployment).where(stable, stirs).correlate(DeploymentRow).exists(),
         DeploymentRow.id.in_(select(ReplicaRow.deployment)),
         DeploymentRow.trial.is_not(None),
         DeploymentRow.options["min_replicas"].as_integer() > 0,
     )
     deployments = {row.id: row for row in session.scalars(select(DeploymentRow).where(here))}
     known: dict[int, dict[int, ReleaseRow]] = {}
-    for release in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(select(DeploymentRow.id).where(here)))):
+    for release in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(deployments))):
         known.setdefault(release.deployment, {})[release.generation] = release
     replicas: dict[int, list[ReplicaRow]] = {key: [] for key in deployments}
     for row in session.scalars(select(ReplicaRow)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from modelyard.jobs import confine
 
 if __name__ == "__main__":  # before all the rest is loaded: those that are warm come first (decision 30)
-    confine.make_way(confine.STARTING)
+    confine.make_way(confine.STARTING, attempts=1)
 
 import argparse
 import asyncio
@@ -347,7 +347,7 @@ class Replica:
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:
     try:
-        model = await loop.run_in_executor(None, load, spec)
+        model = await loop.run_in_executor(None, load, spec, partial(confine.make_way, spec.nice))
     except ModelyardError as error:
         _log.error("model not loaded", code=error.code, error=error.message)
         replica.failed(error)
@@ -358,7 +358,6 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
     else:
         keep_loaded()
         replica.ready(model)
-        await loop.run_in_executor(None, partial(confine.make_way, spec.nice, again=True))
 
 
 async def serve(spec: Spec) -> int:

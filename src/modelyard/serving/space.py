@@ -53,9 +53,8 @@ class Space:
                     row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
                     bump(session)
                 return False
-            for deployment_id in asleep:
-                self._put_to_sleep(session, deployment_id)
-        return True
+            slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
+        return all(slept)
 
     def settings(self, release: ReleaseRow) -> dict[str, int]:
         """What a replica of a release is told at its start."""
@@ -138,16 +137,18 @@ class Space:
             self._guesses[release.artefact] = guess(sum(entry.size for entry in files))
         return self._guesses[release.artefact]
 
-    def _put_to_sleep(self, session: Session, deployment: int) -> None:
+    def _put_to_sleep(self, session: Session, deployment: int) -> bool:
+        """False where it gives way no more: somebody has just wanted it to stay."""
         row = session.get(DeploymentRow, deployment)
         stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
         if row is None or stable is None or not stable.replicas or releases.options_of(row).min_replicas:
-            return
+            return False
         stable.replicas, stable.state = 0, DeploymentState.asleep
         staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
         session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
+        return True
 
     def _largest(self) -> int:
         """What one replica can take at most."""

@@ -1,5 +1,6 @@
-"""Scales, offsets and norms of a rounded language model learn to foretell texts as the original does; where each weight went on
-its grid stays (the last stage of EfficientQAT: M. Chen et al., 2024, arXiv 2407.11062). Called by `run` after `walk`.
+"""Scales, offsets and vectors (norms, biases) of a rounded language model learn to foretell texts as the original does; where
+each weight went on its grid stays (the last stage of EfficientQAT: M. Chen et al., 2024, arXiv 2407.11062). Called by `run` after
+`walk`.
 
 A scale's gradient is that of its block's weights times their codes, so the model itself knows nothing of grids: its matrices
 hold what the codes mean, and are written anew after each step.
@@ -7,6 +8,7 @@ hold what the codes mean, and are written anew after each step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,9 +85,7 @@ def tune(
     at_once = max(1, _TOKENS // blocks.targets.shape[1])
     steps = epochs * -(-len(blocks.targets) // at_once)
     optimizer = torch.optim.Adam(learned, lr=lr, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=max(2, steps), pct_start=_WARM, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _share(at, steps))
     random, step = np.random.default_rng(seed), 0
     for _ in range(epochs):
         order = random.permutation(len(blocks.targets))
@@ -103,6 +103,14 @@ def tune(
             step += 1
             say(f"step {step} of {steps}: {loss:.4f} nats a token from the original")
     return {name: matrix.result() for name, matrix in matrices.items()}
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the peak rate: up to it in a straight line, down from it by a cosine."""
+    warm = max(1.0, _WARM * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1.0, steps - warm))
 
 
 def _learn(model: Any, original: Any, blocks: Blocks, rows: Any, check: Callable[[], None]) -> float:

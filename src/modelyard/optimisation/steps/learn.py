@@ -42,7 +42,7 @@ class Learning:
     """What a version's networks learn from and how. `training`: its own config; `classes`: logits there must be at least, of
     labels; `order`: of the dataset's labels among the network's (None: the same, or numbers); `scale`: mean and deviation in
     which it answers numbers; `done` of `total` epochs of the whole job are told as progress, `beyond` counts what else the job
-    does."""
+    does; `by_pixel`: pictures are laid out with the channels of a pixel beside each other."""
 
     feed: Feed
     training: TrainConfig
@@ -56,6 +56,7 @@ class Learning:
     total: int
     beyond: int = 0
     done: int = 0
+    by_pixel: bool = False
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     @classmethod
@@ -139,6 +140,10 @@ class Learning:
         """Cross-entropy of labels, mean square of numbers."""
         return cross_entropy(answer, wanted) if self.labelled else mse_loss(answer, wanted.to(answer.dtype).view_as(answer))
 
+    @property
+    def _form(self) -> torch.memory_format:
+        return torch.channels_last if self.by_pixel else torch.contiguous_format
+
     def plainly(self, network: nn.Module, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The objective without a teacher."""
         answer = network(inputs)
@@ -159,7 +164,7 @@ class Learning:
         parameters = [p for p in (*network.parameters(), *beside) if p.requires_grad]
         optimiser = optimiser_of(parameters, config)
         curve = self.curves.setdefault(what, [])
-        _lay_out(network, torch.channels_last)  # convolutions on a processor are a third faster then
+        self.by_pixel = _by_pixel(network, self.some(2)[0].to(parameters[0].dtype))
         for epoch in range(epochs):
             figures = self._epoch(network, optimiser, parameters, config, epoch, objective or self.plainly)
             if not math.isfinite(figures["loss"]):
@@ -193,7 +198,7 @@ class Learning:
                 group["lr"] = rate(epoch * steps + batch.step, config.epochs * steps, config)
             wanted = self.wanted(torch.from_numpy(batch.target))
             optimiser.zero_grad()
-            loss, answer = objective(network, _by_pixel(torch.from_numpy(pixels).to(dtype)), wanted)
+            loss, answer = objective(network, torch.from_numpy(pixels).to(dtype).contiguous(memory_format=self._form), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -209,9 +214,19 @@ def _lay_out(network: nn.Module, form: torch.memory_format) -> None:
             parameter.data = parameter.data.contiguous(memory_format=form)
 
 
-def _by_pixel(inputs: Tensor) -> Tensor:
-    """Pictures with the channels of a pixel beside each other, as the network that is trained has them."""
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+def _by_pixel(network: nn.Module, inputs: Tensor) -> bool:
+    """Lay out the network so that the channels of a pixel lie beside each other, by which convolutions on a processor are a
+    third faster, where it takes pictures and runs on them like that: a `view` of them may not."""
+    if inputs.ndim != 4:
+        return False
+    _lay_out(network, torch.channels_last)
+    try:
+        with torch.no_grad():
+            network.eval()(inputs.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        _lay_out(network, torch.contiguous_format)
+        return False
+    return True
 
 
 def trained_as(folder: Path) -> TrainConfig:
