@@ -1,6 +1,6 @@
 """Scales, offsets and vectors (norms, biases) of a rounded language model learn to foretell texts as the original does; where
-each weight went on its grid stays (the last stage of EfficientQAT: M. Chen et al., 2024, arXiv 2407.11062). Called by `run` after
-`walk`.
+each weight went on its grid stays (the last stage of EfficientQAT: M. Chen et al., 2024, arXiv 2407.11062). Called by `run`
+after `walk`.
 
 A scale's gradient is that of its block's weights times their codes, so the model itself knows nothing of grids: its matrices
 hold what the codes mean, and are written anew after each step.
