@@ -389,6 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spec = msgspec.json.decode(parser.parse_args(arguments).spec, type=Spec)
     telemetry.configure("replica")
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
+    confine.make_way(spec.nice, attempts=100 if spec.nice > confine.STARTING else 0)  # users' code makes way as it loads, too
     code = uvloop.run(serve(spec))
     sys.stderr.flush()
     os._exit(code)  # a library's threads may not want to end
