@@ -8,7 +8,6 @@ hold what the codes mean, and are written anew after each step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from modelyard.optimisation.language.rounding import BLOCK, GRIDS, Rounded
+from modelyard.training.config import TrainConfig
+from modelyard.training.loop import rate
 from modelyard.training.recipes.causal_lm import predict
 from modelyard.training.recipes.packing import IGNORED, Blocks
 
 _AT_ONCE = 1024  # tokens
 _TOKENS = 2048  # of a step
-_WARM = 0.1  # of the steps
 _SPAN = 8  # steps of its grid are what an offset is told in
 
 
@@ -85,7 +85,7 @@ def tune(
     at_once = max(1, _TOKENS // blocks.targets.shape[1])
     steps = epochs * -(-len(blocks.targets) // at_once)
     optimizer = torch.optim.Adam(learned, lr=lr, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _share(at, steps))
+    schedule = TrainConfig(lr=lr)
     random, step = np.random.default_rng(seed), 0
     for _ in range(epochs):
         order = random.permutation(len(blocks.targets))
@@ -94,23 +94,15 @@ def tune(
             loss = _learn(model, original, blocks, order[at : at + at_once], check)
             for matrix in matrices.values():
                 matrix.follow()
+            optimizer.param_groups[0]["lr"] = rate(step, steps, schedule)
             optimizer.step()
             optimizer.zero_grad()
             model.zero_grad()
-            schedule.step()
             for matrix in matrices.values():
                 matrix.write()
             step += 1
             say(f"step {step} of {steps}: {loss:.4f} nats a token from the original")
     return {name: matrix.result() for name, matrix in matrices.items()}
-
-
-def _share(step: int, steps: int) -> float:
-    """Of the peak rate: up to it in a straight line, down from it by a cosine."""
-    warm = max(1.0, _WARM * steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1.0, steps - warm))
 
 
 def _learn(model: Any, original: Any, blocks: Blocks, rows: Any, check: Callable[[], None]) -> float:
