@@ -51,6 +51,7 @@ ENVIRONMENTS = {
         ),
     ),
     "ray": Environment(("ray[serve]==2.60.0",)),
+    "olive": Environment(("olive-ai==0.13.0", "torch==2.13.0", "requests")),  # which it needs and does not say
 }
 
 
