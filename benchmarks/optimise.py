@@ -4,8 +4,9 @@ The 10,000 test images are the report split: nothing is trained, calibrated, cho
 graphs in onnxruntime with all its optimisations, one thread, measured here side by side in alternating rounds: the baseline in
 float, and what each chain of steps made of it. The drop of accuracy is the platform's own, of paired answers.
 
-Beside it what others make of the same graph: onnxruntime's quantiser and Olive's passes with their defaults (`recipes.py`). And
-what a teacher is worth to a small student of 3,000 images, over five seeds, beside the same student from scratch at equal budget.
+Beside it what others make of the same graph: onnxruntime's quantiser and Olive's passes with their defaults (`recipes.py`).
+And what a teacher is worth to a small student of 3,000 images, over five seeds, beside the same student from scratch at equal
+budget.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What else makes a graph of ONNX smaller and faster: onnxruntime's quantiser as its documentation uses it, and Microsoft's Olive
+"""What else makes a graph of ONNX smaller and faster: onnxruntime's quantiser as its documentation uses it, and Olive
 (`peers/olive_recipes.py`, in an environment of its own). Each takes the float graph and rows to calibrate by."""
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ OLIVE = Path(__file__).parent / "peers" / "olive_recipes.py"
 def made(
     graph: Path, rows: Rows, folder: Path, transformer: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Folders with a `model.onnx`, by what made it, and why others could not. `transformer`: what Olive's fusion is told of one."""
+    """Folders with a `model.onnx`, by what made it, and why others could not. `transformer`: what Olive's fusion is told of
+    one."""
     folder.mkdir()
     graphs, missing = plain(graph, rows, folder), dict[str, str]()
     try:
@@ -58,7 +59,7 @@ def olive(
     python = install.python("olive")
     np.savez(folder / "rows.npz", **rows)
     command = [python, OLIVE, graph, folder / "rows.npz", folder / "olive", *([json.dumps(transformer)] if transformer else [])]
-    with open(folder / "olive.log", "w") as log:
+    with (folder / "olive.log").open("w") as log:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
     if done.returncode:
         raise install.Missing((folder / "olive.log").read_text()[-300:])

@@ -1,6 +1,6 @@
-"""Olive's passes with their defaults: olive_recipes.py GRAPH ROWS.npz FOLDER [OPTIONS], the last of its fusion of transformers, as
-JSON, where the graph is one. Run by Olive's own environment; the last line that it prints says where the graphs are, and what of
-those that could not be made."""
+"""Olive's passes with their defaults: olive_recipes.py GRAPH ROWS.npz FOLDER [OPTIONS], the last of its fusion of transformers,
+as JSON, where the graph is one. Run by Olive's own environment; the last line that it prints says where the graphs are, and
+what of those that could not be made."""
 
 from __future__ import annotations
 
