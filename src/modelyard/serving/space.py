@@ -7,8 +7,10 @@ the second one is admitted by what the first one took. `scaling.make_room` decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from sqlalchemy import select, update
 
@@ -27,6 +29,14 @@ NODE = "local"
 _AGAIN = timedelta(seconds=1)
 _MIB = 1 << 20
 _CALLS = 4 << 30  # bytes that a replica's calls may take beside its model
+_KEPT = 2.0  # seconds for which room is kept for who asks no more: it may be gone
+
+
+class _Promise(NamedTuple):
+    """Bytes, and until when they are kept."""
+
+    until: float
+    memory: int
 
 
 class Space:
@@ -35,26 +45,29 @@ class Space:
     def __init__(self, db: Database, artefacts: Artefacts, settings: Settings, machines: Callable[[], Sequence[Node]]) -> None:
         self._db, self._artefacts, self._settings, self._machines = db, artefacts, settings, machines
         self._guesses: dict[str, int] = {}
+        self._promised: dict[int, _Promise] = {}  # by deployment: those for whom others are leaving
 
     def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
-        """True where one more replica of `release` has room, if need be because others were put to sleep. Where not, the
-        release says why and is tried again a moment later."""
+        """True where one more replica of `release` has room. Others are put to sleep for it, and it has once their processes
+        have ended; where it can have none, the release says why. Asked again a moment later."""
         with self._db.read() as session:
-            held = self._held(session, deployment.id)
+            staying, leaving = self._holders(session, deployment.id)
             need = self._need(session, deployment.project, release)
-        room = self._room()
+        room, held = self._room(), [*staying, *self._others_promised(deployment.id)]
         asleep = make_room(need, room, held)
-        if asleep == []:
+        if asleep == [] == make_room(need, room, [*held, *leaving]):
+            self._promised.pop(deployment.id, None)
             return True
         with self._db.begin() as session:
-            if asleep is None:
-                row = session.get(ReleaseRow, (release.deployment, release.generation))
-                if row is not None:
-                    row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
-                    bump(session)
-                return False
-            slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
-        return all(slept)
+            for deployment_id in asleep or ():
+                self._put_to_sleep(session, deployment_id)
+            row = session.get(ReleaseRow, (release.deployment, release.generation))
+            if asleep is None and row is not None:
+                row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
+                bump(session)
+        if asleep is not None:
+            self._promised[deployment.id] = _Promise(time.monotonic() + _KEPT, need)
+        return False
 
     def settings(self, release: ReleaseRow) -> dict[str, int]:
         """What a replica of a release is told at its start."""
@@ -99,20 +112,34 @@ class Space:
             if batch and not row.us_a_row:
                 row.rows, row.us_a_row = int(batch["rows"]), float(batch["us_a_row"])
 
-    def _held(self, session: Session, but: int) -> list[Holder]:
-        """The deployments that have replicas in memory. Those that are leaving are not counted: they are on their way out."""
+    def _others_promised(self, but: int) -> list[Holder]:
+        """Room that others wait for, who would otherwise find it taken when it is free."""
+        self._promised = {key: one for key, one in self._promised.items() if one.until > time.monotonic()}
+        return [Holder(key, one.memory, 1, 0.0, yields=False) for key, one in self._promised.items() if key != but]
+
+    def _holders(self, session: Session, but: int) -> tuple[list[Holder], list[Holder]]:
+        """The deployments that have replicas in memory: by those that stay, and by those that are leaving, as all do whose
+        deployment is gone."""
         there = select(ReplicaRow.deployment)
         deployments = {row.id: row for row in session.scalars(select(DeploymentRow).where(DeploymentRow.id.in_(there)))}
         releases_here = session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(there)))
         known = {(row.deployment, row.generation): row for row in releases_here}
-        rows: dict[int, list[ReplicaRow]] = {}
-        for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state != ReplicaState.draining)):
+        staying: dict[int, list[ReplicaRow]] = {}
+        leaving: dict[int, list[ReplicaRow]] = {}
+        for replica in session.scalars(select(ReplicaRow)):
+            stays = replica.state != ReplicaState.draining and replica.deployment in deployments
+            rows = staying if stays else leaving
             rows.setdefault(replica.deployment, []).append(replica)
-        return [
-            self._holder(session, deployments[key], replicas, known, key != but)
-            for key, replicas in rows.items()
-            if key in deployments
-        ]
+
+        def holders(rows: Mapping[int, list[ReplicaRow]]) -> list[Holder]:
+            return [
+                self._holder(session, deployments[key], replicas, known, key != but)
+                if key in deployments
+                else Holder(key, 0, len(replicas), 0.0, yields=False)
+                for key, replicas in rows.items()
+            ]
+
+        return holders(staying), holders(leaving)
 
     def _holder(
         self,
@@ -137,18 +164,17 @@ class Space:
             self._guesses[release.artefact] = guess(sum(entry.size for entry in files))
         return self._guesses[release.artefact]
 
-    def _put_to_sleep(self, session: Session, deployment: int) -> bool:
-        """False where it gives way no more: somebody has just wanted it to stay."""
+    def _put_to_sleep(self, session: Session, deployment: int) -> None:
+        """Unless it gives way no more, since somebody has just wanted it to stay."""
         row = session.get(DeploymentRow, deployment)
         stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
         if row is None or stable is None or not stable.replicas or releases.options_of(row).min_replicas:
-            return False
+            return
         stable.replicas, stable.state = 0, DeploymentState.asleep
         staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
         session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
-        return True
 
     def _largest(self) -> int:
         """What one replica can take at most."""
