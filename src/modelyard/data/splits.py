@@ -22,6 +22,7 @@ _ENDS = tuple(accumulate(SHARES.values()))
 # What others call a split, and which of ours it becomes.
 NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("calibrate", "calibration"), "calibrate"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "select"),
     **dict.fromkeys(("test", "testing"), "report"),
 }
