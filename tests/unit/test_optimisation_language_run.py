@@ -156,3 +156,26 @@ def test_scales_that_are_tuned_lose_less(inputs, tmp_path):
         name = "q4_0-tuned" if epochs else "q4_0"
         lost[epochs] = next(row["drop"] for row in context.facts["table"] if row["variant"] == name)
     assert lost[4] < 0.9 * lost[0]
+
+
+def test_the_mean_weight_has_so_many_bits_and_the_file_says_which_have_eight(inputs, tmp_path):
+    outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.5", "quantize:q4_0,embeddings=q4_0"])
+    assert list(outputs.published) == ["q4_0", "q4_0-5.5bits"]
+    made = outputs.published["q4_0-5.5bits"]
+    tensors = gguf.GGUFReader(made["folder"] / FILE).tensors
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
+    bits = {"Q4_0": 4.5, "Q8_0": 8.5}
+    sizes = {tensor.name: int(tensor.n_elements) for tensor in tensors if tensor.name in kinds}
+    assert set(kinds.values()) == set(bits)
+    mean = sum(bits[kinds[name]] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert 4.8 < mean <= 5.5
+    rows = {row["variant"]: row for row in context.facts["table"]}
+    assert rows["q4_0-5.5bits"]["drop"] < rows["q4_0"]["drop"]
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [("q8_0,bits=5", "bits: no option of q8_0"), ("q4_0,bits=4.4", "more than bits=4.4")]
+)
+def test_bits_that_cannot_be_had_are_refused(inputs, tmp_path, step, words):
+    with pytest.raises(Exception, match=words):
+        optimised(inputs, tmp_path, steps=[f"quantize:{step}"])

@@ -128,6 +128,40 @@ def test_a_network_of_several_inputs_is_not_trained(tmp_path: Path) -> None:
         Learning.of(found.folder, two, found.source, FolderContext(tmp_path), seed=0, total=1)
 
 
+class Viewed(nn.Module):
+    """Takes pictures, and lays them out by a `view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(pixels).view(len(pixels), -1))
+
+
+class Reshaped(Viewed):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(pixels).flatten(1))
+
+
+@pytest.mark.parametrize(("network", "by_pixel"), [(Viewed, False), (Reshaped, True)])
+def test_pictures_lie_by_pixel_where_the_network_bears_it(tmp_path: Path, network: type[nn.Module], by_pixel: bool) -> None:  # noqa: FBT001
+    image = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["dark", "light"], "input": "x", "output": "y"}
+    card = ModelCard(
+        task="image-classification",
+        engines=("torch",),
+        files={},
+        transform=image,
+        inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 1, 4, 4)),),
+        outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 2)),),
+    )
+    source = Source(tmp_path, card, images(tmp_path / "data"))
+    teaching, made = Learning.of(tmp_path, card, source, FolderContext(tmp_path), seed=0, total=1), network()
+    teaching.fit(made, "finetune", 2, 0.01)
+    assert teaching.by_pixel == by_pixel
+    assert made.layer.weight.is_contiguous()
+
+
 class Pair(nn.Module):
     def __init__(self, width: int, *, frozen: bool = False) -> None:
         super().__init__()

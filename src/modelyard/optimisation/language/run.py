@@ -27,6 +27,7 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
 from modelyard.optimisation.language.rounding import Rounded
+from modelyard.optimisation.language.sensitivity import costs, eight_bit
 from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.texts import Texts, foretell
 from modelyard.optimisation.language.tuning import tune
@@ -131,14 +132,13 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     model, out = subject.fresh(), context.work / name_of(step)
     out.mkdir()
     check_layers(step, model)
-    walk = Walk(model, lambda name: kind_of(step, name, model), context.check)
-    nearest = step.rounding == "nearest" or {step.method, step.embeddings} == {"q8_0"}  # eight bits are rounded nearest anyway
-    if nearest:
+    most, others = step.rows or _BLOCKS, ("select", "report")
+    blocks, _ = subject.texts.blocks("calibrate", others, context.check, most, config.seed)
+    eight = spread(step, model, blocks, config.seed, context.check) if step.bits else frozenset[str]()
+    walk = Walk(model, lambda name: "q8_0" if name in eight else kind_of(step, name, model), context.check)
+    if step.rounding == "nearest" or step.method == "q8_0":  # eight bits are rounded nearest anyway
         walk.nearest()
-    if step.tune or not nearest:
-        most = step.rows or _BLOCKS
-        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, most, config.seed)
-    if not nearest:
+    else:
         walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
     rounded: Mapping[str, Rounded] = walk.rounded
     if step.tune:
@@ -147,6 +147,7 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     card = write(model, subject.folder, subject.card, out, rounded)
     again = read_back(out)
     proof = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded), "step": show(step)}
+    proof |= {"eight_bit": sorted(eight)} if eight else {}
     found = foretell(again, subject.select, context.check)
     context.allow()
     if not math.isfinite(found.perplexity):
@@ -155,8 +156,19 @@ def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobC
     return Variant(out.name, out, card, None, verified=True, proof=proof), found
 
 
+def spread(step: Quantize, model: Any, blocks: Blocks, seed: int, check: Callable[[], None]) -> frozenset[str]:
+    """The weights that have eight bits so that the mean one has `step.bits`. Raises `Invalid` where the grid takes more."""
+    matrices = Walk(model, lambda name: kind_of(step, name, model)).matrices()
+    kinds = {name: kind_of(step, name, model) or "" for name in matrices}
+    sizes = {name: matrix.numel() for name, matrix in matrices.items()}
+    cheap = {name: kind for name, kind in kinds.items() if kind != "q8_0"}
+    found = costs(model, cheap, blocks, seed=seed, check=check)
+    return frozenset(eight_bit(found, sizes, kinds, float(step.bits or 0)))
+
+
 def name_of(step: Quantize) -> str:
-    return "-".join([step.method, *(["nearest"] if step.rounding == "nearest" else []), *(["tuned"] if step.tune else [])])
+    more = (f"{step.bits:g}bits" if step.bits else "", "nearest" if step.rounding == "nearest" else "", "tuned" if step.tune else "")
+    return "-".join([step.method, *filter(None, more)])
 
 
 def kind_of(step: Quantize, name: str, model: Any) -> str | None:
@@ -170,7 +182,7 @@ def kind_of(step: Quantize, name: str, model: Any) -> str | None:
         return None
     if _matches(called, step.eight_bit_layers):
         return "q8_0"
-    return step.embeddings if weight is embedded else step.method
+    return (step.embeddings or (step.method if step.bits else "q8_0")) if weight is embedded else step.method
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -30,6 +30,7 @@ class Walk:
     kinds: Callable[[str], str | None]
     check: Callable[[], None] = lambda: None
     rounded: dict[str, Rounded] = field(default_factory=dict)
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
     def nearest(self) -> None:
         """Round each where it is nearest; no text is looked at."""
@@ -45,7 +46,7 @@ class Walk:
         given = self._given(layers[0], blocks)
         for place, layer in enumerate(layers):
             self.check()
-            seen = _seen(layer, given)
+            seen = _seen(layer, given, {n: self.tokens.get(f"{prefix}.{place}.{n}.weight") for n, _ in layer.named_modules()})
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear):
                     self._one(f"{prefix}.{place}.{name}.weight", module.weight, seen[name])
@@ -119,17 +120,21 @@ def decoder(model: Any) -> tuple[nn.ModuleList, str]:
     return layers, name
 
 
-def _seen(layer: nn.Module, given: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> dict[str, Tensor]:
-    """Of each linear layer in it the sum of x xᵀ; those that take the same tensor share it."""
+def _seen(
+    layer: nn.Module, given: Sequence[tuple[Tensor, Mapping[str, Any]]], weights: Mapping[str, Tensor | None]
+) -> dict[str, Tensor]:
+    """Of each linear layer in it the sum of x xᵀ, each token's as it weighs."""
     sums: dict[str, Tensor] = {}
-    latest: list[tuple[Tensor, Tensor]] = []  # the tensor that was last multiplied, and its product
+    done: dict[str, int] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if not latest or latest[0][0] is not args[0]:
-                rows = args[0].flatten(0, -2)
-                latest[:] = [(args[0], rows.T @ rows)]
-            sums[name] = sums[name] + latest[0][1] if name in sums else latest[0][1].clone()
+            rows, at = args[0].flatten(0, -2), done.get(name, 0)
+            done[name] = at + len(args[0])
+            weight = weights.get(name)
+            left = rows if weight is None else rows * weight[at : at + len(args[0])].flatten()[:, None]
+            product = left.T @ rows
+            sums[name] = sums[name] + product if name in sums else product
 
         return look
 

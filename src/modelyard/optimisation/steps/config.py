@@ -80,8 +80,9 @@ class Quantize(Config):
     `sensitive` ones that do most harm alone; `auto`: as many as it takes for the rest to answer alike.
 
     Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
-    up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` are on a grid of
-    their own, `eight_bit_layers` on q8_0. For `tune` epochs of those blocks scales and norms then learn to foretell as the
+    up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` (None: q8_0) are on
+    a grid of their own, `eight_bit_layers` on q8_0. With `bits`, which the mean weight may have, scales included, those are on
+    q8_0 that gain most by it, embeddings like any other. For `tune` epochs of those blocks scales and norms then learn to foretell as the
     original does, at the peak rate `tune_lr`."""
 
     step: Literal["quantize"] = "quantize"
@@ -93,8 +94,9 @@ class Quantize(Config):
     float_layers: tuple[str, ...] = ()
     sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
     rounding: Literal["compensated", "nearest"] = "compensated"
-    embeddings: Literal["q8_0", "q4_0", "q4_1"] = "q8_0"
+    embeddings: Literal["q8_0", "q4_0", "q4_1"] | None = None
     eight_bit_layers: tuple[str, ...] = ()
+    bits: float | None = Field(default=None, gt=0, lt=8.5)
     tune: int = Field(default=0, ge=0, le=100)
     tune_lr: float = Field(default=2e-3, gt=0, le=1)
 
@@ -102,14 +104,14 @@ class Quantize(Config):
     def _options_are_the_method_s(self) -> Quantize:
         alone, fields = _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE, type(self).model_fields
         given = {name for name in alone if getattr(self, name) != fields[name].default}  # a config is kept with all of them
-        if given:
-            raise ValueError(f"{', '.join(sorted(given))}: no option of {self.method}")
+        if given or (self.bits and self.method == "q8_0"):
+            raise ValueError(f"{', '.join(sorted(given)) or 'bits'}: no option of {self.method}")
         return self
 
 
 # Methods for language models, and what is an option of these or of the others alone.
 GGUF = ("q8_0", "q4_0", "q4_1")
-_GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "tune", "tune_lr"}
+_GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "bits", "tune", "tune_lr"}
 _ONNX_ALONE = {"calibration", "percentile", "per_channel", "sensitive"}
 Step = Annotated[Prune | Finetune | Distil | Qat | Quantize, Field(discriminator="step")]
 STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Quantize]] = {

@@ -1,0 +1,79 @@
+"""Which matrices get eight bits: those whose rounding costs most, as measured by rounding each alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_language
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_conversion_gguf import SIZE
+
+from modelyard.errors import Invalid
+from modelyard.optimisation.language.rounding import GRIDS, nearest
+from modelyard.optimisation.language.sensitivity import costs, eight_bit
+from modelyard.optimisation.language.walk import Walk
+from modelyard.training.recipes.causal_lm import predict
+from modelyard.training.recipes.packing import Document, pack
+
+
+def apart(model, original, blocks) -> float:
+    """The Kullback-Leibler divergence from the original, in nats a token."""
+    inputs = torch.from_numpy(blocks.inputs)
+    with torch.no_grad():
+        ours, theirs = (predict(each, inputs).log_softmax(-1) for each in (model, original))
+    return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+
+
+def test_what_a_matrix_costs_is_told_without_rounding_it(tmp_path):
+    model = tiny_language.learned(tmp_path / "model", **SIZE)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    random = np.random.default_rng(0)
+    blocks = pack([Document(random.integers(5, 300, 33)) for _ in range(64)], 32, 0)
+    kinds = {name: "q4_0" for name in Walk(model, lambda _: "q4_0").matrices()}
+    told = costs(model, kinds, blocks, seed=0)
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+    assert all(weight.grad is None for weight in model.parameters())
+    original, really = tiny_language.learned(tmp_path / "again", **SIZE), {}
+    for name in kinds:
+        weight = model.get_parameter(name)
+        with torch.no_grad():
+            weight.copy_(nearest(before[name], "q4_0").values())
+            really[name] = apart(model, original, blocks)
+            weight.copy_(before[name])
+    ratios = [told[name] / really[name] for name in kinds]
+    assert 0.3 < min(ratios)
+    assert max(ratios) < 3
+    most = max(really, key=really.__getitem__)
+    assert told[most] > np.median(list(told.values()))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 100), st.booleans()), min_size=1, max_size=12),
+    st.sampled_from(["q4_0", "q4_1"]),
+    st.floats(4, 9),
+)
+def test_no_more_bits_are_spent_than_allowed_and_none_that_would_fit_is_left(found, kind, bits):
+    sizes = {f"w{at}": 32 * size for at, (_, size, _) in enumerate(found)}
+    kinds = {f"w{at}": "q8_0" if fixed else kind for at, (_, _, fixed) in enumerate(found)}
+    cost = {f"w{at}": value for at, (value, _, fixed) in enumerate(found) if not fixed}
+
+    def spent(chosen):
+        return sum(GRIDS["q8_0" if name in chosen else kinds[name]].bits * size for name, size in sizes.items())
+
+    total = sum(sizes.values())
+    if spent([]) > bits * total:
+        with pytest.raises(Invalid, match=f"take {spent([]) / total:g} bits a weight already"):
+            eight_bit(cost, sizes, kinds, bits)
+        return
+    chosen = eight_bit(cost, sizes, kinds, bits)
+    assert spent(chosen) <= bits * total * (1 + 1e-9)
+    assert all(spent([*chosen, name]) > bits * total * (1 - 1e-9) for name in cost if name not in chosen)
+
+
+def test_the_dearest_a_weight_come_first():
+    sizes, cost = {"a": 64, "b": 64, "c": 640}, {"a": 1.0, "b": 2.0, "c": 10.0}
+    kinds = dict.fromkeys(sizes, "q4_0")
+    assert eight_bit(cost, sizes, kinds, 4.5 + 4 * 64 / 768) == ["b"]
+    assert sorted(eight_bit(cost, sizes, kinds, 8.5)) == ["a", "b", "c"]
