@@ -62,6 +62,8 @@ def test_steps_are_one_version_that_says_how_it_was_made(platform: Yard) -> None
     assert told["distillation"].keys() == {"select", "report"}
     assert told["distillation"]["report"].keys() == {"rows", "teacher", "distilled", "control", "gain"}
     assert told["select"]["size"] * 4 < 64_000
+    original, made = platform.job(version["job"])["facts"]["0"]["table"]
+    assert original["memory"] > 2 * made["memory"] > 2 << 20  # measured inside the sandbox; torch takes more than a graph
     assert any(line.startswith("control: epoch 3 of 3") for line in said)
     assert platform.deploy("digits", version["reference"])["state"] == "ready"
     with pytest.raises(Invalid, match="already the variant"):

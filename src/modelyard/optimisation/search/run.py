@@ -202,7 +202,7 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:
-    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "p50_ms", "p99_ms", "items_per_s")
+    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "memory", "p50_ms", "p99_ms", "items_per_s")
     figures = {name: row.get(name, math.nan) for name in names}
     return Measured(variant=str(row["number"]), verified=True, size=int(row.get("size", 0)), **figures)
 
