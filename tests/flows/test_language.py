@@ -50,6 +50,7 @@ def test_a_language_model_in_four_bits(platform: Yard, tmp_path: Path) -> None:
     told = made["metadata"]
     assert (told["metric"], told["variant"], told["engines"]) == ("perplexity", "q4_1", ["genai"])
     assert told["select"]["size"] < 0.4 * next((tmp_path / "tiny").glob("*.safetensors")).stat().st_size
+    assert told["select"]["memory"] > 1 << 20
     assert told["report"]["original"]["value"] < told["report"]["chosen"]["value"] < 1.5 * told["report"]["original"]["value"]
     with pytest.raises(Crashed, match="tiny@2 failed"):
         platform.deploy("tiny", made["reference"])

@@ -62,6 +62,8 @@ def test_steps_are_one_version_that_says_how_it_was_made(platform: Yard) -> None
     assert told["distillation"].keys() == {"select", "report"}
     assert told["distillation"]["report"].keys() == {"rows", "teacher", "distilled", "control", "gain"}
     assert told["select"]["size"] * 4 < 64_000
+    original, made = platform.job(version["job"])["facts"]["0"]["table"]
+    assert original["memory"] > 2 * made["memory"] > 2 << 20  # measured inside the sandbox; torch takes more than a graph
     assert any(line.startswith("control: epoch 3 of 3") for line in said)
     assert platform.deploy("digits", version["reference"])["state"] == "ready"
     with pytest.raises(Invalid, match="already the variant"):
@@ -113,3 +115,15 @@ def test_a_search_makes_its_best_trial_a_version_that_says_how(platform: Yard, d
     saved = CliRunner().invoke(assemble(), ["search", told["job"], "--save", str(tmp_path / "report"), "--data", str(data)])
     assert saved.exit_code == 0, saved.output
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["pareto.png", "pareto.svg", "search.json"]
+
+
+def test_a_search_stops_a_trial_that_gets_nowhere(platform: Yard) -> None:
+    """One channel in eight does not tell ten digits apart."""
+    space = "channels=[0,0.87],epochs=[60],quantize=[none]"
+    best = platform.optimize("digits-cnn@1", max_accuracy_drop=1.0, space=space, trials=2, seconds=0.2)
+    facts = platform.job(best["metadata"]["search"]["job"])["facts"]["0"]
+    whole, cut = facts["trial 000"], facts["trial 001"]
+    assert (whole["state"], cut["state"]) == ("succeeded", "stopped")
+    assert cut["verdict"].startswith("stopped: loses ")
+    assert cut["verdict"].endswith(" of 60 epochs")
+    assert platform.job(cut["job"])["state"] == "cancelled"

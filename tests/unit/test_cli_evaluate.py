@@ -16,6 +16,7 @@ FOUND = {
     "variant": {"value": 0.97},
     "drop": {"value": 1.0, "low": 0.5, "high": 1.75},
     "agreement": 0.985,
+    "f1": {"original": 0.97, "variant": 0.96, "drop": {"value": 1.0, "low": 0.25, "high": 2.0}, "classes": []},
     "calibration": [0.012, 0.02],
     "slices": [
         {"slice": "label=3", "rows": 120, "drop": {"value": 4.0, "low": 1.0, "high": 7.0}},
@@ -29,6 +30,7 @@ def test_both_stand_beside_each_other_and_slices_below() -> None:
     assert lines[0] == "m@2 against m@1 on 1,234 rows of the report split of digits@1"
     text = "\n".join(lines)
     assert "accuracy           0.9800  0.9700  1.00 (0.50 to 1.75)" in text
+    assert "macro F1           0.9700  0.9600  1.00 (0.25 to 2.00)" in text
     assert "calibration error  0.0120  0.0200" in text
     assert "answers alike: 0.9850" in text
     assert "label=3   120  4.00 (1.00 to 7.00)" in text
@@ -36,7 +38,8 @@ def test_both_stand_beside_each_other_and_slices_below() -> None:
 
 
 def test_what_is_not_known_is_not_shown() -> None:
-    text = evaluation({**FOUND, "calibration": None, "slices": [], "left_out": 7})
+    text = evaluation({**FOUND, "calibration": None, "f1": None, "slices": [], "left_out": 7})
     assert "rows of the report split of digits@1 (7 left out)" in text
     assert "calibration" not in text
+    assert "F1" not in text
     assert "slice" not in text

@@ -9,7 +9,7 @@ from modelyard.cli.variants import findings, measured
 
 def row(variant: str, **changes: Any) -> dict[str, Any]:
     accuracy = {"accuracy": 0.98123, "low": 0.961, "high": 0.992, "drop": 0.37}
-    speed = {"size": 2048, "p50_ms": 0.1234, "p99_ms": 0.5, "items_per_s": 12345.6}
+    speed = {"size": 2048, "memory": 3 << 20, "p50_ms": 0.1234, "p99_ms": 0.5, "items_per_s": 12345.6}
     return {"variant": variant, "chosen": False, "verdict": "within the budget", **accuracy, **speed} | changes
 
 
@@ -23,7 +23,7 @@ def test_variants_stand_side_by_side_with_the_chosen_one_marked() -> None:
     _, original, chosen, report, _, last = text.splitlines()
     assert original.startswith("  original")
     assert chosen.startswith("→ static-int8")
-    for figure in ("0.9812", "0.961–0.992", "0.37", "2.0 KiB", "0.123", "12,346", "best latency"):
+    for figure in ("0.9812", "0.961–0.992", "0.37", "2.0 KiB", "3.0 MiB", "0.123", "12,346", "best latency"):
         assert figure in chosen
     assert "270 rows" in report
     assert "0.00 points lost (-0.50 to 0.50)" in last
@@ -42,8 +42,9 @@ def test_a_variant_reads_in_one_line() -> None:
 
 
 def test_what_could_not_be_measured_is_a_dash() -> None:
-    rows = [row("dynamic-int8", accuracy=None, low=None, high=None, drop=None, p50_ms=None, p99_ms=None, items_per_s=None)]
-    assert findings({"metric": "r2", "table": rows, "report": REPORT}).count("—") == 7
+    names = ("accuracy", "low", "high", "drop", "memory", "p50_ms", "p99_ms", "items_per_s")
+    rows = [row("dynamic-int8", **dict.fromkeys(names))]
+    assert findings({"metric": "r2", "table": rows, "report": REPORT}).count("—") == 8
 
 
 def test_a_lesson_stands_beside_its_control() -> None:

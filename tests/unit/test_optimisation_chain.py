@@ -46,8 +46,23 @@ def test_steps_make_one_variant_whose_graph_is_its_own_network(tmp_path: Path) -
     before, after = result.told[1]["parameters"]
     assert after < 0.5 * before
     assert len(result.told[1]["curves"]["prune"]) == 4
-    assert told.metrics[-1] == {"step": 10, "of": 10 + 5}
+    assert [said for said in told.metrics if "of" in said][-1] == {"step": 10, "of": 10 + 5}
     assert [line for line in told.lines if "exported to ONNX: verified" in line]
+
+
+def test_what_the_variant_loses_is_told_after_each_of_its_epochs_and_of_no_control(tmp_path: Path) -> None:
+    result, told = made(tmp_path, "finetune:epochs=6", "prune:channels=0.5", "distil:epochs=3")
+    steps = {said["step"]: said for said in told.metrics if "epoch_drop" in said}
+    assert list(steps) == list(range(2, 11))
+    assert [said["epochs_left"] for said in steps.values()] == list(range(8, -1, -1))
+    assert len(result.told[-1]["curves"]["control"]) == 3
+    (variant,) = result.variants
+    (tmp_path / "again").mkdir()
+    again = subject(tmp_path / "again")
+    answers = again.source.predict(variant.engine, again.select.inputs)
+    own = again.source.predict(again.engine, again.select.inputs)
+    wanted = again.select.wanted
+    assert steps[10]["epoch_drop"] == pytest.approx(100 * (np.mean(own == wanted) - np.mean(answers == wanted)), abs=1e-6)
 
 
 def test_a_float_chain_ends_as_float(tmp_path: Path) -> None:

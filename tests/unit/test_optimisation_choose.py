@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from modelyard.errors import Invalid
 from modelyard.optimisation.choose import Measured, choose
 
-FLOAT = Measured("fp32", True, 0.98, 0.96, 0.99, 0.0, -1.0, 1.0, 100, 2.0, 3.0, 500.0)
-INT8 = replace(FLOAT, variant="static-int8", accuracy=0.975, drop=0.5, size=30, p50_ms=1.0, items_per_s=900.0)
+FLOAT = Measured("fp32", True, 0.98, 0.96, 0.99, 0.0, -1.0, 1.0, 100, 9e6, 2.0, 3.0, 500.0)
+INT8 = replace(FLOAT, variant="static-int8", accuracy=0.975, drop=0.5, size=30, memory=8e6, p50_ms=1.0, items_per_s=900.0)
 
 figures = st.floats(allow_nan=True, allow_infinity=True) | st.floats(-5, 5)
 measured = st.builds(
@@ -25,12 +25,13 @@ measured = st.builds(
     drop_low=figures,
     drop_high=figures,
     size=st.integers(0, 3),
+    memory=figures,
     p50_ms=figures,
     p99_ms=figures,
     items_per_s=figures,
 )
 rows = st.lists(measured, max_size=6, unique_by=lambda m: m.variant)
-goals = st.sampled_from(["latency", "throughput", "size"])
+goals = st.sampled_from(["latency", "throughput", "size", "memory"])
 
 
 @given(rows, goals, st.floats(0, 5), st.randoms())
@@ -38,7 +39,12 @@ def test_the_choice_is_within_the_budget_best_and_independent_of_order(
     found: list[Measured], goal, budget: float, random
 ) -> None:
     fit = [m for m in found if m.verified and m.drop <= budget]
-    cost = {"latency": lambda m: m.p50_ms, "throughput": lambda m: -m.items_per_s, "size": lambda m: m.size}[goal]
+    cost = {
+        "latency": lambda m: m.p50_ms,
+        "throughput": lambda m: -m.items_per_s,
+        "size": lambda m: m.size,
+        "memory": lambda m: m.memory,
+    }[goal]
     fit = [m for m in fit if math.isfinite(cost(m))]
     if not fit:
         with pytest.raises(Invalid):
@@ -80,6 +86,8 @@ def test_goals_differ_and_verdicts_say_why() -> None:
     }
     assert choose([FLOAT, INT8, slow_small], "size", 1.0).variant == "dynamic-int8"
     assert choose([FLOAT, INT8, slow_small], "throughput", 1.0).variant == "static-int8"
+    light = replace(slow_small, variant="light", memory=7e6)
+    assert choose([FLOAT, INT8, light, replace(light, variant="unknown", memory=math.nan)], "memory", 1.0).variant == "light"
     assert choose([FLOAT, INT8], "latency", 0.2).variant == "fp32"
     assert choose([FLOAT, INT8], "latency", INT8.drop).variant == "static-int8"
 

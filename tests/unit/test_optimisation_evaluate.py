@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
+from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_score
 
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, mse, paired_difference, r2, resampled_drop, score, spearman
+from modelyard.optimisation.evaluate import agreement, drop, f1, mse, paired_difference, r2, resampled_drop, score, spearman
 
 
 def table(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,3 +121,27 @@ def test_the_resampled_drop_is_what_its_interval_is_read_from(metric: str) -> No
     stated = drop(good, bad, wanted, metric, 0.9, seed=3)
     assert drawn.tolist() == sorted(drawn)
     assert (value, *np.quantile(drawn, [0.05, 0.95])) == pytest.approx((stated.value, stated.low, stated.high))
+
+
+ROW = st.tuples(st.integers(-1, 5), st.integers(0, 3), st.integers(0, 3))
+ANSWERED = st.lists(ROW, min_size=1, max_size=40).filter(lambda rows: any(times for _, _, times in rows))
+
+
+@given(ANSWERED)
+def test_f1_is_scikit_learns_also_of_rows_that_count_several_times(rows: list[tuple[int, int, int]]) -> None:
+    predicted, wanted, times = np.array(rows).T
+    there = np.unique(wanted)
+    how = {"labels": there, "average": None, "zero_division": 0}
+    assert f1(predicted, wanted) == pytest.approx(f1_score(wanted, predicted, **how))
+    assert f1(predicted, wanted, times) == pytest.approx(f1_score(wanted, predicted, sample_weight=times, **how))
+    assert score(predicted, wanted, "f1").value == pytest.approx(f1(predicted, wanted).mean())
+
+
+def test_the_drop_of_macro_f1_is_paired_and_counts_rare_classes() -> None:
+    """A class of 2 in 100 rows that is never answered costs half of macro F1, and two points of accuracy."""
+    wanted = np.array([0] * 980 + [1] * 20)
+    lost = drop(wanted, np.zeros(1000, int), wanted, "f1", 0.9)
+    assert drop(wanted, np.zeros(1000, int), wanted, "accuracy").value == 2.0
+    assert lost.low < lost.value == pytest.approx(50.5, abs=0.1)
+    assert lost.high < 51.2
+    assert drop(wanted, wanted, wanted, "f1").to_json() == {"value": 0, "low": 0, "high": 0}

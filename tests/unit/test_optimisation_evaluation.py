@@ -111,10 +111,22 @@ def test_a_version_is_held_against_its_original_on_the_report_split(classes: Pat
     assert (facts["rows"], facts["original"]["value"], facts["variant"]["value"]) == (80, 1.0, right.mean())
     assert facts["drop"]["low"] < facts["drop"]["value"] == found.drop.drop < facts["drop"]["high"]
     whole = json.loads((outputs.published[name]["folder"] / "evaluation.json").read_text())
+    f1 = facts["f1"]
+    assert (f1["original"], f1["drop"]["value"]) == (1.0, pytest.approx(100 * (1 - f1["variant"])))
+    assert f1["drop"]["low"] < f1["drop"]["value"] < f1["drop"]["high"]
+    assert sorted((row["class"], row["rows"]) for row in f1["classes"]) == [
+        ("high", int(columns["kind"].sum())),
+        ("low", int((columns["kind"] == 0).sum())),
+    ]
+    assert f1["variant"] == pytest.approx(np.mean([row["variant"] for row in f1["classes"]]))
+    assert {**whole["figures"]["f1"], "classes": None} == {**f1, "classes": None}
+    assert "f1" not in said["evidence"]  # the gate does not decide by it
     assert whole["inputs"]["model"] == {"hash": "aa", "reference": "m@2"}
     text = (outputs.published[name]["folder"] / "README.md").read_text()
     assert "m@2 beside m@1" in text
     assert "| light=dim | 40 |" in text
+    assert "- macro F1: original 1.0000, model 0." in text
+    assert "| high | " in text
 
 
 def test_each_version_runs_on_its_own_engine(tmp_path: Path) -> None:
@@ -126,7 +138,8 @@ def test_each_version_runs_on_its_own_engine(tmp_path: Path) -> None:
         return (engine.forward({"x": x})["output"][:, 0] + 0.05 * noise.standard_normal(len(x))).tolist()
 
     table(tmp_path / "data", Feature(type="float"), answers)
-    outputs, _ = evaluated(tmp_path, linear(tmp_path / "onnx", RIGHT[:, :1], None), tmp_path / "torch", tmp_path / "data")
+    outputs, context = evaluated(tmp_path, linear(tmp_path / "onnx", RIGHT[:, :1], None), tmp_path / "torch", tmp_path / "data")
+    assert context.facts["f1"] is None
     found = evidence(outputs)
     assert (found.metric, found.slices, found.calibration) == ("r2", {}, None)
     assert found.original > 0.9 > found.variant
@@ -149,8 +162,9 @@ def test_what_its_original_was_trained_on_is_what_a_variant_is_shown(tmp_path: P
 def test_scores_that_are_no_numbers_are_wrong(classes: Path, tmp_path: Path) -> None:
     broken = np.full((10, 2), np.nan, np.float32)
     with np.errstate(invalid="ignore"):
-        outputs, _ = evaluated(tmp_path, linear(tmp_path / "new", broken), linear(tmp_path / "old"), classes)
+        outputs, context = evaluated(tmp_path, linear(tmp_path / "new", broken), linear(tmp_path / "old"), classes)
     assert evidence(outputs).drop == Paired(0, 80, 0, 0)
+    assert context.facts["f1"]["variant"] == 0
 
 
 @pytest.mark.parametrize("labels", [("low", "middle"), ("low", "high", "middle")])

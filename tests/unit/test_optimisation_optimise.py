@@ -26,6 +26,7 @@ COLUMNS = {
     "high",
     "drop",
     "size",
+    "memory",
     "p50_ms",
     "p99_ms",
     "items_per_s",
@@ -109,6 +110,8 @@ def test_the_table_has_the_original_and_all_figures(done: tuple[FolderOutputs, F
     assert rows[0]["verdict"] == "original"
     assert rows[1]["drop"] == pytest.approx(0, abs=1e-3)
     assert [row["chosen"] for row in rows].count(True) == 1
+    held = {row["variant"]: row["memory"] for row in rows}
+    assert held["original"] > 2 * held["fp32"] > 2 << 20  # torch takes more than a graph
     assert all(row["low"] <= row["accuracy"] <= row["high"] and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     json.dumps(context.facts, allow_nan=False)
 

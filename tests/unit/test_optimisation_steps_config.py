@@ -54,3 +54,4 @@ def test_a_control_learns_as_long_as_its_student() -> None:
     assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2")) == 6 + 2 + 2
     assert epochs(steps("finetune:epochs=3", "distil:epochs=5,student.width=1", "prune:channels=0.5", "distil:epochs=2")) == 17
     assert epochs(steps("quantize")) == 0
+    assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2"), controls=False) == 6 + 2

@@ -43,6 +43,23 @@ def test_each_epoch_is_told(tmp_path: Path) -> None:
     assert teaching.done == 2
 
 
+def test_who_watches_changes_nothing_of_what_is_learned(tmp_path: Path) -> None:
+    found, weights, seen = subject(tmp_path), [], []
+
+    def see(network: nn.Module) -> None:
+        seen.append(found.source.predict(TorchEngine.of(network, found.card), found.select.inputs))
+
+    for watch in (None, see):
+        teaching, network = learning(found, tmp_path), load_module(found.folder, found.card)
+        teaching.watch = watch
+        teaching.fit(network, "finetune", 3, 0.01)
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*weights)
+    assert len(seen) == 3
+    teaching.fit(network, "control", 1, 0.01, watched=False)
+    assert len(seen) == 3
+
+
 def test_labels_are_learned_by_their_names(tmp_path: Path) -> None:
     """A model that orders its labels otherwise than the dataset is taught its own order."""
     found = subject(tmp_path, labels=("high", "low", "middle"))

@@ -58,6 +58,8 @@ def evaluation(found: Mapping[str, Any]) -> str:
     out = f" ({found['left_out']:,} left out)" if found["left_out"] else ""
     scores = [f"{found[which]['value']:.4f}" for which in ("original", "variant")]
     figures = [(found["metric"], *scores, _points(found["drop"]))]
+    if f1 := found.get("f1"):
+        figures.append(("macro F1", f"{f1['original']:.4f}", f"{f1['variant']:.4f}", _points(f1["drop"])))
     if found["calibration"]:
         figures.append(("calibration error", *(f"{value:.4f}" for value in found["calibration"]), ""))
     lost = f"lost, points (at {found['confidence']:g})"

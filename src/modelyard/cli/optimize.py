@@ -14,9 +14,9 @@ from modelyard.cli.search import searched_text, searching
 from modelyard.cli.values import nested, seconds
 from modelyard.cli.variants import findings
 
-Goal = Literal["latency", "throughput", "size"]
+Goal = Literal["latency", "throughput", "size", "memory"]
 Drop = Annotated[float, typer.Option(min=0, max=100, help="Percentage points of accuracy the chosen variant may lose.")]
-Best = Annotated[Goal, typer.Option(help="What is best among those: latency, throughput or size.", metavar="GOAL")]
+Best = Annotated[Goal, typer.Option(help="What is best among those: latency, throughput, size or memory.", metavar="GOAL")]
 On = Annotated[
     str | None,
     typer.Option("--dataset", "--on", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"),

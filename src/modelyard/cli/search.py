@@ -51,9 +51,9 @@ def _text(job: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def trials_text(rows: Sequence[Mapping[str, Any]], metric: str | None, best: int | None = None) -> str:
     """The table of trials: the best marked by an arrow, those on the front by a star."""
-    figures = ("lost", "interval", "p50 ms", "p99 ms", "rows/s", "size", "seconds")
+    figures = ("lost", "interval", "p50 ms", "p99 ms", "rows/s", "size", "memory", "seconds")
     shown = [_row(row, row["number"] == best) for row in rows]
-    spare = ("seconds", "p99 ms", "interval")
+    spare = ("seconds", "p99 ms", "interval", "memory")
     return table(("trial", "steps", metric or "score", *figures, "verdict"), shown, "No trial yet.", spare=spare)
 
 
@@ -65,7 +65,7 @@ def _row(row: Mapping[str, Any], best: bool) -> tuple[Any, ...]:
     interval = None if row.get("drop_low") is None else f"{row['drop_low']:.2f}–{row['drop_high']:.2f}"
     speeds = (figure("p50_ms", 3), figure("p99_ms", 3), figure("items_per_s", 0))
     quality = (figure("accuracy", 4), figure("drop", 2), interval)
-    stored = None if row.get("size") is None else size(int(row["size"]))
+    room = [None if row.get(name) is None else size(int(row[name])) for name in ("size", "memory")]
     told = row.get("verdict") or row["error"] or row["state"]
     steps = " ".join(row["steps"]) or row["variant"]
-    return f"{mark} {row['number']}", steps, *quality, *speeds, stored, figure("seconds", 1), told
+    return f"{mark} {row['number']}", steps, *quality, *speeds, *room, figure("seconds", 1), told

@@ -8,7 +8,7 @@ from typing import Any
 from modelyard.cli.screen import size
 from modelyard.cli.table import table
 
-_HEADER = ("variant", "accuracy", "interval", "lost", "size", "p50 ms", "p99 ms", "rows/s", "verdict")
+_HEADER = ("variant", "accuracy", "interval", "lost", "size", "memory", "p50 ms", "p99 ms", "rows/s", "verdict")
 
 
 def measured(row: Mapping[str, Any], metric: str) -> str:
@@ -22,7 +22,7 @@ def findings(facts: Mapping[str, Any]) -> str:
     metric = facts["metric"]
     rows = [_row(row) for row in facts["table"]]
     header = [metric if name == "accuracy" else name for name in _HEADER]
-    parts = [table(header, rows, spare=("interval", "p99 ms")), _report(facts["report"], metric)]
+    parts = [table(header, rows, spare=("interval", "p99 ms", "memory")), _report(facts["report"], metric)]
     parts += [_lesson(split, found, metric) for split, found in facts.get("distillation", {}).items()]
     return "\n".join(parts)
 
@@ -35,6 +35,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{_figure(row['low'], 3)}–{_figure(row['high'], 3)}",
         _figure(row["drop"], 2),
         size(row["size"]),
+        "—" if row.get("memory") is None else size(row["memory"]),
         _figure(row["p50_ms"], 3),
         _figure(row["p99_ms"], 3),
         _figure(row["items_per_s"], 0),

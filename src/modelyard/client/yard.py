@@ -24,7 +24,7 @@ from modelyard.plugins import load
 
 Json = dict[str, Any]
 Tensors = Mapping[str, Any]
-Goal = Literal["latency", "throughput", "size"]
+Goal = Literal["latency", "throughput", "size", "memory"]
 _SOURCES = (
     "A dataset comes from CSV, JSONL, Parquet or text files, images by class, a hub, as hf:org/name, or scikit-learn, as "
     "sklearn:digits."

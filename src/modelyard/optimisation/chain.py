@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from modelyard.conversion.base import verify
@@ -44,6 +46,7 @@ _FINETUNED, _QUANTISED = 0.25, 0.1  # of the rate of the version's own training
 _JUDGED = 2048  # rows of the train split that importance is judged by
 _ALIKE = 0.99  # of the labels; with so many alike `sensitive=auto` leaves no more in float
 BEYOND = 5  # what the job tells as progress beside epochs
+_WATCHED = 512  # rows of the select split that a network is judged by after each epoch
 _PATIENT = 10.0  # times as long as usual a job may be silent while it traces, exports or quantises
 
 
@@ -144,6 +147,7 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
         )
     context.allow(_PATIENT)
     learning = Learning.of(subject.folder, card, subject.source, context, seed=config.seed, total=epochs(steps), beyond=BEYOND)
+    learning.watch = _watch(subject, epochs(steps, controls=False), config, context)
     context.allow()
     shaping = Shaping(subject, learning, load_module(subject.folder, card))
     learning.check(shaping.network)
@@ -151,6 +155,25 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
         for step in steps:
             shaping.take(step)
     return shaping
+
+
+def _watch(subject: Subject, total: int, config: OptimiseConfig, context: JobContext) -> Callable[[nn.Module], None]:
+    """Tells after each of `total` epochs what the network loses on some rows of the select split, in points: as metrics of
+    steps from 2 on, for 0 and 1 are the original and the variant."""
+    source, card, rows = subject.source, subject.card, len(subject.select.wanted)
+    some = np.sort(np.random.default_rng([config.seed, 3]).choice(rows, min(_WATCHED, rows), replace=False))
+    inputs, wanted = {name: array[some] for name, array in subject.select.inputs.items()}, subject.select.wanted[some]
+
+    def worth(engine: BatchEngine) -> float:
+        return agreement(wanted, source.predict(engine, inputs, context.check), source.metric)
+
+    own, done = worth(subject.engine), count(1)
+
+    def watch(network: nn.Module) -> None:
+        lost, at = 100 * (own - worth(TorchEngine.of(network, card))), next(done)
+        context.metric(at + 1, epoch_drop=round(lost, 9), epochs_left=total - at)
+
+    return watch
 
 
 def _exported(shaped: Shaping, subject: Subject, out: Path, context: JobContext) -> Variant:

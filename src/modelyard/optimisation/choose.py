@@ -18,7 +18,8 @@ ORIGINAL = "original"
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One variant's figures on the select split. `accuracy` (for regression R²) lies in [`low`, `high`]; `drop` against the
-    original is in points. `size` in bytes, `p50_ms`/`p99_ms` at batch 1, `items_per_s` at batch 32."""
+    original is in points. `size`, and the `memory` that serving it takes, in bytes; `p50_ms`/`p99_ms` at batch 1, `items_per_s`
+    at batch 32."""
 
     variant: str
     verified: bool
@@ -29,6 +30,7 @@ class Measured:
     drop_low: float
     drop_high: float
     size: int
+    memory: float
     p50_ms: float
     p99_ms: float
     items_per_s: float
@@ -51,6 +53,7 @@ _COSTS: Mapping[Goal, Callable[[Measured], float]] = {
     "latency": lambda m: m.p50_ms,
     "throughput": lambda m: -m.items_per_s,
     "size": lambda m: m.size,
+    "memory": lambda m: m.memory,
 }
 
 

@@ -6,13 +6,14 @@ Called by the kinds `evaluate` and `optimise`. Pure functions over arrays; they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, of_numbers, paired, resampled_drop
+from modelyard.optimisation.evaluate import agreement, drop, f1, of_numbers, paired, resampled_drop
 from modelyard.optimisation.evidence import Drop, Evidence, Metric, Paired, Resampled
 from modelyard.optimisation.examples import Answers
 from modelyard.tensors import Array
@@ -54,6 +55,21 @@ def compare(
         columns=columns,
         left_out=int((~kept).sum()),
     )
+
+
+def by_class(
+    original: Array, variant: Array, wanted: Array, labels: Sequence[str], confidence: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """F1 for reports, of INT64 [rows]: {original, variant, drop: {value, low, high}} in macro F1, the drop in points with the
+    interval of paired resamples, and of each class that some row is of {class, rows, original, variant}."""
+    one, two, counts = f1(original, wanted), f1(variant, wanted), np.bincount(wanted)
+    rows = zip(np.flatnonzero(counts).tolist(), one.tolist(), two.tolist(), strict=True)
+    return {
+        "original": float(one.mean()),
+        "variant": float(two.mean()),
+        "drop": drop(original, variant, wanted, "f1", confidence, seed).to_json(),
+        "classes": [{"class": labels[k], "rows": int(counts[k]), "original": a, "variant": b} for k, a, b in rows],
+    }
 
 
 def by_label(labels: tuple[str, ...] | None, wanted: Array) -> dict[str, Array]:

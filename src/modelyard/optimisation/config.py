@@ -12,7 +12,7 @@ from modelyard.kinds import Config, Pinned
 from modelyard.optimisation.steps.config import Step, check_order
 from modelyard.optimisation.steps.text import parse
 
-Goal = Literal["latency", "throughput", "size"]
+Goal = Literal["latency", "throughput", "size", "memory"]
 Variant = Literal["fp32", "static-int8", "dynamic-int8", "openvino", "litert"]
 
 
@@ -27,7 +27,8 @@ def check_inputs(inputs: Mapping[str, Pinned]) -> None:
 
 class OptimiseConfig(Config):
     """`max_accuracy_drop`: the most accuracy (for regression: R²) the chosen variant may lose on the select split, in
-    percentage points. `goal`: what is best among those within it: p50 latency at batch 1, throughput at batch 32, or size.
+    percentage points. `goal`: what is best among those within it: p50 latency at batch 1, throughput at batch 32, size, or
+    the memory that serving it takes.
     `steps`: techniques to be done one after another, as objects or as text ('prune:channels=0.5'); they make one variant, and
     `variants` is then left aside.
     `confidence`: of every interval reported. `seed`: of the calibration sample. `seconds`: of measuring each variant."""

@@ -1,8 +1,8 @@
 """How good a model is, and how sure that is: scores with confidence intervals, and what a variant loses against the original on
 the same rows. Pure functions over predictions; they know no model and no dataset.
 
-Classification is scored by accuracy, regression by R², similarities of texts by Spearman's ρ; the drop of each counts in
-points.
+Classification is scored by accuracy, and told of in macro F1, too; regression by R², similarities of texts by Spearman's ρ; the
+drop of each counts in points.
 """
 
 from __future__ import annotations
@@ -51,8 +51,22 @@ def spearman(predicted: Array, wanted: Array) -> float:
     return float(_ranked([predicted], wanted)(np.arange(len(wanted)))[0])
 
 
+def f1(predicted: Array, wanted: Array, times: Array | None = None) -> Array:
+    """FP64 [classes]: of each class that some row is of, in their order, the harmonic mean of precision and recall (C. J. van
+    Rijsbergen, 1979), 0 where it is never right. `predicted`, `wanted`: whole numbers [rows], below 0 where none is answered;
+    rows count `times`."""
+    times, answered = np.ones(len(wanted)) if times is None else times, predicted >= 0
+    classes = np.flatnonzero(np.bincount(wanted))
+    most = 1 + max(int(wanted.max()), int(predicted.max()))
+    right = np.bincount(wanted, times * (predicted == wanted), most)
+    both = np.bincount(wanted, times, most) + np.bincount(predicted[answered], times[answered], most)
+    found: Array = np.divide(2 * right, both, out=np.zeros(most), where=both > 0)[classes]
+    return found
+
+
 def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Accuracy (Wilson), R² or ρ (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions [rows]."""
+    """Accuracy (Wilson), R², ρ or macro F1 (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions
+    [rows]."""
     _check(predicted, wanted)
     if metric == _RIGHT:
         return wilson(int((predicted == wanted).sum()), len(wanted), confidence)
@@ -104,7 +118,7 @@ def _resampled(
 ) -> tuple[float, Array]:
     """`statistic` maps the metric of each model, [resamples, models], to [resamples]; the same rows are drawn for all."""
     wanted, models = wanted.astype(np.float64), [model.astype(np.float64) for model in models]
-    scored = _ranked(models, wanted) if metric == "spearman" else _squared(models, wanted)
+    scored = {"spearman": _ranked, "f1": _averaged}.get(metric, _squared)(models, wanted)
     random, rows = np.random.default_rng(seed), len(wanted)
     drawn = np.stack([scored(random.integers(0, rows, rows)) for _ in range(_RESAMPLES)])
     return float(statistic(scored(np.arange(rows))[None])[0]), statistic(drawn)
@@ -114,6 +128,17 @@ def _squared(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
     """R² of each model over rows, which may be there several times."""
     squares, rows = np.stack([(predicted - wanted) ** 2 for predicted in models]), len(wanted)
     return lambda drawn: _r2s(squares, wanted, np.bincount(drawn, minlength=rows).astype(np.float64))
+
+
+def _averaged(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
+    """The same of macro F1: the mean over the classes there are."""
+    truth, answers, rows = wanted.astype(np.int64), [model.astype(np.int64) for model in models], len(wanted)
+
+    def scored(drawn: Array) -> Array:
+        times = np.bincount(drawn, minlength=rows).astype(np.float64)
+        return np.array([f1(one, truth, times).mean() for one in answers])
+
+    return scored
 
 
 def _ranked(models: list[Array], wanted: Array) -> Callable[[Array], Array]:

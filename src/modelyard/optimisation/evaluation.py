@@ -20,7 +20,7 @@ from modelyard.data.datasets import Dataset
 from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
-from modelyard.optimisation.comparison import by_column, by_label, compare
+from modelyard.optimisation.comparison import by_class, by_column, by_label, compare
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
 from modelyard.optimisation.evidence import Drop, Evidence, Paired
 from modelyard.optimisation.examples import Answers, Source
@@ -31,7 +31,7 @@ SPLIT = "report"
 _USED = ("calibrate", "select")  # splits that variants are made and chosen by
 _MOST_LEFT_OUT = 0.1
 _MOST_SLICES, _MOST_RESAMPLED = 5000, 400  # what the catalogue keeps of one evaluation: numbers take more
-_TOLD = 50  # slices that are reported as facts
+_TOLD = 50  # slices, and classes, that are reported as facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,11 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     slices = by_label(original.source.labels, wanted) | within
     how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
     evidence = compare(first, second, wanted, original.source.metric, **how)
-    publish(config, inputs, evidence, outputs, context)
+    f1 = None
+    if labels := original.source.labels:
+        one, two = (answers.only(kept).predicted for answers in (first, second))
+        f1 = by_class(one, two, wanted[kept], labels, config.confidence, config.seed)
+    publish(config, inputs, evidence, outputs, context, f1=f1)
     context.progress(3, 3)
 
 
@@ -138,10 +142,16 @@ def described(evidence: Evidence, baseline: str, candidate: str | None = None) -
 
 
 def publish(
-    config: EvaluateConfig, inputs: Mapping[str, Input], evidence: Evidence, outputs: Outputs, context: JobContext
+    config: EvaluateConfig,
+    inputs: Mapping[str, Input],
+    evidence: Evidence,
+    outputs: Outputs,
+    context: JobContext,
+    *,
+    f1: Mapping[str, Any] | None,
 ) -> None:
-    """Leave the artefact, and what a command shows as the job's facts."""
-    figures = table(evidence, config.confidence)
+    """Leave the artefact, and what a command shows as the job's facts. `f1`: what `by_class` found, None for numbers."""
+    figures = {**table(evidence, config.confidence), "f1": f1}
     folder = context.work / "evaluation"
     folder.mkdir()
     whole = {
@@ -154,7 +164,8 @@ def publish(
     (folder / "README.md").write_text(readme(config, inputs, figures))
     outputs.publish("evaluation", folder, metadata={"evaluation": described(evidence, "original", "model")}, version=False)
     worst = sorted(figures["slices"], key=lambda row: -math.inf if row["drop"] is None else -row["drop"]["high"])
-    context.report(**{**figures, "slices": worst[:_TOLD]})
+    told = f1 and {**f1, "classes": sorted(f1["classes"], key=lambda row: row["variant"] - row["original"])[:_TOLD]}
+    context.report(**{**figures, "slices": worst[:_TOLD], "f1": told})
 
 
 def table(evidence: Evidence, confidence: float) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def table(evidence: Evidence, confidence: float) -> dict[str, Any]:
 
 
 def readme(config: EvaluateConfig, inputs: Mapping[str, Input], figures: Mapping[str, Any]) -> str:
-    """The same in prose, with a table of the slices."""
+    """The same in prose, with tables of the classes and of the slices."""
     names = {role: f"`{given.reference}`" for role, given in inputs.items()}
     left_out = f"{figures['left_out']:,} rows were left out, which variants are made or chosen by"
     lines = [
@@ -190,6 +201,10 @@ def readme(config: EvaluateConfig, inputs: Mapping[str, Input], figures: Mapping
     if figures["calibration"]:
         before, after = figures["calibration"]
         lines.append(f"- expected calibration error: original {before:.4f}, model {after:.4f}")
+    if f1 := figures["f1"]:
+        lines.append(f"- macro F1: original {f1['original']:.4f}, model {f1['variant']:.4f}, lost: {_points(f1['drop'])}")
+        lines += ["", "| class | rows | F1, original | F1, model |", "|---|---|---|---|"]
+        lines += [f"| {row['class']} | {row['rows']} | {row['original']:.4f} | {row['variant']:.4f} |" for row in f1["classes"]]
     if figures["slices"]:
         lines += ["", "| slice | rows | lost (points) |", "|---|---|---|"]
         lines += [f"| {row['slice']} | {row['rows']} | {_points(row['drop'])} |" for row in figures["slices"]]

@@ -26,7 +26,8 @@ from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
 from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fresh
 from modelyard.optimisation.examples import Examples, Source
-from modelyard.optimisation.measure import MANY, UNKNOWN, measure
+from modelyard.optimisation.measure import MANY, ONE, UNKNOWN, measure, rows
+from modelyard.optimisation.memory import memory
 from modelyard.optimisation.publish import REPORT, Findings, publish
 from modelyard.optimisation.steps.config import epochs
 from modelyard.optimisation.study import study
@@ -91,7 +92,11 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     """The original and every variant on the select split; figures of one that does not run are NaN."""
     engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.engine is not None}}
     source = subject.source
-    speeds = measure(engines, source.typical(subject.select.inputs, MANY), config.seconds, context.check, source.cut)
+    typical = source.typical(subject.select.inputs, MANY)
+    speeds = measure(engines, typical, config.seconds, context.check, source.cut)
+    batches = [source.cut(rows(typical, size)) for size in (ONE, MANY)]
+    folders = {ORIGINAL: subject.folder, **{v.name: v.folder for v in variants}}
+    held = {name: memory(folders[name], batches, context.work, context.check) for name in engines}
     predictions = {name: source.predict(engine, subject.select.inputs, context.check) for name, engine in engines.items()}
     own = subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"]
     there = [(ORIGINAL, True, _stored(inside(subject.folder, own)))]
@@ -101,6 +106,7 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
             variant=name,
             verified=verified,
             size=size,
+            memory=held.get(name, math.nan),
             **_judged(predictions, name, subject, config),
             **asdict(speeds.get(name, UNKNOWN)),
         )

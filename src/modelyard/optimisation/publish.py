@@ -110,8 +110,8 @@ def readme(findings: Findings) -> str:
     lines = [
         f"Optimised from `{findings.inputs['model'].reference}` on `{findings.inputs['dataset'].reference}`"
         f"{_within(config, name)}. Figures of the select split, one thread; intervals at {config.confidence:.0%}.\n",
-        f"| variant | {name} | interval | lost (points) | bytes | p50 ms | p99 ms | rows/s | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| variant | {name} | interval | lost (points) | bytes | memory | p50 ms | p99 ms | rows/s | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in findings.table),
     ]
     lines += of_steps(findings)
@@ -155,11 +155,11 @@ def of_steps(findings: Findings) -> list[str]:
 
 def _line(row: Mapping[str, Any]) -> str:
     if row["accuracy"] is None:
-        return f"| {row['variant']} | | | | | | | | {row['verdict']} |"
+        return f"| {row['variant']} | | | | | | | | | {row['verdict']} |"
     return (
         f"| {row['variant']} | {row['accuracy']:.4f} | {row['low']:.4f} to {row['high']:.4f} | {row['drop']:.2f} "
-        f"| {row['size']} | {_figure(row['p50_ms'], 3)} | {_figure(row['p99_ms'], 3)} | {_figure(row['items_per_s'], 0)} "
-        f"| {row['verdict']} |"
+        f"| {row['size']} | {_figure(row['memory'], 0)} | {_figure(row['p50_ms'], 3)} | {_figure(row['p99_ms'], 3)} "
+        f"| {_figure(row['items_per_s'], 0)} | {row['verdict']} |"
     )
 
 

@@ -69,13 +69,13 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     total = len(steps) + 3
     subject = read(inputs, context)
     context.progress(1, total)
-    variants, rows = [], [_row(ORIGINAL, subject, subject.own, _size(subject.folder, "*.safetensors"), UNKNOWN, config)]
+    original = (_size(subject.folder, "*.safetensors"), UNKNOWN, math.nan)
+    variants, rows = [], [_row(ORIGINAL, subject, subject.own, original, config)]
     for place, step in enumerate(steps):
         variant, found = make(subject, step, config, context)
         variants.append(variant)
-        rows.append(
-            _row(variant.name, subject, found, _size(variant.folder, FILE), measure(variant.folder, context.check), config)
-        )
+        costs = (_size(variant.folder, FILE), *measure(variant.folder, context.check))
+        rows.append(_row(variant.name, subject, found, costs, config))
         context.progress(2 + place, total)
     by = {"metric": METRIC, "goal": config.goal}
     context.report(table=told(rows), **by)
@@ -220,7 +220,9 @@ def judge(
     return report, evaluations
 
 
-def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed, config: OptimiseConfig) -> Measured:
+def _row(name: str, subject: Subject, found: Foretold, costs: tuple[int, Speed, float], config: OptimiseConfig) -> Measured:
+    """`costs`: size, speed and memory."""
+    size, speed, memory = costs
     score = interval(found, config.confidence, config.seed)
     lost = drop(subject.own, found, config.confidence, config.seed)
     return Measured(
@@ -233,6 +235,7 @@ def _row(name: str, subject: Subject, found: Foretold, size: int, speed: Speed, 
         drop_low=lost.low,
         drop_high=lost.high,
         size=size,
+        memory=memory,
         **asdict(speed),
     )
 

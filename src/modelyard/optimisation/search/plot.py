@@ -1,4 +1,4 @@
-"""What a search found in one picture: quality beside speed, throughput and size, the front as a line. `run` calls it."""
+"""What a search found in one picture: quality beside each of the costs, the front as a line. `run` calls it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _PANELS = (
     ("p50_ms", "ms a call (p50, batch 1)", False, 1.0),
     ("items_per_s", "rows a second (batch 32)", True, 1.0),
     ("size", "kB", False, 1e-3),
+    ("memory", "MB to serve it", False, 1e-6),
 )
 
 _WIDE = 20  # times: what is further apart is drawn by logarithms

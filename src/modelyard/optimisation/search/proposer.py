@@ -15,7 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from modelyard.optimisation.search.front import AXES
+from modelyard.optimisation.search.front import MODELLED
 from modelyard.training.sweep.space import Choice
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -44,7 +44,7 @@ class Proposer:
         order = np.random.default_rng(seed).permutation(len(others))
         self._first += [others[int(at)] for at in order[: max(0, min(_LEAST, trials) - len(self._first))]]
         self._distributions = {name: _distribution(one) for name, one in self._space.items()}
-        self._study = optuna.create_study(directions=["minimize"] * len(AXES), sampler=self._sampler(0))
+        self._study = optuna.create_study(directions=["minimize"] * len(MODELLED), sampler=self._sampler(0))
 
     def suggest(self, affordable: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> dict[str, Any] | None:
         """The next trial's point, unlike those of every other; None where all that is `affordable` was tried."""

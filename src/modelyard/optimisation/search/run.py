@@ -2,8 +2,9 @@
 becomes this job's.
 
 It makes and measures nothing itself; how trials are submitted, watched and taken up again is their `parent`'s. What a trial
-found comes as its job's metrics: step 0 the original, step 1 the variant, measured by turns. Speeds of different jobs are
-compared by what the original took in the same job, so that a busy moment of the machine counts for nobody.
+found comes as its job's metrics: step 0 the original, step 1 the variant, measured by turns, and before, from step 2 on, what
+the variant loses after each of its epochs. Speeds of different jobs are compared by what the original took in the same job, so
+that a busy moment of the machine counts for nobody.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from modelyard.optimisation.search.config import SearchConfig
 from modelyard.optimisation.search.front import losses, pareto
 from modelyard.optimisation.search.point import Point, candidates, usual, written
 from modelyard.optimisation.search.proposer import Proposer
+from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
 from modelyard.plugins import load
 from modelyard.training.split import Split
@@ -40,7 +42,7 @@ from modelyard.training.sweep.trials import Trial
 
 REPORT = "report"
 _ORIGINAL, _VARIANT = 0, 1  # steps of a trial's metrics
-_WORST = 4.0  # times the budget: what loses more is no better or worse for it
+_WORST = 4.0  # times the budget
 _LEAST_WORST = 5.0  # points
 _ANY = 1e6  # points: R² and ρ may fall by more than a hundred
 _TOLD = 200  # letters of an error in the table
@@ -86,7 +88,12 @@ class Search(Parent):
         asked = {**made, **same, "max_accuracy_drop": _ANY}
         return self.context.submit("optimise", asked, self.references, reuse=self.config.reuse)
 
-    def judge(self, trial: Trial) -> None: ...
+    def judge(self, trial: Trial) -> None:
+        """Stop a trial that trains and gets nowhere."""
+        lost, left = _trained(trial)
+        if hopeless(lost, left, self._worst) and not (trial.ended or trial.stopped):
+            self.stop(trial)
+            self.context.log(f"trial {trial.number}: {_why(trial)}")
 
     def end(self, trial: Trial) -> None:
         found = self._figures(trial)
@@ -103,11 +110,12 @@ class Search(Parent):
             row["front"] = on_front
         measured = [_measured(row) for row in table if row["state"] == "succeeded"]
         if not measured:
-            why = next((trial.error for trial in self.trials if trial.error), "all were cancelled")
+            why = next((row["error"] for row in table if row["error"]), "all were cancelled")
             raise Invalid(f"None of {len(self.trials)} trials came to its end. The first that failed: {why}")
         choice = self._choose(measured)
         for row in table:
-            row["verdict"] = choice.verdicts.get(str(row["number"]), row["state"])
+            otherwise = row["error"] if row["state"] == "stopped" else row["state"]
+            row["verdict"] = choice.verdicts.get(str(row["number"]), otherwise)
         trial = self.trials[int(choice.variant)]
         self.context.report(**{f"trial {row['number']:03}": row for row in table}, best=trial.number)
         made = self.context.wait(str(trial.job))["versions"]  # returns when there is a processor for this job again
@@ -138,7 +146,7 @@ class Search(Parent):
         """The trial as the table shows it; speeds are of a machine on which the original takes what it took in the median."""
         steps = Point(**trial.parameters).steps()
         told = {"number": trial.number, "variant": variant_name(steps) or "fp32", "steps": list(written(steps))}
-        error = trial.error and trial.error.partition("\n")[0][:_TOLD]
+        error = _why(trial) if trial.state == "stopped" else trial.error and trial.error.partition("\n")[0][:_TOLD]
         told |= {"job": trial.job, "state": trial.state, "seconds": trial.seconds, "error": error}
         found = self._figures(trial)
         return told if found is None else {**told, **found, **self._on_one_machine(trial, found)}
@@ -159,14 +167,19 @@ class Search(Parent):
         """What the model is told: ratios to the original by their logarithms; a loss that is hopeless no further than that."""
         own = losses({**trial.curve[_ORIGINAL], "drop": 0.0})
         assert own is not None
-        worst = max(_LEAST_WORST, _WORST * self.config.max_accuracy_drop)
-        return [min(axes[0], worst), *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
+        return [min(axes[0], self._worst), *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
+
+    @property
+    def _worst(self) -> float:
+        """Points; what loses more is no better or worse for it."""
+        return max(_LEAST_WORST, _WORST * self.config.max_accuracy_drop)
 
     def _epochs_left(self) -> float:
         """Of how many epochs the next trial may be."""
         if self.config.time_budget is None:
             return math.inf
-        took = [Took(self._cost(trial.parameters), trial.seconds, trial.ended) for trial in self.trials]
+        whole = {trial.number: None if trial.state == "stopped" else trial.seconds for trial in self.trials}
+        took = [Took(self._cost(trial.parameters), whole[trial.number], trial.ended) for trial in self.trials]
         return epochs_left(self.config.time_budget, self.spent(), took)
 
     def _cost(self, point: Mapping[str, Any]) -> int:
@@ -202,9 +215,21 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:
-    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "p50_ms", "p99_ms", "items_per_s")
+    names = ("accuracy", "low", "high", "drop", "drop_low", "drop_high", "memory", "p50_ms", "p99_ms", "items_per_s")
     figures = {name: row.get(name, math.nan) for name in names}
     return Measured(variant=str(row["number"]), verified=True, size=int(row.get("size", 0)), **figures)
+
+
+def _trained(trial: Trial) -> tuple[list[float], int]:
+    """Points lost after each of its epochs so far, and how many are left."""
+    told = [trial.curve[step] for step in sorted(trial.curve) if "epoch_drop" in trial.curve[step]]
+    return [one["epoch_drop"] for one in told], int(told[-1]["epochs_left"]) if told else 0
+
+
+def _why(trial: Trial) -> str:
+    """Why it was stopped."""
+    lost, left = _trained(trial)
+    return f"stopped: loses {lost[-1]:.2f} points after {len(lost)} of {len(lost) + left} epochs"
 
 
 def _named(row: Mapping[str, Any]) -> str:

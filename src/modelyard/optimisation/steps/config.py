@@ -138,15 +138,15 @@ def check_order(steps: Sequence[Any]) -> None:
             )
 
 
-def epochs(steps: Sequence[Any]) -> int:
-    """How many epochs they train in all, a control's included: as many as its student had since it was cut."""
+def epochs(steps: Sequence[Any], *, controls: bool = True) -> int:
+    """How many epochs they train in all, with those of a control: as many as its student had since it was cut."""
     total = since = 0
     for step in steps:
         own = step.finetune if isinstance(step, Prune) else getattr(step, "epochs", 0)
         if isinstance(step, Prune) or (isinstance(step, Distil) and step.student is not None):
             since = 0
         since += own
-        total += own + (since if isinstance(step, Distil) else 0)
+        total += own + (since if controls and isinstance(step, Distil) else 0)
     return total
 
 

@@ -60,7 +60,7 @@ def distil(
     objective = _Taught(teacher.eval().requires_grad_(False), student, step, learning, inputs)
     learning.fit(student, "distil", step.epochs, lr, objective, objective.beside)
     objective.close()
-    learning.fit(fresh, "control", spent + step.epochs, lr)
+    learning.fit(fresh, "control", spent + step.epochs, lr, watched=False)
     return Lesson(student, fresh)
 
 

@@ -42,7 +42,8 @@ class Learning:
     """What a version's networks learn from and how. `training`: its own config; `classes`: logits there must be at least, of
     labels; `order`: of the dataset's labels among the network's (None: the same, or numbers); `scale`: mean and deviation in
     which it answers numbers; `done` of `total` epochs of the whole job are told as progress, `beyond` counts what else the job
-    does; `by_pixel`: pictures are laid out with the channels of a pixel beside each other."""
+    does; `by_pixel`: pictures are laid out with the channels of a pixel beside each other; `watch` sees the network that will
+    be the variant after each epoch."""
 
     feed: Feed
     training: TrainConfig
@@ -57,6 +58,7 @@ class Learning:
     beyond: int = 0
     done: int = 0
     by_pixel: bool = False
+    watch: Callable[[nn.Module], None] | None = None
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     @classmethod
@@ -157,9 +159,11 @@ class Learning:
         lr: float,
         objective: Objective | None = None,
         beside: Iterable[nn.Parameter] = (),
+        *,
+        watched: bool = True,
     ) -> None:
-        """Train `network` in place, with parameters `beside` it that the objective has. Leaves it in eval mode. Raises
-        `Invalid` where the loss is no number any more."""
+        """Train `network` in place, with parameters `beside` it that the objective has. Leaves it in eval mode. `watched`: it
+        will be the variant. Raises `Invalid` where the loss is no number any more."""
         config = self.training.model_copy(update={"epochs": epochs, "lr": lr})
         parameters = [p for p in (*network.parameters(), *beside) if p.requires_grad]
         optimiser = optimiser_of(parameters, config)
@@ -174,6 +178,8 @@ class Learning:
             self.context.progress(self.done, self.total + self.beyond)
             said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             self.context.log(f"{what}: epoch {epoch + 1} of {epochs}, {said}.")
+            if watched and self.watch is not None:
+                self.watch(network)
         _lay_out(network.eval(), torch.contiguous_format)
 
     def _epoch(
