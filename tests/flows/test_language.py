@@ -1,5 +1,5 @@
-"""A language model is optimised through the platform: in four bits as a version of its own, told from its original by what it
-foretells, refused by replicas that cannot serve it yet, and answering at home."""
+"""A language model is optimised through the platform: pruned and in four bits as a version of its own, told from its original
+by what it foretells, refused by replicas that cannot serve it yet, and answering at home."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ def texts(folder: Path) -> Path:
     return folder
 
 
-def test_a_language_model_in_four_bits(platform: Yard, tmp_path: Path) -> None:
+def test_a_language_model_pruned_and_in_four_bits(platform: Yard, tmp_path: Path) -> None:
     tiny_language.learned(tmp_path / "tiny", **SIZE)
     platform.import_model("tiny", tmp_path / "tiny")
     platform.import_dataset("texts", texts(tmp_path / "texts"))
     wide = {"max_accuracy_drop": 50.0, "goal": "size", "dataset": "texts@1"}
-    made = platform.optimize("tiny@1", steps=["quantize:q4_1"], **wide)
+    made = platform.optimize("tiny@1", steps=["prune:weights=0.2,by=sparsegpt", "quantize:q4_0"], **wide)
     told = made["metadata"]
-    assert (told["metric"], told["variant"], told["engines"]) == ("perplexity", "q4_1", ["genai"])
+    assert (told["metric"], told["variant"], told["engines"]) == ("perplexity", "prune20-sparsegpt+q4_0", ["genai"])
+    assert told["verification"]["sparsity"] >= told["verification"]["pruned"] > 0.18
     assert told["select"]["size"] < 0.4 * next((tmp_path / "tiny").glob("*.safetensors")).stat().st_size
     assert told["select"]["memory"] > 1 << 20
     assert told["report"]["original"]["value"] < told["report"]["chosen"]["value"] < 1.5 * told["report"]["original"]["value"]

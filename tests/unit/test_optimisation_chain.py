@@ -108,6 +108,12 @@ def test_quantize_alone_is_of_the_original(tmp_path: Path) -> None:
     assert any("in float stay head" in line for line in told.lines)
 
 
+@pytest.mark.parametrize("step", ["prune:weights=0.5", "quantize:q4_0"])
+def test_steps_for_language_models_are_refused(tmp_path: Path, step: str) -> None:
+    with pytest.raises(Invalid, match=f"'{step}' is for language models; this one is for"):
+        made(tmp_path, step)
+
+
 def test_sensitive_layers_are_told_with_their_effects(tmp_path: Path) -> None:
     result, _ = made(tmp_path, "quantize:static-int8,sensitive=1,calibration=percentile,rows=20")
     (said,) = result.told

@@ -45,7 +45,7 @@ def inputs(tmp_path_factory):
 def optimised(inputs, folder, **config):
     (folder / "work").mkdir()
     outputs, context = FolderOutputs(folder / "out"), FolderContext(folder / "work")
-    optimise.run(OptimiseConfig(max_accuracy_drop=50, goal="size", **config), inputs, outputs, context)
+    optimise.run(OptimiseConfig(**{"max_accuracy_drop": 50, "goal": "size", **config}), inputs, outputs, context)
     return outputs, context
 
 
@@ -92,6 +92,36 @@ def test_one_step_makes_one_variant_and_says_how(inputs, tmp_path):
     assert metadata["verification"]["tensors"] > metadata["verification"]["rounded"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "name", "kind"),
+    [
+        (("prune:weights=0.3,by=sparsegpt,rows=4",), "prune30-sparsegpt", "F16"),
+        (('prune:weights=0.5,pattern="2:4"', "quantize:q4_0,tune=1"), "prune50-2of4+q4_0-tuned", "Q4_0"),
+    ],
+)
+def test_what_is_pruned_is_nought_in_the_file(inputs, tmp_path, steps, name, kind):
+    outputs, context = optimised(inputs, tmp_path, steps=steps, max_accuracy_drop=1e6)
+    (made,) = outputs.published.values()
+    assert made["metadata"]["variant"] == name
+    again, columns = read_back(made["folder"]), SIZE["hidden_size"]
+    layer = again.model.layers[0]
+    noughts = (layer.mlp.up_proj.weight == 0).sum(1)
+    least = int(0.3 * columns) if kind == "F16" else columns // 2
+    assert (noughts == least).all() if kind == "F16" else (noughts >= least).all()
+    if kind != "F16":
+        assert ((layer.self_attn.q_proj.weight == 0).view(columns, -1, 4).sum(-1) >= 2).all()
+    assert (again.get_input_embeddings().weight == 0).float().mean() < 0.1
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(made["folder"] / FILE).tensors}
+    assert types["blk.0.ffn_up.weight"] == kind
+    proof = made["metadata"]["verification"]
+    assert proof["pruned"] == pytest.approx(0.3 if kind == "F16" else 0.5, abs=0.01)
+    assert proof["pruned"] <= proof["sparsity"] < proof["pruned"] + 0.2
+    assert [step["step"] for step in context.facts["steps"]] == list(steps)
+    assert context.facts["steps"][0]["sparsity"] == proof["sparsity"]
+    assert made["metadata"]["select"]["items_per_s"] > 0
+    assert "is nought in the file, which makes no engine here faster" in (made["folder"] / "README.md").read_text()
+
+
 def test_a_config_is_the_same_once_it_was_kept():
     for step in ("quantize:q4_1", "quantize:static-int8", "quantize:dynamic-int8,sensitive=2", "quantize:q4_0,embeddings=q4_0"):
         config = OptimiseConfig(steps=[step])
@@ -123,12 +153,17 @@ def test_an_original_that_knows_nothing_proves_nothing(inputs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
-    [("prune:channels=0.5", "not for language models"), ("quantize:dynamic-int8", "they are quantised to q8_0, q4_0, q4_1")],
+    ("steps", "said"),
+    [
+        (["prune:channels=0.5"], "'prune:channels=0.5' is not for language models.*prune:weights"),
+        (["prune:weights=0.5", "finetune"], "'finetune' is not for language models"),
+        (["quantize:dynamic-int8"], "they are quantised to q8_0, q4_0, q4_1"),
+        (["prune:weights=0.5", "prune:weights=0.1", "quantize:q4_0"], "is pruned once"),
+    ],
 )
-def test_steps_for_other_models_are_refused(inputs, tmp_path, step, said):
+def test_steps_for_other_models_are_refused(inputs, tmp_path, steps, said):
     with pytest.raises(Invalid, match=said):
-        optimised(inputs, tmp_path, steps=[step])
+        optimised(inputs, tmp_path, steps=steps)
 
 
 def test_texts_that_calibrate_and_judge_are_refused(inputs, tmp_path):
@@ -161,18 +196,18 @@ def test_scales_that_are_tuned_lose_less(inputs, tmp_path):
 
 
 def test_the_mean_weight_has_so_many_bits_and_the_file_says_which_have_eight(inputs, tmp_path):
-    outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.5", "quantize:q4_0,embeddings=q4_0"])
-    assert list(outputs.published) == ["q4_0", "q4_0-5.5bits"]
-    made = outputs.published["q4_0-5.5bits"]
-    tensors = gguf.GGUFReader(made["folder"] / FILE).tensors
+    outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.5"])
+    (name,) = outputs.published
+    assert name == "q4_0-5.5bits"
+    tensors = gguf.GGUFReader(outputs.published[name]["folder"] / FILE).tensors
     kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
-    bits = {"Q4_0": 4.5, "Q8_0": 8.5}
     sizes = {tensor.name: int(tensor.n_elements) for tensor in tensors if tensor.name in kinds}
+    bits = {"Q4_0": 4.5, "Q8_0": 8.5}
     assert set(kinds.values()) == set(bits)
     mean = sum(bits[kinds[name]] * size for name, size in sizes.items()) / sum(sizes.values())
     assert 4.8 < mean <= 5.5
-    rows = {row["variant"]: row for row in context.facts["table"]}
-    assert rows["q4_0-5.5bits"]["drop"] < rows["q4_0"]["drop"]
+    (step,) = context.facts["steps"]
+    assert len(step["eight_bit_layers"]) == sum(kind == "Q8_0" for kind in kinds.values())
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_steps_are_objects_or_text_and_travel_as_json() -> None:
         (("prune:channels=0.333,heads=0.25,blocks=0.5", "qat"), "prune33.3-heads25-blocks50+qat"),
         (('prune:layers={"a":0.25}', "finetune"), "prune25+finetune"),
         (("quantize:dynamic-int8",), "dynamic-int8"),
+        (("prune:weights=0.5", "quantize:q8_0"), "prune50+q8_0"),
+        (("prune:weights=0.5,pattern=2:4,by=sparsegpt", "quantize:q4_0,tune=1"), "prune50-2of4-sparsegpt+q4_0-tuned"),
     ],
 )
 def test_a_variant_is_called_by_its_steps(texts: tuple[str, ...], name: str) -> None:
@@ -38,6 +40,12 @@ def test_eight_bits_come_last() -> None:
         steps("quantize", "prune:channels=0.5")
     with pytest.raises(ValidationError, match="'quantize' comes after 'quantize'"):
         steps("quantize", "quantize")
+
+
+def test_a_grid_without_nought_is_nothing_to_prune_for() -> None:
+    with pytest.raises(ValidationError, match="q4_1 has no code for nought"):
+        steps("prune:weights=0.5", "quantize:q4_1")
+    assert len(steps("prune:weights=0.5", "quantize:q4_0,embeddings=q4_1")) == 2
 
 
 def test_a_teacher_needs_a_student() -> None:

@@ -162,7 +162,7 @@ class Reshaped(Viewed):
 
 
 @pytest.mark.parametrize(("network", "by_pixel"), [(Viewed, False), (Reshaped, True)])
-def test_pictures_lie_by_pixel_where_the_network_bears_it(tmp_path: Path, network: type[nn.Module], by_pixel: bool) -> None:  # noqa: FBT001
+def test_pictures_lie_by_pixel_where_the_network_bears_it(tmp_path: Path, network: type[nn.Module], by_pixel: bool) -> None:
     image = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["dark", "light"], "input": "x", "output": "y"}
     card = ModelCard(
         task="image-classification",

@@ -25,6 +25,13 @@ STEPS = st.one_of(
         finetune=st.integers(0, 9),
         lr=RATES,
     ),
+    st.builds(
+        Prune,
+        weights=st.floats(0.01, 0.99),
+        by=st.sampled_from(["magnitude", "wanda", "sparsegpt"]),
+        rows=st.none() | st.integers(1, 99),
+    ),
+    st.builds(Prune, weights=st.just(0.5), pattern=st.just("2:4")),
     st.builds(Finetune, epochs=EPOCHS, lr=RATES),
     st.builds(Qat, epochs=EPOCHS, lr=RATES),
     st.builds(
@@ -59,6 +66,7 @@ def test_what_is_shown_is_read_as_the_same_step(step) -> None:
     [
         ("prune:channels=0.5,finetune=3", Prune(channels=0.5, finetune=3)),
         ('prune:layers={"features.6.*":0.5}', Prune(layers={"features.6.*": 0.5})),
+        ("prune:weights=0.5,pattern=2:4,by=sparsegpt", Prune(weights=0.5, pattern="2:4", by="sparsegpt")),
         ("quantize", Quantize()),
         ("quantize:static-int8", Quantize()),
         ("quantize:dynamic-int8,sensitive=auto", Quantize(method="dynamic-int8", sensitive="auto")),
@@ -89,6 +97,10 @@ def test_the_shortest_text_is_shown() -> None:
         ("prune:chanels=0.5", "'chanels' is not an option of 'prune'; did you mean 'channels'"),
         ("prune:channels=1", "'channels' is 1; expected less than 1"),
         ("prune:finetune=2", "leaves nothing out"),
+        ("prune:weights=1", "'weights' is 1; expected less than 1"),
+        ("prune:weights=0.4,pattern=2:4", "the pattern 2:4 leaves out half of the weights: give weights=0.5"),
+        ("prune:weights=0.5,finetune=1,heads=0.5", "finetune, heads: no option beside weights"),
+        ("prune:channels=0.5,by=wanda,pattern=2:4", "pattern: no option without weights"),
         ("prune:0.5", "'0.5' is not OPTION=VALUE; the options of 'prune' are channels, heads"),
         (
             "quantize:int4",

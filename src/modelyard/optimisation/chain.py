@@ -32,7 +32,7 @@ from modelyard.optimisation.evaluate import agreement
 from modelyard.optimisation.quantise import facts, prepared
 from modelyard.optimisation.sensitive import leave_sensitive
 from modelyard.optimisation.steps import qat
-from modelyard.optimisation.steps.config import GGUF, Distil, Finetune, Prune, Qat, Quantize, epochs, variant_name
+from modelyard.optimisation.steps.config import Distil, Finetune, Prune, Qat, Quantize, epochs, for_language, variant_name
 from modelyard.optimisation.steps.distil import Lesson, Served, anew, build_student, distil
 from modelyard.optimisation.steps.learn import Learning
 from modelyard.optimisation.steps.text import show
@@ -122,8 +122,8 @@ class Shaping:
 def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Result:
     """Raises `Invalid` where a step cannot be done, or what came of it does not answer in ONNX as it does in torch."""
     steps, name = config.steps, variant_name(config.steps)
-    if isinstance(steps[-1], Quantize) and steps[-1].method in GGUF:
-        raise Invalid(f"'{show(steps[-1])}' is for language models; this one is for {subject.card.task}.")
+    if other := next(filter(for_language, steps), None):
+        raise Invalid(f"'{show(other)}' is for language models; this one is for {subject.card.task}.")
     shaping = [step for step in steps if not isinstance(step, Quantize)]
     out = context.work / ("float" if isinstance(steps[-1], Quantize) else name)
     shaped = _shape(subject, shaping, config, context) if shaping else None

@@ -136,7 +136,7 @@ def of_steps(findings: Findings) -> list[str]:
     lines = []
     if steps := findings.more.get("steps"):
         lines.append("\nMade by these steps, which `--with` takes again:\n")
-        lines += [f"1. `{step['step']}`" for step in steps]
+        lines += [f"1. `{step['step']}`{_zeros(step)}" for step in steps]
     for split, found in findings.more.get("distillation", {}).items():
         gain = found["gain"]
         lines += [
@@ -151,6 +151,12 @@ def of_steps(findings: Findings) -> list[str]:
             f"\nThe teacher was worth {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f}).",
         ]
     return lines
+
+
+def _zeros(step: Mapping[str, Any]) -> str:
+    if "sparsity" not in step:
+        return ""
+    return f": {step['sparsity']:.1%} of what it pruned is nought in the file, which makes no engine here faster"
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -73,11 +73,18 @@ def nearest(weight: Tensor, kind: str) -> Rounded:
     return _joined(kind, (_nearest(part, kind) for part in torch.split(weight.float(), _CHUNK)))
 
 
-def compensated(weight: Tensor, seen: Tensor, kind: str) -> Rounded:
-    """`seen`: the sum of x xᵀ over all x that the layer was given, [columns, columns]. Raises as `nearest`."""
+def compensated(weight: Tensor, seen: Tensor, kind: str, gone: Tensor | None = None) -> Rounded:
+    """`seen`: the sum of x xᵀ over all x that the layer was given, [columns, columns]. `gone`, BOOL [rows, columns]: weights
+    that become nought, whose code is 0; those that are left make up for them too. Raises as `nearest`, and where `kind` has an
+    offset and so no such code."""
     _check(weight, kind)
-    factor, idle = _factor(seen)
-    return _joined(kind, (_compensated(part, factor, idle, kind) for part in torch.split(weight.float(), _CHUNK)))
+    if gone is None:
+        gone = torch.zeros_like(weight, dtype=torch.bool)
+    elif GRIDS[kind].offset:
+        raise Invalid(f"{kind} has no code for nought, so that nothing would stay pruned.")
+    factor, idle = inverse_factor(seen)
+    parts = zip(torch.split(weight.float(), _CHUNK), torch.split(gone, _CHUNK), strict=True)
+    return _joined(kind, (_compensated(part, out, factor, idle, kind) for part, out in parts))
 
 
 def _check(weight: Tensor, kind: str) -> None:
@@ -146,8 +153,9 @@ def _half(values: Tensor) -> Tensor:
     return values.half().float()
 
 
-def _factor(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper Cholesky factor of the inverse, and the columns that never see anything but nought."""
+def inverse_factor(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper Cholesky factor of the inverse, FP32, and the columns that never see anything but nought, BOOL. Raises
+    `Invalid` where there is none."""
     seen = seen.double().clone()
     diagonal = seen.diagonal()
     idle = diagonal == 0
@@ -158,11 +166,12 @@ def _factor(seen: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.cholesky(inverse, upper=True).float(), idle
     except RuntimeError as error:  # LinAlgError is one
         raise Invalid(
-            "What a layer sees of the calibrate split cannot be inverted: give more texts, or rounding=nearest."
+            "What a layer sees of the calibrate split cannot be inverted: give more texts, or do without: rounding=nearest, "
+            "by=wanda."
         ) from error
 
 
-def _compensated(weight: Tensor, factor: Tensor, idle: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def _compensated(weight: Tensor, gone: Tensor, factor: Tensor, idle: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     left = weight.clone()
     left[:, idle] = 0.0
     codes = torch.empty_like(weight, dtype=torch.int8)
@@ -170,11 +179,11 @@ def _compensated(weight: Tensor, factor: Tensor, idle: Tensor, kind: str) -> tup
     for start in range(0, weight.shape[1], BLOCK):
         stop = start + BLOCK
         block, corner = left[:, start:stop].clone(), factor[start:stop, start:stop]
-        scale, offset = _searched(block, 1 / corner.diagonal() ** 2, kind)
+        scale, offset = _searched(block.masked_fill(gone[:, start:stop], 0.0), 1 / corner.diagonal() ** 2, kind)
         errors = torch.empty_like(block)
         for at in range(BLOCK):
             column = block[:, at : at + 1]
-            code = _codes(column, scale, offset, kind)
+            code = _codes(column, scale, offset, kind).masked_fill_(gone[:, start + at : start + at + 1], 0.0)
             codes[:, start + at] = code[:, 0]
             errors[:, at : at + 1] = (column - code * scale - offset) / corner[at, at]
             block[:, at + 1 :] -= errors[:, at : at + 1] @ corner[at : at + 1, at + 1 :]

@@ -1,20 +1,20 @@
-"""Optimises a language model: its matrices on the grids of GGUF, in the file that serves it, and what that costs of how well it
-foretells texts. Called by `optimise` for versions of the task text-generation.
+"""Optimises a language model: its matrices pruned and on the grids of GGUF, in the file that serves it, and what that costs of
+how well it foretells texts. Called by `optimise` for versions of the task text-generation.
 
-As there, rounding looks at the calibrate split, the choice at the select split, and the report split is read last. Losses are
-those of the file as another reader has it, so that what was written is what is judged.
+As there, pruning and rounding look at the calibrate split, the choice at the select split, and the report split is read last.
+Losses are those of the file as another reader has it, so that what was written is what is judged.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modelyard.conversion.gguf import FILE, KIND, prove, read_back, write
 from modelyard.data.datasets import Dataset
@@ -26,22 +26,20 @@ from modelyard.optimisation.choose import ORIGINAL, Measured, choose, told
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
+from modelyard.optimisation.language.plan import Plan, check_layers, kind_of, wanted
 from modelyard.optimisation.language.rounding import Rounded
-from modelyard.optimisation.language.sensitivity import costs, eight_bit
+from modelyard.optimisation.language.sensitivity import eight_bit, look
 from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.texts import Texts, foretell
 from modelyard.optimisation.language.tuning import tune
 from modelyard.optimisation.language.walk import Walk
 from modelyard.optimisation.measure import UNKNOWN, Speed
 from modelyard.optimisation.publish import Findings, publish
-from modelyard.optimisation.steps.config import GGUF, Quantize
 from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.variants import Variant
 from modelyard.training.recipes.packing import Blocks
 
 METRIC = "perplexity"
-_USUAL = (Quantize(method="q8_0"), Quantize(method="q4_0"))
-_BLOCKS = 32  # of the calibrate split, unless the step says how many
 _PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
 
 
@@ -65,14 +63,14 @@ class Subject:
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes every variant under its name, the best within the budget last. Raises `Invalid` for what cannot be written as
     GGUF, steps that are not for language models, and where no variant is within the budget."""
-    steps = wanted(config)
-    total = len(steps) + 3
+    plans = wanted(config)
+    total = len(plans) + 3
     subject = read(inputs, context)
     context.progress(1, total)
     original = (_size(subject.folder, "*.safetensors"), UNKNOWN, math.nan)
     variants, rows = [], [_row(ORIGINAL, subject, subject.own, original, config)]
-    for place, step in enumerate(steps):
-        variant, found = make(subject, step, config, context)
+    for place, plan in enumerate(plans):
+        variant, found = make(subject, plan, config, context)
         variants.append(variant)
         costs = (_size(variant.folder, FILE), *measure(variant.folder, context.check))
         rows.append(_row(variant.name, subject, found, costs, config))
@@ -83,28 +81,12 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     table = told(rows, choice)
     report, evaluations = judge(subject, variants, choice.variant, config, context)
     context.progress(total - 1, total)
-    context.report(table=table, chosen=choice.variant, report=report, **by)
-    findings = Findings(
-        config,
-        inputs,
-        METRIC,
-        table,
-        report,
-        choice.variant,
-        evaluations,
-        {"steps": [{"step": variant.proof["step"]} for variant in variants]},
-    )
+    more = {"steps": variants[0].proof["steps"]} if config.steps else {}
+    context.report(table=table, chosen=choice.variant, report=report, **by, **more)
+    findings = Findings(config, inputs, METRIC, table, report, choice.variant, evaluations, more)
     for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
         publish(findings, variant, outputs)
     context.progress(total, total)
-
-
-def wanted(config: OptimiseConfig) -> tuple[Quantize, ...]:
-    """The variants to make. Raises `Invalid` for steps that are not for language models."""
-    for step in config.steps:
-        if not isinstance(step, Quantize) or step.method not in GGUF:
-            raise Invalid(f"'{show(step)}' is not for language models; they are quantised to {', '.join(GGUF)}.")
-    return tuple(step for step in config.steps if isinstance(step, Quantize)) or _USUAL
 
 
 def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
@@ -126,75 +108,74 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
     return Subject(inputs, folder, card, texts, select, own)
 
 
-def make(subject: Subject, step: Quantize, config: OptimiseConfig, context: JobContext) -> tuple[Variant, Foretold]:
+def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext) -> tuple[Variant, Foretold]:
     """One variant in a folder of its own, proved to be what was meant, and how well it foretells the select split."""
     context.allow(_PATIENT)
-    model, out = subject.fresh(), context.work / name_of(step)
+    model, out, epochs = subject.fresh(), context.work / plan.name, plan.quantize.tune if plan.quantize else 0
     out.mkdir()
-    check_layers(step, model)
-    most, others = step.rows or _BLOCKS, ("select", "report")
-    blocks, _ = subject.texts.blocks("calibrate", others, context.check, most, config.seed)
-    eight = spread(step, model, blocks, config.seed, context.check) if step.bits else frozenset[str]()
-    walk = Walk(model, lambda name: "q8_0" if name in eight else kind_of(step, name, model), context.check)
-    if step.rounding == "nearest" or step.method == "q8_0":  # eight bits are rounded nearest anyway
-        walk.nearest()
+    check_layers(plan, model)
+    if plan.reads:
+        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, plan.rows, config.seed)
+    eight, tokens = weighed(plan, model, blocks, config.seed, context.check) if plan.weighs else (frozenset[str](), {})
+
+    def kinds(name: str) -> str | None:
+        return "q8_0" if name in eight else kind_of(plan, name, model)
+
+    walk = Walk(model, kinds, context.check, plan.prune, plain=plan.plain, tokens=tokens)
+    if plan.looks:
+        walk.through(torch.from_numpy(blocks.inputs).long(), context.log)
     else:
-        walk.compensated(torch.from_numpy(blocks.inputs).long(), context.log)
+        walk.nearest()
     rounded: Mapping[str, Rounded] = walk.rounded
-    if step.tune:
-        how: dict[str, Any] = {"epochs": step.tune, "lr": step.tune_lr, "seed": config.seed}
+    if plan.quantize and epochs:
+        how: dict[str, Any] = {"epochs": epochs, "lr": plan.quantize.tune_lr, "seed": config.seed}
         rounded = tune(model, subject.fresh(), rounded, blocks, check=context.check, say=context.log, **how)
     card = write(model, subject.folder, subject.card, out, rounded)
     again = read_back(out)
-    proof = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded), "step": show(step)}
-    proof |= {"eight_bit": sorted(eight)} if eight else {}
+    proof = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded)}
+    told: list[dict[str, Any]] = [{"step": show(step)} for step in plan.steps]
+    if eight:
+        told[-1] |= {"eight_bit_layers": sorted(eight)}
+    if walk.gone:
+        shares = noughts(walk.gone, again)
+        context.log(f"{out.name}: {shares['sparsity']:.1%} of what was pruned is nought in the file: as fast as without.")
+        proof |= shares
+        told[0] |= shares
     found = foretell(again, subject.select, context.check)
     context.allow()
     if not math.isfinite(found.perplexity):
-        raise Invalid(f"{show(step)}: the model foretells nothing any more.")
+        raise Invalid(f"{' '.join(step['step'] for step in told)}: the model foretells nothing any more.")
     context.log(f"{out.name}: {proof['tensors']} tensors read back as they were meant; perplexity {found.perplexity:.3f}.")
-    return Variant(out.name, out, card, None, verified=True, proof=proof), found
+    return Variant(out.name, out, card, None, verified=True, proof={**proof, "steps": told}), found
 
 
-def spread(step: Quantize, model: Any, blocks: Blocks, seed: int, check: Callable[[], None]) -> frozenset[str]:
-    """The weights that have eight bits so that the mean one has `step.bits`. Raises `Invalid` where the grid takes more."""
-    matrices = Walk(model, lambda name: kind_of(step, name, model)).matrices()
-    kinds = {name: kind_of(step, name, model) or "" for name in matrices}
-    sizes = {name: matrix.numel() for name, matrix in matrices.items()}
+def weighed(
+    plan: Plan, model: Any, blocks: Blocks, seed: int, check: Callable[[], None]
+) -> tuple[frozenset[str], Mapping[str, Tensor]]:
+    """The weights that have eight bits so that the mean one has as many as the plan says, and how much errors at each token
+    count. Raises `Invalid` where the grids take more bits already."""
+    assert plan.quantize is not None
+    matrices = Walk(model, lambda name: kind_of(plan, name, model)).matrices()
+    kinds = {name: kind_of(plan, name, model) or "" for name in matrices}
     cheap = {name: kind for name, kind in kinds.items() if kind != "q8_0"}
-    found = costs(model, cheap, blocks, seed=seed, check=check)
-    return frozenset(eight_bit(found, sizes, kinds, float(step.bits or 0)))
+    found = look(model, cheap, blocks, seed=seed, check=check)
+    tokens = found.tokens if plan.prune is None else {}  # what is pruned is judged by all tokens alike, as its papers do
+    if plan.quantize.bits is None:
+        return frozenset(), tokens
+    sizes = {name: matrix.numel() for name, matrix in matrices.items()}
+    return frozenset(eight_bit(found.costs, sizes, kinds, plan.quantize.bits)), tokens
 
 
-def name_of(step: Quantize) -> str:
-    more = (f"{step.bits:g}bits" if step.bits else "", "nearest" if step.rounding == "nearest" else "", "tuned" if step.tune else "")
-    return "-".join([step.method, *filter(None, more)])
-
-
-def kind_of(step: Quantize, name: str, model: Any) -> str | None:
-    """The grid of a weight: embeddings, and the head where it is one with them, have their own; layers that were named eight
-    bits or none."""
-    weight, embedded = model.get_submodule(name.removesuffix(".weight")).weight, model.get_input_embeddings().weight
-    called = [name.removesuffix(".weight")]
-    if weight is embedded and model.get_output_embeddings().weight is embedded:  # one matrix of two names
-        called = [layer for layer, part in model.named_modules() if getattr(part, "weight", None) is weight]
-    if _matches(called, step.float_layers):
-        return None
-    if _matches(called, step.eight_bit_layers):
-        return "q8_0"
-    return (step.embeddings or (step.method if step.bits else "q8_0")) if weight is embedded else step.method
-
-
-def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def check_layers(step: Quantize, model: Any) -> None:
-    """Raises `Invalid` for a pattern that no layer has the name of."""
-    there = [name for name, part in model.named_modules() if getattr(part, "weight", None) is not None and part.weight.ndim > 1]
-    for pattern in (*step.float_layers, *step.eight_bit_layers):
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in there):
-            raise Invalid(f"'{pattern}' is the name of no layer with weights; there are {', '.join(there[:12])}, ….")
+def noughts(gone: Mapping[str, Tensor], again: Any) -> dict[str, float]:
+    """Of the matrices that were pruned the shares of weights that were (`pruned`), and that another reader finds nought in the
+    file (`sparsity`: some more, for rounding leaves noughts too). Raises `Invalid`, naming one that holds a pruned weight."""
+    there = {name: again.get_parameter(name) == 0 for name in gone}
+    for name, which in gone.items():
+        if not there[name][which].all():
+            raise Invalid(f"'{FILE}' holds weights of '{name}' that were pruned: this is a defect of the rounding.")
+    total = sum(which.numel() for which in gone.values())
+    found = {"pruned": gone, "sparsity": there}
+    return {what: round(sum(int(each.sum()) for each in masks.values()) / total, 6) for what, masks in found.items()}
 
 
 def judge(

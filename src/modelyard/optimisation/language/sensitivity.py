@@ -26,7 +26,7 @@ from modelyard.training.recipes.packing import IGNORED, Blocks
 class Sensitivity:
     """`costs`: nats a token that each matrix, by the name of its weight, costs alone where it is rounded nearest. `tokens`: of
     each linear layer, by the name of its weight, how much an error of its answer to a token would cost, FP32 [blocks, length],
-    in units of their own."""
+    beside the mean token."""
 
     costs: Mapping[str, float]
     tokens: Mapping[str, Tensor]
@@ -59,7 +59,8 @@ def look(
         for hook in hooks:
             hook.remove()
     found = {name: torch.cat(each) for name, each in tokens.items() if each}
-    return Sensitivity({name: cost / counted for name, cost in costs.items()}, found)
+    weighed = {name: each / each.mean().clamp(min=torch.finfo(each.dtype).tiny) for name, each in found.items()}
+    return Sensitivity({name: cost / counted for name, cost in costs.items()}, weighed)
 
 
 def _listen(kept: list[Tensor]) -> Callable[..., None]:

@@ -1,5 +1,5 @@
-"""Rounds a language model's matrices layer after layer, each by what it sees of calibration texts once those before it are
-rounded. Called by `run`; `rounding` says where each weight goes.
+"""Prunes and rounds a language model's matrices layer after layer, each by what it sees of calibration texts once those before
+it are done. Called by `run`; `pruning` says which weights go, `rounding` where each of the others goes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from modelyard.errors import Invalid
+from modelyard.optimisation.language.pruning import pruned
 from modelyard.optimisation.language.rounding import Rounded, compensated, nearest
+from modelyard.optimisation.steps.config import Prune
 
 _AT_ONCE = 8  # blocks of tokens
 
@@ -23,13 +25,17 @@ class _Reached(Exception):
 
 @dataclass(slots=True)
 class Walk:
-    """A model on its way. `kinds` says which grid the weight of a name goes on (None: it stays). What was `rounded` stands in
-    the model too, as the values that its codes mean."""
+    """A model on its way. `prune`: what the linear layers of its decoder lose. `kinds` says which grid the weight of a name
+    goes on (None: it stays), where it is nearest if `plain`. What was `rounded` stands in the model too, as the values that its
+    codes mean; `gone` has of each matrix that was pruned which weights are nought, BOOL [rows, columns]."""
 
     model: Any
     kinds: Callable[[str], str | None]
     check: Callable[[], None] = lambda: None
+    prune: Prune | None = None
+    plain: bool = False
     rounded: dict[str, Rounded] = field(default_factory=dict)
+    gone: dict[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
     def nearest(self) -> None:
@@ -39,9 +45,10 @@ class Walk:
             self._put(name, weight, nearest(weight.detach(), self.kinds(name) or ""))
 
     @torch.no_grad()
-    def compensated(self, blocks: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
-        """Round by what `blocks` of tokens, INT64 [n, 2, length], make each layer see: the layers of the decoder in order, the
-        head by what comes out of the last one. Eight bits lose so little that they are rounded where they are nearest."""
+    def through(self, blocks: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
+        """Prune and round by what `blocks` of tokens, INT64 [n, 2, length], make each layer see: the layers of the decoder in
+        order, the head by what comes out of the last one. Eight bits lose so little that they are rounded where they are
+        nearest."""
         layers, prefix = decoder(self.model)
         given = self._given(layers[0], blocks)
         for place, layer in enumerate(layers):
@@ -49,9 +56,9 @@ class Walk:
             seen = _seen(layer, given, {n: self.tokens.get(f"{prefix}.{place}.{n}.weight") for n, _ in layer.named_modules()})
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear):
-                    self._one(f"{prefix}.{place}.{name}.weight", module.weight, seen[name])
+                    self._one(f"{prefix}.{place}.{name}.weight", module.weight, seen[name], self.prune)
             given = [(_called(layer, hidden, how), how) for hidden, how in given]
-            say(f"layer {place + 1} of {len(layers)} rounded")
+            say(f"layer {place + 1} of {len(layers)} done")
         self._last(given)
 
     def matrices(self) -> dict[str, Tensor]:
@@ -86,22 +93,32 @@ class Walk:
 
     def _last(self, given: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
         """The embeddings and the head, which may be one matrix: by what the head sees."""
+        rest = {name: weight for name, weight in self.matrices().items() if name not in self.rounded}
+        if not rest:
+            return
         inner, head = self.model.get_decoder(), self.model.get_output_embeddings()
         seen = torch.zeros(head.weight.shape[1], head.weight.shape[1])
         for hidden, _ in given:
             rows = inner.norm(hidden).flatten(0, -2)
             seen += rows.T @ rows
-        for name, weight in self.matrices().items():
-            if name not in self.rounded:
-                if weight is head.weight:
-                    self._one(name, weight, seen)
-                else:
-                    self._put(name, weight, nearest(weight, self.kinds(name) or ""))
+        for name, weight in rest.items():
+            if weight is head.weight:
+                self._one(name, weight, seen)
+            else:
+                self._put(name, weight, nearest(weight, self.kinds(name) or ""))
 
-    def _one(self, name: str, weight: Tensor, seen: Tensor) -> None:
-        kind = self.kinds(name)
-        if kind is not None:
-            self._put(name, weight, nearest(weight, kind) if kind == "q8_0" else compensated(weight, seen, kind))
+    def _one(self, name: str, weight: Tensor, seen: Tensor, prune: Prune | None = None) -> None:
+        """What makes up for its errors starts from the whole matrix: for those of pruning as well."""
+        kind, left, gone = self.kinds(name), weight, None
+        if prune is not None:
+            left, gone = pruned(weight, seen, prune.weights, by=prune.by, pattern=prune.pattern)
+            self.gone[name] = gone
+        if kind is None:
+            weight.copy_(left)
+        elif self.plain or kind == "q8_0":
+            self._put(name, weight, nearest(left, kind))
+        else:
+            self._put(name, weight, compensated(weight, seen, kind, gone))
 
     def _put(self, name: str, weight: Tensor, made: Rounded) -> None:
         self.rounded[name] = made
@@ -114,7 +131,8 @@ def decoder(model: Any) -> tuple[nn.ModuleList, str]:
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists or not hasattr(model.get_decoder(), "norm"):
         raise Invalid(
-            f"{type(model).__name__} is not a list of layers and a norm after them: its weights are rounded nearest alone."
+            f"{type(model).__name__} is not a list of layers and a norm after them: its weights are not pruned, and rounded "
+            "nearest alone."
         )
     name, layers = max(lists, key=lambda pair: len(pair[1]))
     return layers, name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +15,12 @@ class Prune(Config):
     shape of their input: shares, the least important first. `layers`: other shares of channels for those whose names match
     (`features.6.*`). `importance`: of a channel, by its weights' L1 or L2 norm, or by
     what a first-order expansion of the loss says (taylor). Channels that stay are `multiple` times a number. Afterwards
-    `finetune` epochs at the peak rate `lr` (None: a quarter of the version's own)."""
+    `finetune` epochs at the peak rate `lr` (None: a quarter of the version's own).
+
+    Language models: the share `weights` of every row of the decoder's linear layers is set to nought (embeddings and head
+    stay): any of them or, by the `pattern`, two of every four. Which ones is judged `by` their magnitude, by that times what
+    the layer sees of `rows` (32) blocks of the calibrate split (wanda), or by what making up for them costs, which is then
+    done (sparsegpt)."""
 
     step: Literal["prune"] = "prune"
     channels: float = Field(default=0.0, ge=0, lt=1)
@@ -26,11 +31,23 @@ class Prune(Config):
     multiple: int = Field(default=1, ge=1, le=1024)
     finetune: int = Field(default=0, ge=0, le=10_000)
     lr: float | None = Field(default=None, gt=0)
+    weights: float = Field(default=0.0, ge=0, lt=1)
+    pattern: Literal["any", "2:4"] = "any"
+    by: Literal["magnitude", "wanda", "sparsegpt"] = "wanda"
+    rows: int | None = Field(default=None, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _something_goes(self) -> Prune:
-        if not (self.channels or self.heads or self.blocks or any(self.layers.values())):
-            raise ValueError("prune leaves nothing out: give a share of channels, heads or blocks, as prune:channels=0.5")
+        if not (self.channels or self.heads or self.blocks or any(self.layers.values()) or self.weights):
+            raise ValueError(
+                "prune leaves nothing out: give a share of channels, heads or blocks, as prune:channels=0.5, or of a language "
+                "model's weights, as prune:weights=0.5"
+            )
+        if given := _given(self, _NETWORKS_ALONE if self.weights else _WEIGHTS_ALONE):
+            beside = "beside" if self.weights else "without"
+            raise ValueError(f"{given}: no option {beside} weights, which is for language models")
+        if self.pattern == "2:4" and self.weights != 0.5:
+            raise ValueError("the pattern 2:4 leaves out half of the weights: give weights=0.5")
         return self
 
 
@@ -102,15 +119,16 @@ class Quantize(Config):
 
     @model_validator(mode="after")
     def _options_are_the_method_s(self) -> Quantize:
-        alone, fields = _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE, type(self).model_fields
-        given = {name for name in alone if getattr(self, name) != fields[name].default}  # a config is kept with all of them
+        given = _given(self, _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE)
         if given or (self.bits and self.method == "q8_0"):
-            raise ValueError(f"{', '.join(sorted(given)) or 'bits'}: no option of {self.method}")
+            raise ValueError(f"{given or 'bits'}: no option of {self.method}")
         return self
 
 
 # Methods for language models, and what is an option of these or of the others alone.
 GGUF = ("q8_0", "q4_0", "q4_1")
+_WEIGHTS_ALONE = {"pattern", "by", "rows"}
+_NETWORKS_ALONE = {"channels", "heads", "blocks", "layers", "importance", "multiple", "finetune", "lr"}
 _GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "bits", "tune", "tune_lr"}
 _ONNX_ALONE = {"calibration", "percentile", "per_channel", "sensitive"}
 Step = Annotated[Prune | Finetune | Distil | Qat | Quantize, Field(discriminator="step")]
@@ -124,12 +142,20 @@ STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Quantize]] = {
 SHORT = {"quantize": "method"}  # the option that may be written without its name
 
 
+def for_language(step: Any) -> bool:
+    """Whether it is for language models; all others are for networks that become graphs."""
+    return step.method in GGUF if isinstance(step, Quantize) else isinstance(step, Prune) and step.weights > 0
+
+
 def check_order(steps: Sequence[Any]) -> None:
-    """Raises `ValueError` where eight bits do not come last, or a student is its own teacher."""
+    """Raises `ValueError` where eight bits do not come last, weights that are nought would be so no more, or a student is its
+    own teacher."""
     names = [step.step for step in steps]
     if "quantize" in names[:-1]:
         after = names[names.index("quantize") + 1]
         raise ValueError(f"'{after}' comes after 'quantize'; a network of eight bits is not trained: quantize comes last")
+    if any(isinstance(step, Prune) and step.weights for step in steps) and getattr(steps[-1], "method", "") == "q4_1":
+        raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0 or q8_0")
     for place, step in enumerate(steps):
         if isinstance(step, Distil) and step.student is None and "prune" not in names[:place]:
             raise ValueError(
@@ -158,10 +184,20 @@ def variant_name(steps: Sequence[Any]) -> str:
 def _called(step: Any) -> str:
     match step:
         case Prune():
-            channels = step.channels or max(step.layers.values(), default=0)
-            shares = (("prune", channels), ("heads", step.heads), ("blocks", step.blocks))
-            return "-".join(f"{what}{100 * share:.3g}" for what, share in shares if share)
+            first = step.weights or step.channels or max(step.layers.values(), default=0)
+            shares = (("prune", first), ("heads", step.heads), ("blocks", step.blocks))
+            how = (("2of4", step.pattern == "2:4"), (step.by, step.by != "wanda"))
+            said = [f"{what}{100 * share:.3g}" for what, share in shares if share]
+            return "-".join([*said, *(what for what, is_so in how if is_so)])
         case Quantize():
-            return str(step.method)
+            how = ((f"{step.bits or 0:g}bits", step.bits), ("nearest", step.rounding == "nearest"), ("tuned", step.tune))
+            return "-".join([step.method, *(what for what, is_so in how if is_so)])
         case _:
             return str(step.step)
+
+
+def _given(step: Config, names: Collection[str]) -> str:
+    """Those of the options that are not as by default; a config is kept with all of them."""
+    fields = type(step).model_fields
+    given = (name for name in names if getattr(step, name) != fields[name].get_default(call_default_factory=True))
+    return ", ".join(sorted(given))
