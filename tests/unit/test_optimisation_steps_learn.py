@@ -150,7 +150,8 @@ class Viewed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 2)
+        self.layer = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+        self.head = nn.Linear(64, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.layer(pixels).view(len(pixels), -1))
@@ -176,7 +177,7 @@ def test_pictures_lie_by_pixel_where_the_network_bears_it(tmp_path: Path, networ
     teaching, made = Learning.of(tmp_path, card, source, FolderContext(tmp_path), seed=0, total=1), network()
     teaching.fit(made, "finetune", 2, 0.01)
     assert teaching.by_pixel == by_pixel
-    assert made.layer.weight.is_contiguous()
+    assert made.layer[1].weight.is_contiguous()
 
 
 class Pair(nn.Module):

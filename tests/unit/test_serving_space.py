@@ -104,10 +104,11 @@ def test_room_that_was_made_is_for_whom_it_was_made(db: Database, tmp_path: Path
 def test_a_replica_of_a_deployment_that_is_gone_takes_its_place_until_it_has_ended(db: Database, tmp_path: Path) -> None:
     made = space(db, tmp_path, serving_replicas=3)
     with db.begin() as session:
-        session.delete(session.get_one(DeploymentRow, 3))
+        session.delete(session.get_one(DeploymentRow, 1))
+        session.query(ReleaseRow).filter_by(deployment=1).delete()
     assert not make(db, made, "d")
-    assert states(db)["a"] == ("pending", 1)
-    ended(db, "c")
+    assert states(db)["b"] == ("pending", 1)
+    ended(db, "a")
     assert asked(db, made, "d")
 
 

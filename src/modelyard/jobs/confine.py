@@ -117,7 +117,7 @@ def _widen() -> None:
             os.sched_setaffinity(int(thread.name), _processors)
 
 
-def hide(def hide(*, hidden: bool = True) -> None:
+def hide(*, hidden: bool = True) -> None:
     """Keep processes of the same user from tracing this one, reading its memory or taking its descriptors; or let them."""
     _libc.prctl(_PR_SET_DUMPABLE, int(not hidden), 0, 0, 0)
 

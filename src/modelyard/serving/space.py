@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from itertools import takewhile
 from typing import NamedTuple
 
 from sqlalchemy import select, update
@@ -45,7 +46,7 @@ class Space:
     def __init__(self, db: Database, artefacts: Artefacts, settings: Settings, machines: Callable[[], Sequence[Node]]) -> None:
         self._db, self._artefacts, self._settings, self._machines = db, artefacts, settings, machines
         self._guesses: dict[str, int] = {}
-        self._promised: dict[int, _Promise] = {}  # by deployment: those for whom others are leaving
+        self._promised: dict[int, _Promise] = {}  # by deployment, who asked first before who asked later
 
     def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
         """True where one more replica of `release` has room. Others are put to sleep for it, and it has once their processes
@@ -53,7 +54,7 @@ class Space:
         with self._db.read() as session:
             staying, leaving = self._holders(session, deployment.id)
             need = self._need(session, deployment.project, release)
-        room, held = self._room(), [*staying, *self._others_promised(deployment.id)]
+        room, held = self._room(), [*staying, *self._promised_before(deployment.id)]
         asleep = make_room(need, room, held)
         if asleep == [] == make_room(need, room, [*held, *leaving]):
             self._promised.pop(deployment.id, None)
@@ -112,10 +113,11 @@ class Space:
             if batch and not row.us_a_row:
                 row.rows, row.us_a_row = int(batch["rows"]), float(batch["us_a_row"])
 
-    def _others_promised(self, but: int) -> list[Holder]:
-        """Room that others wait for, who would otherwise find it taken when it is free."""
+    def _promised_before(self, deployment: int) -> list[Holder]:
+        """Room that others wait for since before this one did, who would otherwise find it taken when it is free."""
         self._promised = {key: one for key, one in self._promised.items() if one.until > time.monotonic()}
-        return [Holder(key, one.memory, 1, 0.0, yields=False) for key, one in self._promised.items() if key != but]
+        first = takewhile(lambda key: key != deployment, self._promised)
+        return [Holder(key, self._promised[key].memory, 1, 0.0, yields=False) for key in first]
 
     def _holders(self, session: Session, but: int) -> tuple[list[Holder], list[Holder]]:
         """The deployments that have replicas in memory: by those that stay, and by those that are leaving, as all do whose

@@ -132,7 +132,7 @@ def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobConte
         rounded = tune(model, subject.fresh(), rounded, blocks, check=context.check, say=context.log, **how)
     card = write(model, subject.folder, subject.card, out, rounded)
     again = read_back(out)
-    proof = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded)}
+    proof: dict[str, Any] = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded)}
     told: list[dict[str, Any]] = [{"step": show(step)} for step in plan.steps]
     if eight:
         told[-1] |= {"eight_bit_layers": sorted(eight)}

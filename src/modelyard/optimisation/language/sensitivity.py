@@ -67,7 +67,7 @@ def _listen(kept: list[Tensor]) -> Callable[..., None]:
     """Keep the squared length of the gradient of a layer's answer to each token."""
 
     def hear(_: nn.Module, __: Any, answer: Tensor) -> None:
-        answer.register_hook(lambda gradient: kept.append(gradient.pow(2).sum(-1)))
+        answer.register_hook(lambda gradient: kept.append(gradient.pow(2).sum(-1)))  # type: ignore[no-untyped-call]
 
     return hear
 
@@ -77,7 +77,7 @@ def _draw(model: Any, blocks: Blocks, place: int, drawn: torch.Generator) -> int
     inputs, targets = (torch.from_numpy(part[place : place + 1]) for part in (blocks.inputs, blocks.targets))
     logits = predict(model, inputs)[targets != IGNORED]
     wanted = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)[:, 0]
-    cross_entropy(logits, wanted, reduction="sum").backward()
+    cross_entropy(logits, wanted, reduction="sum").backward()  # type: ignore[no-untyped-call]
     return len(wanted)
 
 

@@ -99,8 +99,8 @@ class Quantize(Config):
     Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
     up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` (None: q8_0) are on
     a grid of their own, `eight_bit_layers` on q8_0. With `bits`, which the mean weight may have, scales included, those are on
-    q8_0 that gain most by it, embeddings like any other. For `tune` epochs of those blocks scales and norms then learn to foretell as the
-    original does, at the peak rate `tune_lr`."""
+    q8_0 that gain most by it, embeddings like any other. For `tune` epochs of those blocks scales and norms then learn to
+    foretell as the original does, at the peak rate `tune_lr`."""
 
     step: Literal["quantize"] = "quantize"
     method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q4_0", "q4_1"] = "static-int8"
@@ -190,8 +190,9 @@ def _called(step: Any) -> str:
             said = [f"{what}{100 * share:.3g}" for what, share in shares if share]
             return "-".join([*said, *(what for what, is_so in how if is_so)])
         case Quantize():
-            how = ((f"{step.bits or 0:g}bits", step.bits), ("nearest", step.rounding == "nearest"), ("tuned", step.tune))
-            return "-".join([step.method, *(what for what, is_so in how if is_so)])
+            bits = [f"{step.bits:g}bits"] if step.bits else []
+            ways = (("nearest", step.rounding == "nearest"), ("tuned", step.tune > 0))
+            return "-".join([step.method, *bits, *(what for what, is_so in ways if is_so)])
         case _:
             return str(step.step)
 
