@@ -5,17 +5,13 @@ graphs in onnxruntime with all its optimisations, one thread, measured here side
 float, and what each chain of steps made of it. The drop of accuracy is the platform's own, of paired answers.
 
 Beside it what others make of the same graph: onnxruntime's quantiser and Olive's passes with their defaults (`recipes.py`).
-And what a teacher is worth to a small student of 3,000 images, over five seeds, beside the same student from scratch at equal
-budget.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import recipes
@@ -54,16 +50,6 @@ BEST = "small"
 FASTER, SMALLER, DROP = 4.0, 8.0, 0.5  # times at batch 1, times in bytes, points
 CALIBRATION = 256  # rows that the recipes of others get
 SECONDS = 10.0  # of measuring each graph
-SEEDS = 5
-T_OF_4 = 2.776  # Student's t at 95 %, four degrees of freedom
-FEW = 3_000  # training images of the lesson
-STUDENT = "distil:student.width=8,student.blocks=2,epochs=20,alpha=0.5,temperature=2"
-TEACHER: dict[str, Any] = {
-    "epochs": 20,
-    "batch_size": 128,
-    "lr": 4e-3,
-    "image_classifier": {"width": 16, "blocks": 2, "shift": 1, "flip": True},
-}
 
 
 def main() -> None:
@@ -71,12 +57,11 @@ def main() -> None:
         sys.exit(f"apt-get install dataset-fashion-mnist: there is no {PACKAGE}")
     with recording("optimise", __doc__ or "") as record, tempfile.TemporaryDirectory() as folder:
         config = CONFIG | {"epochs": 1} if record.quick else CONFIG
-        record.parameters = {**config, "chains": {name: list(steps) for name, steps in CHAINS.items()}, "student": STUDENT}
+        record.parameters = {**config, "chains": {name: list(steps) for name, steps in CHAINS.items()}}
         files = write_files(Path(folder) / "fashion", QUICK if record.quick else None)
         with yard(Path(folder) / "yard") as platform:
             platform.import_dataset("fashion", files, target="label")
             chains(record, platform, config, Path(folder))
-            lessons(record, platform, Path(folder))
 
 
 def chains(record: Record, platform: Yard, config: dict[str, Any], folder: Path) -> None:
@@ -154,21 +139,6 @@ def beside(
         record.figure(f"{BEST}: points less than {name}, lower bound at 95 %", less.low, "points", most=0)
     for name, why in missing.items():
         record.figure(f"{name}: missing", 1, "recipe", why=why)
-
-
-def lessons(record: Record, platform: Yard, folder: Path) -> None:
-    """The gain of the distilled student over its control on the report split, each seed a job of its own."""
-    platform.import_dataset("few", write_files(folder / "few", FEW), target="label")
-    platform.train("teacher", "few@1", "image-classifier", **(TEACHER | {"epochs": 2} if record.quick else TEACHER))
-    gains, scores = [], []
-    for seed in range(2 if record.quick else SEEDS):
-        version = platform.optimize("teacher@1", steps=[STUDENT], seed=seed, max_accuracy_drop=100.0, seconds=0.2)
-        found = version["metadata"]["distillation"]["report"]
-        gains.append(found["gain"]["value"])
-        scores.append({name: found[name]["value"] for name in ("teacher", "distilled", "control")})
-    half = T_OF_4 * stdev(gains) / math.sqrt(len(gains))
-    record.figure(f"{FEW} images: gain of the distilled student over its control", mean(gains), "points", each=scores)
-    record.figure(f"{FEW} images: its lower bound at 95 %", mean(gains) - half, "points", least=0.0, gains=gains)
 
 
 if __name__ == "__main__":
