@@ -87,7 +87,7 @@ def test_a_row_of_noughts_and_columns_that_see_nothing_do_no_harm():
         values, gone = pruned(weight, hessian, 0.25, by=by)
         assert torch.isfinite(values).all()
         assert (gone.sum(1) == 16).all()
-        assert gone[:, 5].all() or by == "magnitude"
+        assert gone[torch.arange(8) != 3, 5].all() or by == "magnitude"
         assert torch.isfinite(compensated(weight, hessian, "q4_0", gone).values()).all()
 
 

@@ -186,9 +186,8 @@ def _called(step: Any) -> str:
         case Prune():
             first = step.weights or step.channels or max(step.layers.values(), default=0)
             shares = (("prune", first), ("heads", step.heads), ("blocks", step.blocks))
-            how = (("2of4", step.pattern == "2:4"), (step.by, step.by != "wanda"))
             said = [f"{what}{100 * share:.3g}" for what, share in shares if share]
-            return "-".join([*said, *(what for what, is_so in how if is_so)])
+            return "-".join(said + ["2of4"] * (step.pattern == "2:4") + [step.by] * (step.by != "wanda"))
         case Quantize():
             bits = [f"{step.bits:g}bits"] if step.bits else []
             ways = (("nearest", step.rounding == "nearest"), ("tuned", step.tune > 0))
