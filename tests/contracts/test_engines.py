@@ -45,6 +45,11 @@ def litert_engine(folder: Path) -> BatchEngine:
     return ENGINES.get("litert")(folder, card)  # type: ignore[return-value]
 
 
+def pt2_engine(folder: Path) -> BatchEngine:
+    card = CONVERTERS.get("pt2").convert(folder, module(folder), folder, {"x": np.ones((1, 2), np.float32)})
+    return ENGINES.get("pt2")(folder, card)  # type: ignore[return-value]
+
+
 def torch_engine(folder: Path) -> BatchEngine:
     return ENGINES.get("torch")(folder, module(folder))  # type: ignore[return-value]
 
@@ -68,7 +73,7 @@ def fake_engine(folder: Path) -> BatchEngine:
     return FakeEngine(folder, FAKE_CARD)
 
 
-@pytest.fixture(params=[litert_engine, onnx_engine, openvino_engine, torch_engine, fake_engine])
+@pytest.fixture(params=[litert_engine, onnx_engine, openvino_engine, pt2_engine, torch_engine, fake_engine])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> BatchEngine:
     make: Callable[[Path], BatchEngine] = request.param
     return make(tmp_path)

@@ -69,7 +69,7 @@ def test_another_engine_is_measured_beside_and_answers_the_same(platform: Yard, 
     assert "best" in found["aliases"]
     made = {v["metadata"].get("variant"): v for v in platform.versions("homes")["versions"]}
     assert made["openvino"]["metadata"]["engines"] == ["openvino"]
-    for name in ("openvino", "litert"):
+    for name in ("openvino", "litert", "pt2"):
         assert made[name]["metadata"]["verification"]["max_rel"] < 1e-4
     assert made["litert"]["metadata"]["engines"] == ["litert"]
     shown = platform.deploy("elsewhere", made["litert"]["reference"])

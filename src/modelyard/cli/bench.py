@@ -13,7 +13,7 @@ from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
 from modelyard.cli.variants import findings
 from modelyard.errors import Invalid
 
-ENGINES = ("fp32", "openvino", "litert")  # as variants are called, of the same numbers on another engine each
+ENGINES = ("fp32", "openvino", "litert", "pt2")  # as variants are called, of the same numbers on another engine each
 _ANY = 100.0  # points: each is proved to answer number by number, and a tie may be told either way
 
 

@@ -42,6 +42,7 @@ CONVERTERS: Registry[Converter] = Registry(
         "litert": "modelyard.conversion.litert:CONVERTER",
         "onnx": "modelyard.conversion.onnx:CONVERTER",
         "openvino": "modelyard.conversion.openvino:CONVERTER",
+        "pt2": "modelyard.conversion.pt2:CONVERTER",
     },
 )
 

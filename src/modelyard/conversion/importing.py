@@ -1,6 +1,6 @@
 """The job kind `import-model`: a model from elsewhere becomes a version. ONNX graphs, LiteRT files and Hugging Face folders
-come as they are; PyTorch weights come with the source of their module, and where their inputs are stated they are converted to
-ONNX besides.
+come as they are, programs of torch.export without what torch would run of them; PyTorch weights come with the source of their
+module, and where their inputs are stated they are converted to ONNX besides.
 
 Runs inside the sandbox, and still opens nothing that could run code but the module's source, which is the user's to run.
 """
@@ -36,12 +36,13 @@ IMPORTERS: Registry[Importer] = Registry(
     {
         "litert": "modelyard.conversion.from_litert:read",
         "onnx": "modelyard.conversion.from_onnx:read",
+        "pt2": "modelyard.conversion.from_pt2:read",
         "torch": "modelyard.conversion.from_torch:read",
         "huggingface": "modelyard.conversion.from_huggingface:read",
     },
 )
 FOLDER = "config.json"  # what a Hugging Face folder is known by
-ENDINGS = {".onnx": "onnx", ".tflite": "litert", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
+ENDINGS = {".onnx": "onnx", ".pt2": "pt2", ".tflite": "litert", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
 
 
 def run(config: ImportModelConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:

@@ -7,11 +7,7 @@ The library traces the module itself, so a version that is a graph alone has no 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import litert_torch  # type: ignore[import-untyped]
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 
 from modelyard.conversion.base import first_line
 from modelyard.conversion.cards import tensor_cards
+from modelyard.conversion.tracing import quiet
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.litert import opened, signature_of
 from modelyard.engines.torch import SOURCES, in_order, load_module
@@ -43,7 +40,7 @@ class LiteRtConverter:
         module = _Named(_named_plainly(load_module(folder, card), card.module.file), card).eval()
         rows = {spec.name: torch.from_numpy(np.array(samples[spec.name][:1])) for spec in card.inputs}
         try:
-            with _quiet():
+            with quiet():
                 litert_torch.convert(module, sample_kwargs=rows).export(str(out / FILE))
         except Exception as error:
             raise Invalid(f"{card.module.name} cannot be converted to LiteRT: {first_line(error)}") from error
@@ -89,16 +86,3 @@ def _named_plainly(module: nn.Module, file: str) -> nn.Module:
         if type(part).__module__.startswith(SOURCES):
             type(part).__module__ = Path(file).stem
     return module
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The library tells each step of its own on stdout and warns of its dependencies; neither is the user's."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

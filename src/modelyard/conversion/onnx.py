@@ -6,21 +6,18 @@ is taken out again.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from modelyard.conversion.base import first_line
 from modelyard.conversion.cards import tensor_cards
+from modelyard.conversion.tracing import causes, few, open_dims, quiet
 from modelyard.engines.base import ModelCard
 from modelyard.engines.onnx import signature_of
 from modelyard.engines.torch import load_module
@@ -28,7 +25,6 @@ from modelyard.errors import Invalid
 from modelyard.tensors import Array
 
 FILE = "model.onnx"
-_ROWS = 3  # 0 and 1 are special to torch.export
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)', overload='(?P<overload>[^']+)'\)>")
 _INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 2 GiB
 
@@ -45,7 +41,7 @@ CONVERTER = OnnxConverter()
 
 def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
     """`module`, in eval mode, with the tensors that `card` states, as `model.onnx` and its card in `out`; as `Converter`."""
-    program = _export(module, card, [torch.from_numpy(_few(samples[spec.name])) for spec in card.inputs])
+    program = _export(module, card, [torch.from_numpy(few(samples[spec.name])) for spec in card.inputs])
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     program.save(out / FILE, external_data=size > _INLINE)
     _forget_the_machine(out / FILE)
@@ -65,10 +61,10 @@ def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, 
 
 
 def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -> Any:
-    open_dims = tuple(_open_dims(spec.shape, value.ndim) for spec, value in zip(card.inputs, arguments, strict=True))
-    shapes = _by_parameter(module, open_dims)
+    dims = tuple(open_dims(spec.shape, value.ndim) for spec, value in zip(card.inputs, arguments, strict=True))
+    shapes = _by_parameter(module, dims)
     try:
-        with _quiet():
+        with quiet():
             return torch.onnx.export(
                 module,
                 tuple(arguments),
@@ -83,20 +79,10 @@ def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -
         raise Invalid(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
 
 
-def _by_parameter(module: nn.Module, open_dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+def _by_parameter(module: nn.Module, dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
     """torch.export wants a variadic forward's dims as one nested tuple."""
     variadic = module.forward.__code__.co_flags & 0x04 if hasattr(module.forward, "__code__") else False
-    return (open_dims,) if variadic else open_dims
-
-
-def _open_dims(shape: tuple[int, ...] | None, rank: int) -> dict[int, Any]:
-    dims = shape or (-1,) * rank
-    return {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(dims) if dim == -1}
-
-
-def _few(array: Array) -> Array:
-    """A few rows in memory of their own, repeated where there are fewer."""
-    return np.ascontiguousarray(np.resize(array, (_ROWS, *array.shape[1:])) if len(array) < _ROWS else array[:_ROWS].copy())
+    return (dims,) if variadic else dims
 
 
 def _forget_the_machine(path: Path) -> None:
@@ -135,22 +121,16 @@ def _batch_is_open(card: ModelCard, made: ModelCard) -> None:
 
 def _reason(error: Exception) -> str:
     """The innermost cause in one line: the exporter's own message is a page."""
-    return first_line(list(_causes(error))[-1])
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    if error.__cause__ is not None:
-        yield from _causes(error.__cause__)
+    return first_line(list(causes(error))[-1])
 
 
 def _lacking(error: Exception, module: nn.Module, arguments: tuple[Any, ...], shapes: Any) -> str | None:
     """Which operator ONNX does not have, and the layers that use it; None where that is not what is wrong. The exporter names
     the operator alone: where it stands is looked up in the program, traced once more."""
-    match = next((said for cause in _causes(error) if (said := _MISSING.search(str(cause)))), None)
+    match = next((said for cause in causes(error) if (said := _MISSING.search(str(cause)))), None)
     if match is None:
         return None
-    with _quiet():
+    with quiet():
         program = torch.export.export(module, arguments, dynamic_shapes=shapes)
     # The exporter takes operators apart before it looks for them: aten.special_bessel_j0 is prims.bessel_j0 to it.
     name = match["operator"].rpartition(".")[2]
@@ -167,17 +147,3 @@ def _layer(entry: Any) -> str:
     path, kind = entry
     name = str(path).removeprefix("L['self']").lstrip(".")
     return f"'{name}' ({str(kind).rpartition('.')[2]})" if name else f"'{str(kind).rpartition('.')[2]}' itself"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecations and of torchvision's absence; neither is the user's."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

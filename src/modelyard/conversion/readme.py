@@ -29,6 +29,12 @@ model = {name}(**{arguments})
 model.load_state_dict({load})
 outputs = model.eval()({feeds})
 """
+_PT2 = """\
+import torch
+
+program = torch.export.load("{file}").module()
+outputs = program({{{feeds}}})
+"""
 _TRANSFORMERS = """\
 from transformers import {kind}
 
@@ -85,6 +91,9 @@ def _examples(card: ModelCard) -> list[str]:
     if "onnx" in card.files:
         feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in card.inputs)
         made.append(_ONNX.format(file=card.files["onnx"], feeds=feeds))
+    if "pt2" in card.files:
+        feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in card.inputs)
+        made.append(_PT2.format(file=card.files["pt2"], feeds=feeds))
     if card.module and "weights" in card.files:
         file = card.files["weights"]
         safe = file.endswith(".safetensors")

@@ -142,7 +142,7 @@ class EngineFactory(Protocol):
 
 
 # Engines that compute a graph: no code comes with a version that they run.
-GRAPHS = frozenset({"genai", "litert", "onnx", "openvino"})
+GRAPHS = frozenset({"genai", "litert", "onnx", "openvino", "pt2"})
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {
@@ -150,6 +150,7 @@ ENGINES: Registry[EngineFactory] = Registry(
         "litert": "modelyard.engines.litert:LiteRtEngine",
         "onnx": "modelyard.engines.onnx:OnnxEngine",
         "openvino": "modelyard.engines.openvino:OpenVinoEngine",
+        "pt2": "modelyard.engines.pt2:Pt2Engine",
         "torch": "modelyard.engines.torch:TorchEngine",
     },
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from picklescan.scanner import SafetyLevel, scan_bytes
 
+from modelyard.engines.files import stored
 from modelyard.errors import Unsafe
 
 # How torch.save's files begin: torch.load tells them apart by nothing else, so neither does the scan.
@@ -41,18 +40,6 @@ def check_pickle(path: Path) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    """torch.save stores entries as they are; whatever is packed, repeated or larger than the file was not written by it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise Unsafe(f"'{path.name}' was refused unread: {error}.") from error
-    packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size]
-    repeated = [name for name, times in Counter(e.filename for e in entries).items() if times > 1]
-    if packed or repeated or sum(e.file_size for e in entries) > path.stat().st_size:
-        raise Unsafe(
-            f"'{path.name}' was refused unread: its zip holds packed or repeated entries, which torch.save never "
-            f"writes: {', '.join((packed or repeated)[:3])}."
-        )
-    if any("code" in PurePosixPath(e.filename).parts[1:-1] or e.filename.endswith("/constants.pkl") for e in entries):
+    names = stored(path)
+    if any("code" in PurePosixPath(name).parts[1:-1] or name.endswith("/constants.pkl") for name in names):
         raise Unsafe(f"'{path.name}' is TorchScript, which holds code; give its state_dict and the module's source instead.")

@@ -13,7 +13,7 @@ from modelyard.optimisation.steps.config import Step, check_order
 from modelyard.optimisation.steps.text import parse
 
 Goal = Literal["latency", "throughput", "size", "memory"]
-Variant = Literal["fp32", "static-int8", "dynamic-int8", "openvino", "litert"]
+Variant = Literal["fp32", "static-int8", "dynamic-int8", "openvino", "litert", "pt2"]
 
 
 def check_inputs(inputs: Mapping[str, Pinned]) -> None:

@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in ("onnxruntime", "openvino", "ai-edge-litert") if find_spec(name)},
+        **{name: version(name) for name in ("onnxruntime", "openvino", "ai-edge-litert", "torch") if find_spec(name)},
         "threads": 1,
     }
 

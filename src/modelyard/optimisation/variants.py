@@ -28,7 +28,7 @@ from modelyard.tensors import Array
 
 AGREEMENT = 0.95  # of an eight-bit variant's predictions with the original's, below which it is another model
 _QUANTISED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QuantizeLinear"}
-_OF_MODULES = {"litert"}  # formats that are made of a PyTorch module rather than of its graph
+_OF_MODULES = {"litert", "pt2"}  # formats that are made of a PyTorch module rather than of its graph
 _ROWS = 256  # of calibration, and of numeric comparison
 
 
