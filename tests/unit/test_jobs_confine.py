@@ -1,10 +1,7 @@
 """The filter of system calls, run as the kernel would run it. That it holds is tested with real gangs, in the flows."""
 
 import errno
-import os
 import struct
-import subprocess
-import sys
 
 import pytest
 
@@ -70,30 +67,3 @@ def test_other_tables_of_calls_are_closed() -> None:
 
 def test_a_machine_without_numbers_has_no_filter() -> None:
     assert confine.program("riscv64") is None
-
-
-STARTS = """
-import os, threading
-from modelyard.jobs import confine
-
-before = os.sched_getaffinity(0)
-confine.starting()
-narrow, held = os.sched_getaffinity(0), threading.Event()
-found = []
-thread = threading.Thread(target=lambda: (held.wait(), found.append(os.sched_getaffinity(0))))
-thread.start()
-confine.loading(0, int(os.environ["THREADS"]))
-loading = os.sched_getaffinity(0)
-confine.started(0)
-held.set()
-thread.join()
-print(len(narrow), min(before) in narrow, loading == before, os.sched_getaffinity(0) == before, found == [before])
-"""
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor, of which none can be left")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_what_starts_leaves_the_first_processor_and_has_all_of_them_afterwards(threads: int) -> None:
-    environment = {**os.environ, "THREADS": str(threads)}
-    done = subprocess.run([sys.executable, "-c", STARTS], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "False", str(threads > 1), "True", "True"]

@@ -46,10 +46,6 @@ def space(db: Database, tmp_path: Path, **settings: int) -> Space:
 
 def make(db: Database, made: Space, name: str = "d") -> bool:
     deploy(db, name=name)
-    return asked(db, made, name)
-
-
-def asked(db: Database, made: Space, name: str) -> bool:
     with db.read() as session:
         row = session.query(DeploymentRow).filter_by(name=name).one()
         release = session.get_one(ReleaseRow, (row.id, row.stable))
@@ -69,47 +65,12 @@ def test_where_there_is_room_nobody_sleeps(db: Database, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("limits", [{"serving_memory": 399 * MIB}, {"serving_replicas": 3}])
 def test_the_least_recently_called_is_put_to_sleep(db: Database, tmp_path: Path, limits: dict[str, int]) -> None:
-    made = space(db, tmp_path, **limits)
-    assert not make(db, made)
+    assert make(db, space(db, tmp_path, **limits))
     found = states(db)
     assert found["a"] == (DeploymentState.asleep, 0)
     assert found["b"] == ("pending", 1)
     with db.read() as session:
         assert session.get_one(ReplicaRow, "a").state == ReplicaState.draining
-    assert not asked(db, made, "d")  # its process is there still
-    ended(db, "a")
-    assert asked(db, made, "d")
-    assert states(db)["b"] == ("pending", 1)
-
-
-def ended(db: Database, token: str) -> None:
-    with db.begin() as session:
-        session.delete(session.get_one(ReplicaRow, token))
-
-
-def test_room_that_was_made_is_for_whom_it_was_made(db: Database, tmp_path: Path) -> None:
-    made = space(db, tmp_path, serving_replicas=3)
-    assert not make(db, made, "d")
-    assert not make(db, made, "e")
-    assert states(db)["b"] == (DeploymentState.asleep, 0)
-    ended(db, "a")
-    assert not asked(db, made, "e")
-    assert asked(db, made, "d")
-    replica(db, "d", 1, deployment=4)
-    assert not asked(db, made, "e")
-    ended(db, "b")
-    assert asked(db, made, "e")
-
-
-def test_a_replica_of_a_deployment_that_is_gone_takes_its_place_until_it_has_ended(db: Database, tmp_path: Path) -> None:
-    made = space(db, tmp_path, serving_replicas=3)
-    with db.begin() as session:
-        session.delete(session.get_one(DeploymentRow, 1))
-        session.query(ReleaseRow).filter_by(deployment=1).delete()
-    assert not make(db, made, "d")
-    assert states(db)["b"] == ("pending", 1)
-    ended(db, "a")
-    assert asked(db, made, "d")
 
 
 def test_who_may_not_sleep_stays_and_the_release_says_why(db: Database, tmp_path: Path) -> None:

@@ -12,14 +12,12 @@ import errno
 import os
 import struct
 import time
-from contextlib import suppress
 from pathlib import Path
 
 STARTING = 4  # niceness of a replica until its model is loaded: it makes way for those that serve, not for gangs
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _MODE_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
-_processors = set[int]()  # those that this process had before it was `starting`
 
 # Of the filter's machine: load a word, jump if equal, if any bit, if at least; return.
 _LOAD, _EQUAL, _ANY, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
@@ -84,37 +82,6 @@ def make_way(nice: int, *, attempts: int = 100) -> None:
             return
         else:
             return
-
-
-def starting() -> None:
-    """Make way for those that serve while this process starts: with little weight, and on one processor alone, never the
-    machine's first, so that they have the others to themselves."""
-    make_way(STARTING, attempts=1)
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) > 1:
-        _processors.update(allowed)
-        os.sched_setaffinity(0, {allowed[1 + os.getpid() % (len(allowed) - 1)]})
-
-
-def loading(nice: int, threads: int) -> None:
-    """What is more than a start of one thread: users' code makes way as it loads, too, and libraries count the processors."""
-    if threads > 1:
-        _widen()
-    if nice > STARTING:
-        make_way(nice)
-
-
-def started(nice: int) -> None:
-    """Take back what `starting` gave up, as a process of this niceness."""
-    _widen()
-    make_way(nice)
-
-
-def _widen() -> None:
-    """Have all threads of this process run on all its processors again."""
-    for thread in Path("/proc/self/task").iterdir() if _processors else ():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), _processors)
 
 
 def hide(*, hidden: bool = True) -> None:

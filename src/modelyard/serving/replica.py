@@ -12,7 +12,7 @@ from __future__ import annotations
 from modelyard.jobs import confine
 
 if __name__ == "__main__":  # before all the rest is loaded: those that are warm come first (decision 30)
-    confine.starting()
+    confine.make_way(confine.STARTING, attempts=1)
 
 import argparse
 import asyncio
@@ -347,7 +347,7 @@ class Replica:
 
 async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica) -> None:
     try:
-        model = await loop.run_in_executor(None, load, spec, partial(confine.started, spec.nice))
+        model = await loop.run_in_executor(None, load, spec, partial(confine.make_way, spec.nice))
     except ModelyardError as error:
         _log.error("model not loaded", code=error.code, error=error.message)
         replica.failed(error)
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spec = msgspec.json.decode(parser.parse_args(arguments).spec, type=Spec)
     telemetry.configure("replica")
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.threads))
-    confine.loading(spec.nice, spec.threads)
+    confine.make_way(spec.nice, attempts=100 if spec.nice > confine.STARTING else 0)  # users' code makes way as it loads, too
     code = uvloop.run(serve(spec))
     sys.stderr.flush()
     os._exit(code)  # a library's threads may not want to end

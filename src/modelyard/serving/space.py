@@ -7,11 +7,8 @@ the second one is admitted by what the first one took. `scaling.make_room` decid
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from itertools import takewhile
-from typing import NamedTuple
 
 from sqlalchemy import select, update
 
@@ -30,14 +27,6 @@ NODE = "local"
 _AGAIN = timedelta(seconds=1)
 _MIB = 1 << 20
 _CALLS = 4 << 30  # bytes that a replica's calls may take beside its model
-_KEPT = 2.0  # seconds for which room is kept for who asks no more: it may be gone
-
-
-class _Promise(NamedTuple):
-    """Bytes, and until when they are kept."""
-
-    until: float
-    memory: int
 
 
 class Space:
@@ -46,29 +35,26 @@ class Space:
     def __init__(self, db: Database, artefacts: Artefacts, settings: Settings, machines: Callable[[], Sequence[Node]]) -> None:
         self._db, self._artefacts, self._settings, self._machines = db, artefacts, settings, machines
         self._guesses: dict[str, int] = {}
-        self._promised: dict[int, _Promise] = {}  # by deployment, who asked first before who asked later
 
     def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
-        """True where one more replica of `release` has room. Others are put to sleep for it, and it has once their processes
-        have ended; where it can have none, the release says why. Asked again a moment later."""
+        """True where one more replica of `release` has room, if need be because others were put to sleep. Where not, the
+        release says why and is tried again a moment later."""
         with self._db.read() as session:
-            staying, leaving = self._holders(session, deployment.id)
+            held = self._held(session, deployment.id)
             need = self._need(session, deployment.project, release)
-        room, held = self._room(), [*staying, *self._promised_before(deployment.id)]
+        room = self._room()
         asleep = make_room(need, room, held)
-        if asleep == [] == make_room(need, room, [*held, *leaving]):
-            self._promised.pop(deployment.id, None)
+        if asleep == []:
             return True
         with self._db.begin() as session:
-            for deployment_id in asleep or ():
-                self._put_to_sleep(session, deployment_id)
-            row = session.get(ReleaseRow, (release.deployment, release.generation))
-            if asleep is None and row is not None:
-                row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
-                bump(session)
-        if asleep is not None:
-            self._promised[deployment.id] = _Promise(time.monotonic() + _KEPT, need)
-        return False
+            if asleep is None:
+                row = session.get(ReleaseRow, (release.deployment, release.generation))
+                if row is not None:
+                    row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
+                    bump(session)
+                return False
+            slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
+        return all(slept)
 
     def settings(self, release: ReleaseRow) -> dict[str, int]:
         """What a replica of a release is told at its start."""
@@ -113,35 +99,20 @@ class Space:
             if batch and not row.us_a_row:
                 row.rows, row.us_a_row = int(batch["rows"]), float(batch["us_a_row"])
 
-    def _promised_before(self, deployment: int) -> list[Holder]:
-        """Room that others wait for since before this one did, who would otherwise find it taken when it is free."""
-        self._promised = {key: one for key, one in self._promised.items() if one.until > time.monotonic()}
-        first = takewhile(lambda key: key != deployment, self._promised)
-        return [Holder(key, self._promised[key].memory, 1, 0.0, yields=False) for key in first]
-
-    def _holders(self, session: Session, but: int) -> tuple[list[Holder], list[Holder]]:
-        """The deployments that have replicas in memory: by those that stay, and by those that are leaving, as all do whose
-        deployment is gone."""
+    def _held(self, session: Session, but: int) -> list[Holder]:
+        """The deployments that have replicas in memory. Those that are leaving are not counted: they are on their way out."""
         there = select(ReplicaRow.deployment)
         deployments = {row.id: row for row in session.scalars(select(DeploymentRow).where(DeploymentRow.id.in_(there)))}
         releases_here = session.scalars(select(ReleaseRow).where(ReleaseRow.deployment.in_(there)))
         known = {(row.deployment, row.generation): row for row in releases_here}
-        staying: dict[int, list[ReplicaRow]] = {}
-        leaving: dict[int, list[ReplicaRow]] = {}
-        for replica in session.scalars(select(ReplicaRow)):
-            stays = replica.state != ReplicaState.draining and replica.deployment in deployments
-            rows = staying if stays else leaving
+        rows: dict[int, list[ReplicaRow]] = {}
+        for replica in session.scalars(select(ReplicaRow).where(ReplicaRow.state != ReplicaState.draining)):
             rows.setdefault(replica.deployment, []).append(replica)
-
-        def holders(rows: Mapping[int, list[ReplicaRow]]) -> list[Holder]:
-            return [
-                self._holder(session, deployments[key], replicas, known, key != but)
-                if key in deployments
-                else Holder(key, 0, len(replicas), 0.0, yields=False)
-                for key, replicas in rows.items()
-            ]
-
-        return holders(staying), holders(leaving)
+        return [
+            self._holder(session, deployments[key], replicas, known, key != but)
+            for key, replicas in rows.items()
+            if key in deployments
+        ]
 
     def _holder(
         self,
@@ -166,17 +137,18 @@ class Space:
             self._guesses[release.artefact] = guess(sum(entry.size for entry in files))
         return self._guesses[release.artefact]
 
-    def _put_to_sleep(self, session: Session, deployment: int) -> None:
-        """Unless it gives way no more, since somebody has just wanted it to stay."""
+    def _put_to_sleep(self, session: Session, deployment: int) -> bool:
+        """False where it gives way no more: somebody has just wanted it to stay."""
         row = session.get(DeploymentRow, deployment)
         stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
         if row is None or stable is None or not stable.replicas or releases.options_of(row).min_replicas:
-            return
+            return False
         stable.replicas, stable.state = 0, DeploymentState.asleep
         staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
         session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
         bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
+        return True
 
     def _largest(self) -> int:
         """What one replica can take at most."""
