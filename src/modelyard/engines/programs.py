@@ -1,7 +1,7 @@
 """Reads a program of torch.export (`.pt2`) as data, without torch: its graph, where its tensors lie, what it takes and gives.
 
 torch's own loader believes such an archive. It unpickles weights, constants and example inputs, evaluates sizes and guards as
-Python, compiles names into source, imports the modules that containers name, calls whatever of torch a node names, and loads
+Python, compiles names into source, imports the modules that containers name, takes whatever of torch a node names, and loads
 compiled libraries. Here nothing is run: an archive is a graph of ATen's operators over raw tensors, or it is refused. What else
 lies in it (example inputs, guards, traces) is not opened.
 """

@@ -55,7 +55,7 @@ class Pt2Engine:
         self._steps = _steps(program, slots)
         outputs = dict(zip((spec.name for spec in program.signature.outputs), (slots[v] for v in program.gives), strict=True))
         self._outputs = [(spec.name, outputs[spec.name]) for spec in card.outputs]
-        self._values = [*self._held.values(), *[None] * (len(slots) - len(program.held))]
+        self._values: list[Any] = [*self._held.values(), *[None] * (len(slots) - len(program.held))]
 
     @property
     def signature(self) -> Signature:
@@ -140,9 +140,9 @@ def _first(error: Exception) -> str:
 
 def _steps(program: Program, slots: dict[str, int]) -> list[_Step]:
     """The graph's nodes as calls; values that they make get slots of their own."""
-    made, kept = [], len(slots)
+    made, kept = [], len(program.held)
     for node in program.said.graph_module.graph.nodes:
-        call = ARITHMETIC.get(node.target) or _operator(node.target, program.said.torch_version)
+        call: Any = ARITHMETIC.get(node.target) or _operator(node.target, program.said.torch_version)
         given = {each.name: _value(*only(each.arg), slots) for each in node.inputs}
         args = list(given.values()) if node.target in ARITHMETIC else []
         named = {} if node.target in ARITHMETIC else given
