@@ -88,7 +88,7 @@ def test_a_fixed_batch_is_allowed_and_kept(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (nn.BatchNorm1d(3), "writes into its own num_batches_tracked"),
+        (nn.BatchNorm1d(3), "writes into its own running_mean, running_var, num_batches_tracked"),
         (nn.Dropout(), "was it exported in eval mode"),
         (nn.Flatten(0), "dim 0 must be the batch"),
     ],

@@ -157,6 +157,9 @@ CODE = {
     "library loader": target("torch.ops.load_library"),
     "deeper": target("torch.ops.aten.add.Tensor.__class__"),
     "files": target("torch.ops.aten.from_file.default"),
+    "indices that are believed": target("torch.ops.aten.segment_reduce.default"),
+    "a kernel of gradients": target("torch.ops.aten.max_pool2d_with_indices_backward.default"),
+    "a layout of torch's own": target("torch.ops.aten.mkldnn_linear.default"),
     "no operator": target("torch.ops.aten"),
     "evaluated size": expression("__import__('os').system('touch canary')"),
     "attribute": expression("s0.__class__"),
@@ -164,6 +167,10 @@ CODE = {
     "lambda": expression("(lambda: 1)()"),
     "text": expression("'s0' + 'a b'"),
     "endless size": expression("s0+" * 1000 + "s0"),
+    "tower": expression("Pow(Integer(9), Pow(Integer(9), Integer(9)))"),
+    "powers of powers": expression("Pow(Add(Pow(Integer(9), Integer(9)), Integer(1)), Integer(9))"),
+    "power": expression("9**9"),
+    "long number": expression("9" * 30),
 }
 BROKEN = {
     "graph in a graph": target("torch.ops.higher_order.cond"),

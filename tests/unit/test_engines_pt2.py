@@ -113,7 +113,7 @@ def test_it_answers_as_the_module_does(tmp_path: Path, module: nn.Module, argume
         for one, other in zip(found.values(), values, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-6)
             assert one.dtype == other.numpy().dtype
-    assert not engine.changed
+    assert not engine.changes(batch)
 
 
 def test_a_program_written_by_hand_runs(tmp_path: Path) -> None:
@@ -151,9 +151,17 @@ def test_writing_into_its_own_weights_is_seen(tmp_path: Path) -> None:
         nodes.append(node("torch.ops.aten.add_.Scalar", "z", self=tensor("p_w"), other={"as_int": 1}))
 
     engine = made(tmp_path, writing)
-    assert not engine.changed
-    engine.forward({"x": ROWS})
-    assert engine.changed == ["w"]
+    assert engine.changes({"x": ROWS}) == ["w"]
+
+
+@pytest.mark.parametrize("name", ["save", "manual_seed", "set_grad_enabled", "warn"])
+def test_what_tensors_do_not_choose_the_kernel_of_is_not_run(tmp_path: Path, name: str) -> None:
+    def calling(content: dict) -> None:
+        nodes = content["models/model.json"]["graph_module"]["graph"]["nodes"]
+        nodes.append(node(f"torch.ops.aten.{name}.default", "z", item={"as_int": 1}))
+
+    with pytest.raises((Invalid, Unsafe)):
+        made(tmp_path, calling)
 
 
 def graph(content: dict) -> Any:

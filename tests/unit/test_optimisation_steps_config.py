@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from modelyard.errors import Invalid
 from modelyard.optimisation.config import OptimiseConfig
-from modelyard.optimisation.steps.config import epochs, variant_name
+from modelyard.optimisation.steps.config import Quantize, epochs, variant_name
 
 
 def steps(*texts: str):
@@ -63,3 +63,12 @@ def test_a_control_learns_as_long_as_its_student() -> None:
     assert epochs(steps("finetune:epochs=3", "distil:epochs=5,student.width=1", "prune:channels=0.5", "distil:epochs=2")) == 17
     assert epochs(steps("quantize")) == 0
     assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2"), controls=False) == 6 + 2
+
+
+def test_configs_kept_before_there_were_bits_are_read() -> None:
+    """A config is kept with all its options, and embeddings were on q8_0 by default."""
+    for method in ("static-int8", "q4_0"):
+        kept = {**Quantize(method=method).model_dump(), "embeddings": "q8_0"}
+        assert Quantize.model_validate(kept).method == method
+    with pytest.raises(ValidationError, match="embeddings: no option of static-int8"):
+        Quantize(embeddings="q4_0")

@@ -36,8 +36,10 @@ def read(
     engine = Pt2Engine(out, card)
     tried = try_out(engine.forward, signature, (*ERRORS, Invalid))
     if tried is None:
-        return card, {"format": "pt2", "notes": ["It is untried: its open dims take none of the sizes tried."]}
-    steady(engine)
+        raise Invalid(
+            f"'{path.name}' ran with none of the sizes tried for its open dims, so that nothing shows what it answers."
+        )
+    steady(engine, tried[0])
     reference = _Reference(out / FILE, signature)
     try:
         found = verify(reference, engine, tried[0], keep=context.work)
@@ -71,8 +73,11 @@ class _Reference:
             raise Invalid(f"PyTorch {torch.__version__} does not load the program: {first_line(error)}") from error
 
     def forward(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        with torch.inference_mode():
-            found = self._module({name: torch.tensor(array) for name, array in batch.items()})
+        try:
+            with torch.inference_mode():
+                found = self._module({name: torch.tensor(array) for name, array in batch.items()})
+        except Exception as error:
+            raise Invalid(f"torch's own loader does not take these rows: {first_line(error)}") from error
         return {name: value.numpy() for name, value in found.items()}
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
 from modelyard.engines.programs import CONFIGS, EXAMPLES, MARKS, MODEL, Archive, Program, read
 from modelyard.engines.pt2 import Pt2Engine
-from modelyard.engines.schema import Call, CallSignature, Said, Tree
+from modelyard.engines.schema import Call, CallSignature, Config, Said, Tree
 from modelyard.engines.torch import in_order, load_module
 from modelyard.errors import Invalid
 from modelyard.tensors import Array
@@ -59,9 +59,7 @@ class ProgramConverter:
             labels=card.labels,
         )
         made.save(out)
-        engine = Pt2Engine(out, made)
-        engine.forward(rows)
-        steady(engine)
+        steady(Pt2Engine(out, made), rows)
         return made
 
 
@@ -73,10 +71,11 @@ def tidy(source: Path, target: Path) -> Program:
     guards, example inputs and extra files are left out; its tensors are taken and given by name. Raises as `read` does."""
     with Archive(source) as archive, zipfile.ZipFile(target, "w") as made:
         program = read(archive)
-        held = {f"data/{kind}/{each.path_name}" for kind, config in program.configs.items() for each in config.config.values()}
+        held = {each.place for each in program.held}
+        configs = {kind: _of_held(config, kind, held) for kind, config in program.configs.items()}
         entries = {
             MODEL: msgspec.json.encode(_plain(program)),
-            **{place: msgspec.json.encode(program.configs[kind]) for kind, place in CONFIGS.items()},
+            **{place: msgspec.json.encode(configs[kind]) for kind, place in CONFIGS.items()},
             **MARKS,
             ".data/version": _ZIP_VERSION,
             EXAMPLES: b"",
@@ -88,11 +87,18 @@ def tidy(source: Path, target: Path) -> Program:
     return program
 
 
-def steady(engine: Pt2Engine) -> None:
-    """Raises `Invalid` where a program that has run wrote into its own tensors: an answer would follow from others' calls."""
-    if engine.changed:
+def _of_held(config: Config, kind: str, places: Collection[str]) -> Config:
+    """Without what the graph takes nothing of, which nobody has checked."""
+    return replace(
+        config, config={name: one for name, one in config.config.items() if f"data/{kind}/{one.path_name}" in places}
+    )
+
+
+def steady(engine: Pt2Engine, rows: Mapping[str, Array]) -> None:
+    """Raises `Invalid` where a program writes into its own tensors: an answer would follow from others' calls."""
+    if changed := engine.changes(rows):
         raise Invalid(
-            f"The program writes into its own {', '.join(engine.changed[:5])} at each call, so that an answer follows from "
+            f"The program writes into its own {', '.join(changed[:5])} at each call, so that an answer follows from "
             "the calls before it: export it in eval mode, and without state."
         )
 

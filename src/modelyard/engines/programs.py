@@ -40,7 +40,8 @@ SCALARS = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float1
 SCALARS |= {10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16", 34: "uint32", 35: "uint64"}
 _DATATYPES = {dtype.name: name for name, dtype in DATATYPES.items() if dtype != np.dtype(object)}
 _OPERATOR = re.compile(r"torch\.ops\.aten\.[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
-_REACHES_OUT = frozenset({"from_file", "_print"})
+# Operators that open files or print, and kernels that believe the indices or layouts they are given.
+_REFUSED = re.compile("from_file|_print|segment_reduce|.*_backward.*|(mkldnn|to_mkldnn|fbgemm|sparse|resize|set)(_.*)?")
 # What torch computes sizes with. Of numbers, its own functions are these.
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     **{
@@ -178,7 +179,7 @@ def read(archive: Archive) -> Program:
 def _check_calls(archive: Archive) -> None:
     """Raises before anything else of the graph is read, so that the operator is what is told."""
     for target in archive.decode(MODEL, Calls).targets():
-        if target in ARITHMETIC or (_OPERATOR.fullmatch(target) and target.split(".")[3] not in _REACHES_OUT):
+        if target in ARITHMETIC or (_OPERATOR.fullmatch(target) and not _REFUSED.fullmatch(target.split(".")[3])):
             continue
         if target.startswith("torch.ops.higher_order."):
             raise Invalid(
@@ -186,8 +187,8 @@ def _check_calls(archive: Archive) -> None:
                 "torch.no_grad(), without torch.cond, torch.while_loop and torch.autocast."
             )
         raise Unsafe(
-            f"'{archive.name}' was refused unread: it calls {target[:200]}; only ATen's operators (torch.ops.aten) and "
-            "arithmetic of sizes are run here."
+            f"'{archive.name}' was refused unread: it calls {target[:200]}; only ATen's operators (torch.ops.aten), those "
+            "that open files or check nothing left aside, and arithmetic of sizes are run here."
         )
 
 
@@ -260,9 +261,11 @@ def _tree(text: str) -> Tree:
 
 
 def _parts(tree: Tree) -> Iterator[Tree]:
-    yield tree
-    for child in tree.children_spec:
-        yield from _parts(child)
+    left = [tree]  # not by recursion: a file may nest deeper than Python does
+    while left:
+        part = left.pop()
+        yield part
+        left += part.children_spec[::-1]
 
 
 def _leaves(tree: Tree) -> int:
@@ -325,5 +328,22 @@ def _check_expression(text: str, name: str) -> None:
     """torch evaluates a size as Python: raises `Unsafe` where it is more than arithmetic of symbols."""
     plain = re.sub(r"'[a-z]{1,4}[0-9]+'", "0", text)  # what a symbol is called
     known = all(_WORDS.fullmatch(word) for word in re.findall(r"[A-Za-z_][A-Za-z0-9_]*", plain))
-    if len(text) > _LONGEST or not known or not re.fullmatch(r"(?:[A-Za-z0-9_ +\-*/(),=<>%]|\.(?=[0-9]))*", plain):
+    endless = "**" in plain or re.search("[0-9]{20}", plain) or _towers(plain)
+    if len(text) > _LONGEST or not known or endless or not re.fullmatch(r"(?:[A-Za-z0-9_ +\-*/(),=<>%]|\.(?=[0-9]))*", plain):
         raise Unsafe(f"'{name}' was refused unread: it gives '{text[:100]}' as a size, which is no arithmetic.")
+
+
+def _towers(text: str) -> bool:
+    """Whether a power is of a power: nobody waits for what that comes to."""
+    depth, powers = 0, list[int]()
+    for part in re.findall(r"(?:Pow|PowByNatural|FloatPow)\(|[()]", text):
+        if part == ")":
+            powers = [at for at in powers if at != depth]
+            depth -= 1
+            continue
+        depth += 1
+        if part != "(":
+            powers.append(depth)
+        if len(powers) > 1:
+            return True
+    return False

@@ -25,7 +25,7 @@ from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import Array, Signature
 
 # What operators raise of tensors that they do not take.
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+ERRORS = (RuntimeError, ValueError, TypeError, IndexError, ArithmeticError, AttributeError, MemoryError)
 # Operators by these names are torch's own affair, but for those that programs have and the core of ATen.
 _INTERNAL = re.compile(
     "_assert_(async|scalar|tensor_metadata)|_native_multi_head_attention|_safe_softmax|_unsafe_view|_weight_norm"
@@ -46,7 +46,8 @@ class Pt2Engine:
         with Archive(inside(folder, card.files["pt2"])) as archive:
             program = read(archive)
             agree(card.signature, program.signature)
-            self._held = {held.name: _tensor(archive, held) for held in program.held}
+            content = {place: archive.read(place) for place in {held.place for held in program.held}}
+            self._held = {held.name: _tensor(archive, held, content[held.place]) for held in program.held}
         self._signature = card.signature
         self._limits = program.limits
         slots = {held.value: place for place, held in enumerate(program.held)}
@@ -77,13 +78,20 @@ class Pt2Engine:
                     values[slot] = None
             return {name: values[slot].numpy() for name, slot in self._outputs}
 
-    @property
-    def changed(self) -> list[str]:
-        """Names of the program's own tensors that it has written to: the next answer follows from those before."""
-        return [name for name, tensor in self._held.items() if tensor._version]
+    def changes(self, batch: Mapping[str, Array]) -> list[str]:
+        """Names of the program's own tensors that a forward writes to: the next answer would follow from this one. Their bytes
+        are compared, too: not every operator says what it writes."""
+        before = {name: tensor.clone() for name, tensor in self._held.items()}
+        self.forward(batch)
+        return [name for name, held in self._held.items() if held._version or not _same(held, before[name])]
 
     def close(self) -> None:
         del self._steps, self._values, self._held
+
+
+def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    first, second = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two))
+    return torch.equal(first, second)
 
 
 def signature_of(path: Path) -> Signature:
@@ -111,8 +119,8 @@ class _Step:
     done: tuple[int, ...]
 
 
-def _tensor(archive: Archive, held: Held) -> torch.Tensor:
-    meta, data = held.meta, archive.read(held.place)
+def _tensor(archive: Archive, held: Held, data: bytearray) -> torch.Tensor:
+    meta = held.meta
     sizes, strides, (offset,) = (
         [_literal(number) for number in numbers] for numbers in (meta.sizes, meta.strides, [meta.storage_offset])
     )
@@ -121,7 +129,7 @@ def _tensor(archive: Archive, held: Held) -> torch.Tensor:
     try:
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return flat.as_strided(sizes, strides, offset)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise Invalid(
             f"'{archive.name}' is damaged: tensor '{held.name}' does not fit {held.place}: {_first(error)}"
         ) from error
@@ -166,12 +174,22 @@ def _operator(target: str, version: str) -> Any:
     """An operator of ATen by 'torch.ops.aten.NAME.OVERLOAD'."""
     *_, name, overload = target.split(".")
     packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket) or overload not in packet.overloads():
+    known = isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads()
+    if not known or not _dispatched(name, overload):
         raise Invalid(f"PyTorch {torch.__version__} has no operator {target}; the program was written by {version[:40]}.")
     operator = getattr(packet, overload)
     if name.startswith("_") and not (name.startswith("__") or _INTERNAL.fullmatch(name) or torch.Tag.core in operator.tags):
         raise Unsafe(f"The program calls {target}, an operator of torch's own that is not run here.")
     return operator
+
+
+def _dispatched(name: str, overload: str) -> bool:
+    """Whether tensors choose its kernel: operators of TorchScript's alone write files and set what holds for the process."""
+    try:
+        torch._C._dispatch_find_schema_or_throw(f"aten::{name}", "" if overload == "default" else overload)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _outputs(node: Node, slots: dict[str, int]) -> Any:

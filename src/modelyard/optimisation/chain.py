@@ -170,7 +170,8 @@ def _watch(subject: Subject, total: int, config: OptimiseConfig, context: JobCon
     own, done = worth(subject.engine), count(1)
 
     def watch(network: nn.Module) -> None:
-        lost, at = 100 * (own - worth(TorchEngine.of(network, card))), next(done)
+        # A copy: what a network keeps of a forward in inference mode could not be trained on.
+        lost, at = 100 * (own - worth(TorchEngine.of(copy.deepcopy(network), card))), next(done)
         context.metric(at + 1, epoch_drop=round(lost, 9), epochs_left=total - at)
 
     return watch

@@ -73,7 +73,7 @@ def choose(measured: Sequence[Measured], goal: Goal, max_drop: float) -> Choice:
     cost = _COSTS[goal]
     fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(cost(m))]
     if not fit:
-        raise Invalid(_nearest(measured, max_drop))
+        raise Invalid(_nearest(measured, goal, max_drop))
     best = min(fit, key=lambda m: (cost(m), m.drop, -m.accuracy, m.size, m.variant))
     return Choice(best.variant, {m.variant: _verdict(m, best, m in fit, goal, max_drop) for m in measured})
 
@@ -88,11 +88,13 @@ def _verdict(m: Measured, best: Measured, fits: bool, goal: Goal, max_drop: floa
     return f"loses {m.drop:.2f} points" if math.isfinite(m.drop) and m.drop > max_drop else "not measured"
 
 
-def _nearest(measured: Sequence[Measured], max_drop: float) -> str:
+def _nearest(measured: Sequence[Measured], goal: Goal, max_drop: float) -> str:
     known = [m for m in measured if m.verified and math.isfinite(m.drop)]
     if not known:
         return "No variant could be verified against the original; the job's log says why."
     nearest = min(known, key=lambda m: (m.drop, m.variant))
+    if nearest.drop <= max_drop:
+        return f"No variant within {max_drop:g} points has a {goal} that could be measured: choose another goal."
     return (
         f"No variant stays within {max_drop:g} points of the original: the nearest, {nearest.variant}, loses "
         f"{nearest.drop:.2f} (interval {nearest.drop_low:.2f} to {nearest.drop_high:.2f}). Allow more with max_accuracy_drop."

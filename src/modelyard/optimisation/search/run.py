@@ -178,9 +178,12 @@ class Search(Parent):
         """Of how many epochs the next trial may be."""
         if self.config.time_budget is None:
             return math.inf
-        whole = {trial.number: None if trial.state == "stopped" else trial.seconds for trial in self.trials}
-        took = [Took(self._cost(trial.parameters), whole[trial.number], trial.ended) for trial in self.trials]
+        took = [Took(self._trained_for(trial), trial.seconds, trial.ended) for trial in self.trials]
         return epochs_left(self.config.time_budget, self.spent(), took)
+
+    def _trained_for(self, trial: Trial) -> int:
+        """Epochs: of one that was stopped those that it came to."""
+        return len(_trained(trial)[0]) if trial.state == "stopped" else self._cost(trial.parameters)
 
     def _cost(self, point: Mapping[str, Any]) -> int:
         """Epochs of a point's steps."""

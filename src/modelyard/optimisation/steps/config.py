@@ -119,7 +119,9 @@ class Quantize(Config):
 
     @model_validator(mode="after")
     def _options_are_the_method_s(self) -> Quantize:
-        given = _given(self, _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE)
+        alone = _ONNX_ALONE if self.method in GGUF else _GGUF_ALONE
+        earlier = {"embeddings"} if self.embeddings == "q8_0" else set()  # by default, in configs that were kept before `bits`
+        given = _given(self, alone - earlier)
         if given or (self.bits and self.method == "q8_0"):
             raise ValueError(f"{given or 'bits'}: no option of {self.method}")
         return self
