@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_models import matmul, simple
+from tiny_programs import entries, write
 
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.conversion.importing import only_model, run
@@ -35,6 +36,17 @@ def test_an_onnx_file_becomes_a_version(tmp_path: Path) -> None:
     assert made["metadata"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
     assert sorted(p.name for p in made["folder"].iterdir()) == ["README.md", "model.json", "model.onnx"]
     assert ENGINES.get("onnx")(made["folder"], card).forward({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 2)
+
+
+def test_a_program_of_torch_export_becomes_a_version(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "program.pt2", entries())
+    made = imported(tmp_path, tmp_path / "in")
+    card = ModelCard.load(made["folder"])
+    assert (made["task"], card.engines, made["metadata"]["format"]) == ("tabular-regression", ("pt2",), "pt2")
+    assert made["metadata"]["verification"]["ok"]
+    assert sorted(p.name for p in made["folder"].iterdir()) == ["README.md", "model.json", "model.pt2"]
+    assert "It answers as torch's own loader" in (made["folder"] / "README.md").read_text()
 
 
 def test_weights_with_their_module_become_a_version(tmp_path: Path) -> None:

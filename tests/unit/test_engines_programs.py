@@ -84,7 +84,7 @@ def test_tensors_are_named_by_the_call(tmp_path: Path, taken: Any, given_back: A
     [
         (BATCH, 0, None, None),
         ("s77", 2, None, None),
-        (BATCH, 3, None, "3 to inf rows"),
+        (BATCH, 3, None, "takes at least 3 rows alone"),
         (BATCH, 2, 64, "0 to 64 rows"),
         (f"Mul(Integer(2), {BATCH})", 2, None, "follows from another"),
     ],

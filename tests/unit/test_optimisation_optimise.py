@@ -144,6 +144,16 @@ def test_the_card_for_people_shows_the_table(done: tuple[FolderOutputs, FolderCo
     assert "report split" in text
 
 
+def test_other_formats_are_variants_that_answer_number_by_number(inputs: dict[str, Input], tmp_path: Path) -> None:
+    outputs, _ = optimised(inputs, tmp_path, variants=("openvino", "pt2"))
+    for name, made in outputs.published.items():
+        card, proof = ModelCard.load(made["folder"]), made["metadata"]["verification"]
+        assert (card.engines, card.module) == ((name,), None)
+        assert (proof["ok"], proof["batches"][:3]) == (True, [1, 2, 7])
+        assert proof["max_rel"] < 1e-4
+    assert set(outputs.published) == {"openvino", "pt2"}
+
+
 def test_the_smallest_is_chosen_when_size_is_the_goal(inputs: dict[str, Input], tmp_path: Path) -> None:
     _, context = optimised(inputs, tmp_path, goal="size", variants=("fp32", "dynamic-int8"))
     rows = {row["variant"]: row for row in context.facts["table"]}

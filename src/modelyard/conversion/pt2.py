@@ -96,7 +96,7 @@ def _of_held(config: Config, kind: str, places: Collection[str]) -> Config:
 
 def steady(engine: Pt2Engine, rows: Mapping[str, Array]) -> None:
     """Raises `Invalid` where a program writes into its own tensors: an answer would follow from others' calls."""
-    if changed := engine.changes(rows):
+    if changed := [name.removeprefix("module.") for name in engine.changes(rows)]:
         raise Invalid(
             f"The program writes into its own {', '.join(changed[:5])} at each call, so that an answer follows from "
             "the calls before it: export it in eval mode, and without state."

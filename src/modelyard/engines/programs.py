@@ -1,9 +1,9 @@
 """Reads a program of torch.export (`.pt2`) as data, without torch: its graph, where its tensors lie, what it takes and gives.
 
 torch's own loader believes such an archive. It unpickles weights, constants and example inputs, evaluates sizes and guards as
-Python, compiles names into source, imports the modules that containers name, takes whatever of torch a node names, and loads
-compiled libraries. Here nothing is run: an archive is a graph of ATen's operators over raw tensors, or it is refused. What else
-lies in it (example inputs, guards, traces) is not opened.
+Python, compiles names into source, imports the modules that containers name, and loads compiled libraries. Here nothing is run:
+an archive is a graph of ATen's operators over raw tensors, or it is refused. What else lies in it (example inputs, guards,
+traces) is not opened.
 """
 
 from __future__ import annotations
@@ -310,7 +310,8 @@ def _limits(name: str, meta: TensorMeta, said: Said) -> Iterator[Limit]:
         low, high = (found.min_val, found.max_val) if found else (None, None)
         least, most = 0 if low is None or low <= 2 else low, math.inf if high is None else high  # torch's own least is 2
         if axis == 0 and (symbol is None or least or most < math.inf):
-            some = "a number of rows that follows from another" if symbol is None else f"{least} to {most} rows"
+            bounds = f"at least {least} rows" if most == math.inf else f"{least} to {most} rows"
+            some = "a number of rows that follows from another" if symbol is None else bounds
             raise Invalid(f"'{name}' takes {some} alone: export it with Dim.DYNAMIC, and no branch on how many rows there are.")
         if axis and (least or most < math.inf):
             yield Limit(name, axis, least, most)
