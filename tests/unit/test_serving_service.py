@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from modelyard.catalogue.types import Version
 from modelyard.db import Base, Database, now, revision
@@ -155,6 +155,18 @@ def test_without_a_replica_a_route_says_what_is_wanted(db: Database) -> None:
     with db.read() as session:
         [route] = Directory().read(session)
     assert (route.version, route.state, route.endpoints) == ("1", DeploymentState.pending, ())
+
+
+def test_replicas_that_are_leaving_are_not_those_of_the_next_deployment(db: Database) -> None:
+    """SQLite gives the number of the last row again once that is gone."""
+    deploy(db, name="one")
+    replica(db, "leaving", 1)
+    with db.begin() as session:
+        service.undeploy(session, CALLER, "one")
+    assert deploy(db, name="two").replicas == []
+    deploy(db, name="three")
+    with db.read() as session:
+        assert sorted(session.scalars(select(DeploymentRow.id))) == [2, 3]
 
 
 def test_undeploy_takes_the_replicas_out_of_the_routes_at_once(db: Database) -> None:

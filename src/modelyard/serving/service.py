@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 from modelyard.catalogue import service as catalogue
 from modelyard.catalogue.types import Version
@@ -114,13 +114,14 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
         if trial is not None:
             raise Conflict(f"Deployment '{request.name}' serves nothing yet; a {trial[0]} is tried beside what serves.")
         row = DeploymentRow(project=caller.project, name=request.name, generation=0, stable=0, used=now(), created=now())
+        row.id = _unused(session)
     gate = row.gate
     decision = gating.admit(session, caller, row, version, request.asked_gate, request.override)
     session.add(row)
     if trial is not None:
         releases.try_out(session, caller, row, asked, card.task, trial, decision)
         return _show(session, row)
-    stable = session.get(ReleaseRow, (row.id, row.stable)) if row.id is not None else None
+    stable = session.get(ReleaseRow, (row.id, row.stable)) if row.stable else None
     same = stable is not None and stable.error is None and asked == releases.served(stable)
     changed = row.options != options.model_dump(mode="json") or row.gate != gate
     if same and row.trial is None and not changed:
@@ -138,6 +139,14 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
     )
     bump(session)
     return _show(session, row)
+
+
+def _unused(session: Session) -> Any:
+    """The number of a new deployment; None: as the database counts. SQLite gives that of the last one again once it is gone,
+    whose replicas may be leaving still: they would be taken for the new one's."""
+    left = session.scalar(select(func.max(ReplicaRow.deployment))) or 0
+    latest = session.scalar(select(func.max(DeploymentRow.id))) or 0
+    return left + 1 if left > latest and session.get_bind().dialect.name == "sqlite" else None
 
 
 def undeploy(session: Session, caller: Principal, name: str) -> None:
