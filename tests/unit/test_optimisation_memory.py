@@ -42,7 +42,7 @@ def test_weights_are_in_it_and_the_same_comes_to_the_same(tmp_path: Path) -> Non
     small, large = version(tmp_path / "small", 2), version(tmp_path / "large", 1 << 20)
     first, again, more = taken(small, tmp_path), taken(small, tmp_path), taken(large, tmp_path)
     assert 1 << 20 < first < 100 << 20
-    assert abs(first - again) <= 1 << 18
+    assert abs(first - again) <= 2 << 20
     assert first % (1 << 16) == 0
     assert first + (12 << 20) <= more <= first + (400 << 20)  # and what it answers 32 rows
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
