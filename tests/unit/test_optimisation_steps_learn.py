@@ -19,6 +19,16 @@ from modelyard.kinds import FolderContext
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.steps.learn import Learning, trained_as
 
+IMAGE = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["dark", "light"], "input": "x", "output": "y"}
+PICTURES = ModelCard(
+    task="image-classification",
+    engines=("torch",),
+    files={},
+    transform=IMAGE,
+    inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 1, 4, 4)),),
+    outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 2)),),
+)
+
 
 def test_it_learns_and_the_same_seed_learns_the_same(tmp_path: Path) -> None:
     found = subject(tmp_path)
@@ -98,15 +108,6 @@ def test_numbers_are_learned_in_the_models_own_unit(tmp_path: Path) -> None:
 
 
 def test_images_are_shifted_where_their_training_did_so(tmp_path: Path) -> None:
-    image = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["dark", "light"], "input": "x", "output": "y"}
-    card = ModelCard(
-        task="image-classification",
-        engines=("torch",),
-        files={},
-        transform=image,
-        inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 1, 4, 4)),),
-        outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 2)),),
-    )
     data = images(tmp_path / "data")
     for config, moves in (
         ({"recipe": "image-classifier", "image_classifier": {"shift": 1}}, True),
@@ -118,8 +119,8 @@ def test_images_are_shifted_where_their_training_did_so(tmp_path: Path) -> None:
         (tmp_path / "training.json").unlink(missing_ok=True)
         if config:
             (tmp_path / "training.json").write_text(json.dumps({"config": config}))
-        source = Source(tmp_path, card, data)
-        made = Learning.of(tmp_path, card, source, FolderContext(tmp_path), seed=0, total=1)
+        source = Source(tmp_path, PICTURES, data)
+        made = Learning.of(tmp_path, PICTURES, source, FolderContext(tmp_path), seed=0, total=1)
         assert (made.augment is not None) == moves
 
 
@@ -164,17 +165,8 @@ class Reshaped(Viewed):
 
 @pytest.mark.parametrize(("network", "by_pixel"), [(Viewed, False), (Reshaped, True)])
 def test_pictures_lie_by_pixel_where_the_network_bears_it(tmp_path: Path, network: type[nn.Module], by_pixel: bool) -> None:
-    image = {"name": "image", "height": 4, "width": 4, "channels": 1, "labels": ["dark", "light"], "input": "x", "output": "y"}
-    card = ModelCard(
-        task="image-classification",
-        engines=("torch",),
-        files={},
-        transform=image,
-        inputs=(TensorCard(name="x", datatype="FP32", shape=(-1, 1, 4, 4)),),
-        outputs=(TensorCard(name="y", datatype="FP32", shape=(-1, 2)),),
-    )
-    source = Source(tmp_path, card, images(tmp_path / "data"))
-    teaching, made = Learning.of(tmp_path, card, source, FolderContext(tmp_path), seed=0, total=1), network()
+    source = Source(tmp_path, PICTURES, images(tmp_path / "data"))
+    teaching, made = Learning.of(tmp_path, PICTURES, source, FolderContext(tmp_path), seed=0, total=1), network()
     teaching.fit(made, "finetune", 2, 0.01)
     assert teaching.by_pixel == by_pixel
     assert made.layer[1].weight.is_contiguous()

@@ -27,7 +27,8 @@ class _Reached(Exception):
 class Walk:
     """A model on its way. `prune`: what the linear layers of its decoder lose. `kinds` says which grid the weight of a name
     goes on (None: it stays), where it is nearest if `plain`. What was `rounded` stands in the model too, as the values that its
-    codes mean; `gone` has of each matrix that was pruned which weights are nought, BOOL [rows, columns]."""
+    codes mean; `gone` has of each matrix that was pruned which weights are nought, BOOL [rows, columns]. `tokens`: of a matrix
+    how much each token of the blocks counts, FP32 [n, length]; all alike where it has none."""
 
     model: Any
     kinds: Callable[[str], str | None]
@@ -53,10 +54,12 @@ class Walk:
         given = self._given(layers[0], blocks)
         for place, layer in enumerate(layers):
             self.check()
-            seen = _seen(layer, given, {n: self.tokens.get(f"{prefix}.{place}.{n}.weight") for n, _ in layer.named_modules()})
-            for name, module in layer.named_modules():
-                if isinstance(module, nn.Linear):
-                    self._one(f"{prefix}.{place}.{name}.weight", module.weight, seen[name], self.prune)
+            linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+            called = {name: f"{prefix}.{place}.{name}.weight" for name in linear}
+            looking = {name: module for name, module in linear.items() if self._looks(called[name])}
+            seen = _seen(layer, looking, given, {name: self.tokens.get(called[name]) for name in looking})
+            for name, module in linear.items():
+                self._one(called[name], module.weight, seen.get(name, torch.empty(0)), self.prune)
             given = [(_called(layer, hidden, how), how) for hidden, how in given]
             say(f"layer {place + 1} of {len(layers)} done")
         self._last(given)
@@ -107,6 +110,10 @@ class Walk:
             else:
                 self._put(name, weight, nearest(weight, self.kinds(name) or ""))
 
+    def _looks(self, name: str) -> bool:
+        """Whether what the layer sees says anything of where its weight goes."""
+        return self.prune is not None or (not self.plain and self.kinds(name) not in (None, "q8_0"))
+
     def _one(self, name: str, weight: Tensor, seen: Tensor, prune: Prune | None = None) -> None:
         """What makes up for its errors starts from the whole matrix: for those of pruning as well."""
         kind, left, gone = self.kinds(name), weight, None
@@ -139,9 +146,12 @@ def decoder(model: Any) -> tuple[nn.ModuleList, str]:
 
 
 def _seen(
-    layer: nn.Module, given: Sequence[tuple[Tensor, Mapping[str, Any]]], weights: Mapping[str, Tensor | None]
+    layer: nn.Module,
+    linear: Mapping[str, nn.Linear],
+    given: Sequence[tuple[Tensor, Mapping[str, Any]]],
+    weights: Mapping[str, Tensor | None],
 ) -> dict[str, Tensor]:
-    """Of each linear layer in it the sum of x xᵀ, each token's as it weighs."""
+    """Of each of these linear layers in it the sum of x xᵀ, each token's as it weighs."""
     sums: dict[str, Tensor] = {}
     done: dict[str, int] = {}
 
@@ -149,14 +159,14 @@ def _seen(
         def look(_: nn.Module, args: tuple[Any, ...]) -> None:
             rows, at = args[0].flatten(0, -2), done.get(name, 0)
             done[name] = at + len(args[0])
-            weight = weights.get(name)
+            weight = weights[name]
             left = rows if weight is None else rows * weight[at : at + len(args[0])].flatten()[:, None]
             product = left.T @ rows
             sums[name] = sums[name] + product if name in sums else product
 
         return look
 
-    hooks = [m.register_forward_pre_hook(watch(n)) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linear.items()]
     try:
         for hidden, how in given:
             _called(layer, hidden, how)
