@@ -112,7 +112,8 @@ def check_store(data: Path) -> None:
 def check_folders(data: Path) -> None:
     """Nothing is left of jobs that ended."""
     until(lambda: not list((data / "jobs").iterdir()), 60, "no work folders")
-    assert not [path for path in (data / "store").rglob("*") if "checkpoints" in path.parts and path.is_file()]
+    left = [path for path in (data / "store").rglob("*") if "checkpoints" in path.parts and path.is_file()]
+    assert not left, left
 
 
 def check_processes(platform: Platform) -> None:

@@ -46,7 +46,7 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_put_returns(tmp_p
     monkeypatch.setattr(stores, "_name", spy_name)
     store.put("a/b/c", b"x", create=True)
     root = str(tmp_path)
-    assert events == [root, f"{root}/a", f"{root}/a/b/c", "named", f"{root}/a/b"]
+    assert events == [f"{root}/staged", root, f"{root}/a", "named", f"{root}/a/b"]
 
 
 def test_what_was_staged_is_on_disk_before_its_name(tmp_path: Path, monkeypatch):
@@ -79,7 +79,8 @@ def test_what_a_killed_put_left_is_not_seen_and_not_in_the_way(tmp_path: Path, m
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             store.put("a/b", b"half")
-    assert [path.name.partition("#")[0] for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert [path.name.partition("#")[0] for path in tmp_path.iterdir() if path.is_file()] == ["staged"]
+    assert list((tmp_path / "a").iterdir()) == []  # all below a prefix can be dropped, and nothing of it is left
     assert (list(store.list("a")), store.size("a/b")) == ([], None)
     assert store.put("a/b", b"whole", create=True)
     assert (list(store.list("a")), store.get("a/b")) == (["a/b"], b"whole")
@@ -158,7 +159,7 @@ def test_a_full_disk_is_our_fault_and_names_no_folder(tmp_path: Path, monkeypatc
     with pytest.raises(Unavailable, match="No space left") as caught:
         store.put("a/b", b"x")
     assert str(tmp_path) not in caught.value.message
-    assert not list((tmp_path / "a").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def stage_and_adopt(store: FolderStore, data: bytes) -> None:

@@ -166,7 +166,7 @@ class BucketStore:
 
 class FolderStore(BucketStore):
     """A folder on this machine. An object gets its name only when its bytes are on disk, and the name is on disk when `put`
-    returns. What a killed `put` leaves is named 'key#digits', which obstore does not list and nothing reads."""
+    returns. What a killed writer leaves is named 'staged#digits', which obstore does not list and nothing reads."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -176,13 +176,11 @@ class FolderStore(BucketStore):
 
     def put(self, key: str, data: Buffer, *, create: bool = False) -> bool:
         check_key(key)
-        path = self._root / key
-        staged = path.with_name(f"{path.name}#{secrets.randbits(63)}")
+        path, staged = self._root / key, self._staged()
         with _translated(key):
-            fd = self._in_folder(path.parent, lambda: os.open(staged, _NEW, 0o600))
             try:
-                _write(fd, data)
-                created = _name(staged, path, create)
+                _write(os.open(staged, _NEW, 0o600), data)
+                created = self._in_folder(path.parent, lambda: _name(staged, path, create))
             finally:
                 staged.unlink(missing_ok=True)
             sync_folder(path.parent)
@@ -190,7 +188,7 @@ class FolderStore(BucketStore):
 
     @contextmanager
     def stage(self, *, cold: bool = False) -> Iterator[Staged]:
-        path = self._root / f"staged#{secrets.randbits(63)}"
+        path = self._staged()
         try:
             with _translated("staged"):
                 file = cast(BinaryIO, DirectFile(path)) if cold else os.fdopen(os.open(path, _NEW, 0o600), "wb")
@@ -230,6 +228,10 @@ class FolderStore(BucketStore):
                     path.unlink() if path in left else path.rmdir()
                     swept += 1
         return swept
+
+    def _staged(self) -> Path:
+        """A new file at the top, not beside the object's: who drops all below a prefix leaves nothing of a killed writer's."""
+        return self._root / f"staged#{secrets.randbits(63)}"
 
     def _in_folder(self, folder: Path, step: Callable[[], T]) -> T:
         """`step` with `folder` there; once more where `sweep` took it, empty, in between."""
