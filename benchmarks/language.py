@@ -30,7 +30,7 @@ SIZE, WORSE = 0.36, 1.02  # of bf16, of the original's perplexity
 SMALL, HALF = 0.30, 0.5  # of bf16, of what is lost by rounding nearest on the same grid
 VARIANTS: dict[str, tuple[str, ...]] = {
     "q8_0": ("quantize:q8_0",),
-    "best": ("quantize:q4_0,bits=5.64,rows=48",),
+    "best": ("quantize:q4_0,bits=5.64",),
     "small": ("quantize:q4_0,embeddings=q4_0",),
     "small, nearest": ("quantize:q4_0,embeddings=q4_0,rounding=nearest",),
 }

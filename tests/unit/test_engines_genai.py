@@ -10,10 +10,11 @@ import torch
 from test_conversion_gguf import CARD, SIZE
 
 from modelyard.conversion.base import CONVERTERS
-from modelyard.conversion.gguf import read_back
+from modelyard.conversion.gguf import KIND, read_back, write
 from modelyard.engines.base import ENGINES
-from modelyard.engines.huggingface import open_tokenizer
+from modelyard.engines.huggingface import open_model, open_tokenizer
 from modelyard.errors import Invalid, NotFound
+from modelyard.optimisation.language.walk import Walk
 from modelyard.tensors import Call, Tensor
 
 ASKED, OTHER = "the cat of rome is", "the king of oslo"
@@ -115,6 +116,22 @@ def test_a_seed_gives_the_same_text_again(engine):
         engine.add(call(name, ASKED, 12, temperature=1.5, seed=7))
         found.append(text(drive(engine, name)[name]))
     assert found[0] == found[1]
+
+
+def test_five_bits_say_what_transformers_says_of_the_same_file(tmp_path):
+    tiny_language.llama(tmp_path / "model", **SIZE)
+    (tmp_path / "five").mkdir()
+    model, _ = open_model(tmp_path / "model", KIND, dtype=torch.float32)
+    walk = Walk(model, lambda name: "q5_0")
+    walk.nearest()
+    card = write(model, tmp_path / "model", CARD, tmp_path / "five", walk.rounded)
+    engine, reference = ENGINES.get("genai")(tmp_path / "five", card), read_back(tmp_path / "five")
+    ids = open_tokenizer(tmp_path / "model")(ASKED, return_tensors="pt")["input_ids"]
+    engine.add(call("five", ASKED, 12))
+    said = text(drive(engine, "five")["five"])
+    meant = reference.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
+    assert said == open_tokenizer(tmp_path / "model").decode(meant, skip_special_tokens=True)
+    engine.close()
 
 
 def test_a_file_that_is_none_is_refused_in_a_line(made, tmp_path):

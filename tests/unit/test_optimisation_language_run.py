@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 
 import gguf
 import pytest
@@ -157,7 +158,7 @@ def test_an_original_that_knows_nothing_proves_nothing(inputs, tmp_path):
     [
         (["prune:channels=0.5"], "'prune:channels=0.5' is not for language models.*prune:weights"),
         (["prune:weights=0.5", "finetune"], "'finetune' is not for language models"),
-        (["quantize:dynamic-int8"], "they are quantised to q8_0, q4_0, q4_1"),
+        (["quantize:dynamic-int8"], "they are quantised to q8_0, q5_0, q4_1, q4_0"),
         (["prune:weights=0.5", "prune:weights=0.1", "quantize:q4_0"], "is pruned once"),
     ],
 )
@@ -196,18 +197,21 @@ def test_scales_that_are_tuned_lose_less(inputs, tmp_path):
 
 
 def test_the_mean_weight_has_so_many_bits_and_the_file_says_which_have_eight(inputs, tmp_path):
-    outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.5"])
+    outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.2"])
     (name,) = outputs.published
-    assert name == "q4_0-5.5bits"
+    assert name == "q4_0-5.2bits"
     tensors = gguf.GGUFReader(outputs.published[name]["folder"] / FILE).tensors
     kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
     sizes = {tensor.name: int(tensor.n_elements) for tensor in tensors if tensor.name in kinds}
-    bits = {"Q4_0": 4.5, "Q8_0": 8.5}
-    assert set(kinds.values()) == set(bits)
+    bits = {"Q4_0": 4.5, "Q5_0": 5.5, "Q8_0": 8.5}
+    assert len(set(kinds.values())) > 1
+    assert set(kinds.values()) <= set(bits)
     mean = sum(bits[kinds[name]] * size for name, size in sizes.items()) / sum(sizes.values())
-    assert 4.8 < mean <= 5.5
+    assert 4.8 < mean <= 5.2
     (step,) = context.facts["steps"]
-    assert len(step["eight_bit_layers"]) == sum(kind == "Q8_0" for kind in kinds.values())
+    assert {kind.upper(): len(names) for kind, names in step["finer"].items()} == {
+        kind: number for kind, number in Counter(kinds.values()).items() if kind != "Q4_0"
+    }
 
 
 @pytest.mark.parametrize(

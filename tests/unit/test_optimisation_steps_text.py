@@ -104,7 +104,7 @@ def test_the_shortest_text_is_shown() -> None:
         ("prune:0.5", "'0.5' is not OPTION=VALUE; the options of 'prune' are channels, heads"),
         (
             "quantize:int4",
-            "'method' is \"int4\"; expected 'static-int8', 'dynamic-int8', 'weights-int8', 'q8_0', 'q4_0' or 'q4_1'",
+            "'method' is \"int4\"; expected 'static-int8', 'dynamic-int8', 'weights-int8', 'q8_0', 'q5_0', 'q4_1' or 'q4_0'",
         ),
         ("quantize:rows=5,static-int8", "'static-int8' is not OPTION=VALUE"),
         ("quantize:sensitive=-1", "'sensitive"),

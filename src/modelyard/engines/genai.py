@@ -6,6 +6,7 @@ A step holds the interpreter, so whoever serves with it puts it into a process o
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +18,7 @@ import openvino_genai as genai
 
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
+from modelyard.engines.gguf import widen
 from modelyard.engines.openvino import reason
 from modelyard.errors import Invalid, Unavailable
 from modelyard.tensors import Call, Reply, Signature, Tensor
@@ -33,6 +35,22 @@ class _Running:
     said: int = 0  # letters
 
 
+def _opened(path: Path, scheduler: Any, options: dict[str, Any]) -> Any:
+    """The pipeline of a file; OpenVINO knows no tensors of five bits, so that those are shown to it in eight."""
+    try:
+        return genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", options)
+    except (RuntimeError, IndexError):
+        with tempfile.TemporaryDirectory() as folder:
+            wide = Path(folder, path.name)
+            try:
+                fits = widen(path, wide)
+            except (ValueError, IndexError, KeyError):  # it is broken, as OpenVINO said in its words
+                fits = False
+            if not fits:
+                raise
+            return genai.ContinuousBatchingPipeline(str(wide), scheduler, "CPU", options)
+
+
 class GenAiEngine:
     """A `StreamEngine` over `card.files['gguf']`: a text in, the text that follows it out, by the likeliest token each time or
     by the parameters `temperature` and `seed`; `max_tokens` at most. Raises `Unsafe` for paths outside `folder`, `Invalid`
@@ -47,7 +65,7 @@ class GenAiEngine:
         # OpenVINO's own defaults take fewer bits for sums and for what was read, and would answer otherwise.
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
         try:
-            self._pipe = genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", options)
+            self._pipe = _opened(path, scheduler, options)
         except (RuntimeError, IndexError) as error:  # of a file that lacks what it reads
             raise Invalid(f"OpenVINO GenAI refuses '{path.name}': {reason(error, path)}") from error
         self._tokenizer = self._pipe.get_tokenizer()

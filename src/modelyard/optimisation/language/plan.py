@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def weighs(self) -> bool:
-        """Whether it asks which errors cost most: of matrices, to give them eight bits; of tokens, for rounding to mind."""
+        """Whether it asks which errors cost most: of matrices, to give them finer grids; of tokens, for rounding to mind."""
         grids = self.quantize
         return grids is not None and (grids.bits is not None or (self.prune is None and self.looks))
 

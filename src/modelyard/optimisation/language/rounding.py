@@ -34,7 +34,12 @@ class Grid:
     bits: float
 
 
-GRIDS = {"q4_0": Grid(-8, 7, False, 4.5), "q4_1": Grid(0, 15, True, 5.0), "q8_0": Grid(-127, 127, False, 8.5)}
+GRIDS = {
+    "q4_0": Grid(-8, 7, False, 4.5),
+    "q4_1": Grid(0, 15, True, 5.0),
+    "q5_0": Grid(-16, 15, False, 5.5),
+    "q8_0": Grid(-127, 127, False, 8.5),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +59,19 @@ class Rounded:
 
     def packed(self) -> Array:
         """The bytes as GGUF has them, UINT8 [rows, bytes]: of each block its scale, its offset, its codes."""
-        rows, columns = self.codes.shape
-        scales = [self.scale, self.offset] if GRIDS[self.kind].offset else [self.scale]
-        heads = [each.numpy().view(np.uint8).reshape(rows, columns // BLOCK, 2) for each in scales]
+        grid, (rows, columns) = GRIDS[self.kind], self.codes.shape
+        scales = [self.scale, self.offset] if grid.offset else [self.scale]
+        parts: list[Array] = [each.numpy().view(np.uint8).reshape(rows, columns // BLOCK, 2) for each in scales]
         codes = self.codes.numpy().reshape(rows, columns // BLOCK, BLOCK)
-        if GRIDS[self.kind].bits < 8:  # the first half of a block in the low four bits, the second in the high
-            low = (codes - GRIDS[self.kind].low).astype(np.uint8)
-            body = low[..., : BLOCK // 2] | (low[..., BLOCK // 2 :] << 4)
+        if grid.low == -grid.high:
+            parts.append(codes.view(np.uint8))
         else:
-            body = codes.astype(np.int8).view(np.uint8)
-        return np.ascontiguousarray(np.concatenate([*heads, body], axis=-1).reshape(rows, -1))
+            low = (codes - grid.low).astype(np.uint8)
+            if grid.high - grid.low > 15:  # the fifth bits of a block together
+                parts.append(np.packbits(low >> 4, axis=-1, bitorder="little"))
+            low &= 15  # the first half of a block in the low four bits, the second in the high
+            parts.append(low[..., : BLOCK // 2] | (low[..., BLOCK // 2 :] << 4))
+        return np.ascontiguousarray(np.concatenate(parts, axis=-1).reshape(rows, -1))
 
 
 def nearest(weight: Tensor, kind: str) -> Rounded:

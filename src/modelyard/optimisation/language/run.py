@@ -28,7 +28,7 @@ from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
 from modelyard.optimisation.language.plan import Plan, check_layers, kind_of, wanted
 from modelyard.optimisation.language.rounding import Rounded
-from modelyard.optimisation.language.sensitivity import eight_bit, look
+from modelyard.optimisation.language.sensitivity import allot, look
 from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.texts import Texts, foretell
 from modelyard.optimisation.language.tuning import tune
@@ -116,10 +116,10 @@ def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobConte
     check_layers(plan, model)
     if plan.reads:
         blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, plan.rows, config.seed)
-    eight, tokens = weighed(plan, model, blocks, config.seed, context.check) if plan.weighs else (frozenset[str](), {})
+    finer, tokens = weighed(plan, model, blocks, config.seed, context.check) if plan.weighs else (dict[str, str](), {})
 
     def kinds(name: str) -> str | None:
-        return "q8_0" if name in eight else kind_of(plan, name, model)
+        return finer.get(name) or kind_of(plan, name, model)
 
     walk = Walk(model, kinds, context.check, plan.prune, plain=plan.plain, tokens=tokens)
     if plan.looks:
@@ -134,8 +134,8 @@ def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobConte
     again = read_back(out)
     proof: dict[str, Any] = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded)}
     told: list[dict[str, Any]] = [{"step": show(step)} for step in plan.steps]
-    if eight:
-        told[-1] |= {"eight_bit_layers": sorted(eight)}
+    if finer:
+        told[-1] |= {"finer": {kind: sorted(name for name in finer if finer[name] == kind) for kind in set(finer.values())}}
     if walk.gone:
         shares = noughts(walk.gone, again)
         context.log(f"{out.name}: {shares['sparsity']:.1%} of what was pruned is nought in the file: as fast as without.")
@@ -151,9 +151,9 @@ def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobConte
 
 def weighed(
     plan: Plan, model: Any, blocks: Blocks, seed: int, check: Callable[[], None]
-) -> tuple[frozenset[str], Mapping[str, Tensor]]:
-    """The weights that have eight bits so that the mean one has as many as the plan says, and how much errors at each token
-    count. Raises `Invalid` where the grids take more bits already."""
+) -> tuple[dict[str, str], Mapping[str, Tensor]]:
+    """The weights that have finer grids so that the mean one has as many bits as the plan says, and which; and how much errors
+    at each token count. Raises `Invalid` where the grids take more bits already."""
     assert plan.quantize is not None
     matrices = Walk(model, lambda name: kind_of(plan, name, model)).matrices()
     kinds = {name: kind_of(plan, name, model) or "" for name in matrices}
@@ -161,9 +161,9 @@ def weighed(
     found = look(model, cheap, blocks, seed=seed, check=check)
     tokens = found.tokens if plan.prune is None else {}  # what is pruned is judged by all tokens alike, as its papers do
     if plan.quantize.bits is None:
-        return frozenset(), tokens
+        return {}, tokens
     sizes = {name: matrix.numel() for name, matrix in matrices.items()}
-    return frozenset(eight_bit(found.costs, sizes, kinds, plan.quantize.bits)), tokens
+    return allot(found.costs, sizes, kinds, plan.quantize.bits), tokens
 
 
 def noughts(gone: Mapping[str, Tensor], again: Any) -> dict[str, float]:

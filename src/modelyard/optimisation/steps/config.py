@@ -96,14 +96,14 @@ class Quantize(Config):
     `per_channel`: a scale for each channel of the weights. In float stay the layers of `float_layers`, and of the others the
     `sensitive` ones that do most harm alone; `auto`: as many as it takes for the rest to answer alike.
 
-    Language models: the weights on a grid of GGUF's (`q8_0`, `q4_0`, `q4_1`), by `rounding` them where those that are left make
-    up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` (None: q8_0) are on
-    a grid of their own, `eight_bit_layers` on q8_0. With `bits`, which the mean weight may have, scales included, those are on
-    q8_0 that gain most by it, embeddings like any other. For `tune` epochs of those blocks scales and norms then learn to
-    foretell as the original does, at the peak rate `tune_lr`."""
+    Language models: the weights on a grid of GGUF's (`q8_0`, `q5_0`, `q4_1`, `q4_0`), by `rounding` them where those that are
+    left make up for the error on `rows` (32) blocks of the calibrate split, or where they are nearest; `embeddings` (None:
+    q8_0) are on a grid of their own, `eight_bit_layers` on q8_0. With `bits`, which the mean weight may have, scales included,
+    those are on finer grids that gain most by it, embeddings like any other. For `tune` epochs of those blocks scales and norms
+    then learn to foretell as the original does, at the peak rate `tune_lr`."""
 
     step: Literal["quantize"] = "quantize"
-    method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q4_0", "q4_1"] = "static-int8"
+    method: Literal["static-int8", "dynamic-int8", "weights-int8", "q8_0", "q5_0", "q4_1", "q4_0"] = "static-int8"
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     percentile: float = Field(default=99.99, gt=50, le=100)
     rows: int | None = Field(default=None, ge=1, le=100_000)
@@ -111,7 +111,7 @@ class Quantize(Config):
     float_layers: tuple[str, ...] = ()
     sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
     rounding: Literal["compensated", "nearest"] = "compensated"
-    embeddings: Literal["q8_0", "q4_0", "q4_1"] | None = None
+    embeddings: Literal["q8_0", "q5_0", "q4_1", "q4_0"] | None = None
     eight_bit_layers: tuple[str, ...] = ()
     bits: float | None = Field(default=None, gt=0, lt=8.5)
     tune: int = Field(default=0, ge=0, le=100)
@@ -128,7 +128,7 @@ class Quantize(Config):
 
 
 # Methods for language models, and what is an option of these or of the others alone.
-GGUF = ("q8_0", "q4_0", "q4_1")
+GGUF = ("q8_0", "q5_0", "q4_1", "q4_0")
 _WEIGHTS_ALONE = {"pattern", "by", "rows"}
 _NETWORKS_ALONE = {"channels", "heads", "blocks", "layers", "importance", "multiple", "finetune", "lr"}
 _GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "bits", "tune", "tune_lr"}
@@ -157,7 +157,7 @@ def check_order(steps: Sequence[Any]) -> None:
         after = names[names.index("quantize") + 1]
         raise ValueError(f"'{after}' comes after 'quantize'; a network of eight bits is not trained: quantize comes last")
     if any(isinstance(step, Prune) and step.weights for step in steps) and getattr(steps[-1], "method", "") == "q4_1":
-        raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0 or q8_0")
+        raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0, q5_0 or q8_0")
     for place, step in enumerate(steps):
         if isinstance(step, Distil) and step.student is None and "prune" not in names[:place]:
             raise ValueError(
