@@ -1,8 +1,8 @@
 """The gate before variants of which it is known how good they are: broken ones must not be deployed, good ones should.
 
 A classifier of Fashion-MNIST is trained through the platform and deployed with a gate. Variants of its ONNX graph are planted
-from a seed (`plants.py`), imported, evaluated by the job kind `evaluate` on 1,000 rows, and deployed, as far as the gate lets
-them. How good each is, is known from 10,000 other rows, which the platform never sees.
+from a seed (`plants.py`), imported, evaluated by the job kind `evaluate` on 3,000 rows, and deployed, as far as the gate lets
+them. How good each is, is known from 30,000 other rows, which the platform never sees.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from modelyard.testing import yard
 BUDGET = Budget(whole=3.0, slice=15.0)
 GATE: dict[str, Any] = {"max_accuracy_drop": BUDGET.whole, "max_slice_drop": BUDGET.slice, "confidence": 0.95}
 BAD, GOOD = 72, 20
-TRAINING, VALIDATION, SEEN = 12_000, 1_000, 1_000  # rows; the gate sees SEEN
+TRAINING, VALIDATION, SEEN = 12_000, 1_000, 3_000  # rows; the gate sees SEEN
+CALIBRATION, TRUE = 512, 20_000  # others of the training images: what quantisers are calibrated by, what the truth is told by
 CONFIG: dict[str, Any] = {"epochs": 4, "batch_size": 128, "lr": 4e-3, "image_classifier": {"width": 8, "blocks": 2}}
 AT_ONCE = 2  # variants that are imported and evaluated at a time
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def prepare(platform: Yard, folder: Path, config: dict[str, Any]) -> tuple[str, ModelCard, Scene]:
-    """The version that is deployed with a gate, its card, and its graph beside the 10,000 rows that are the truth."""
+    """The version that is deployed with a gate, its card, and its graph beside the 30,000 rows that are the truth."""
     pixels, labels = read("train")
     files = folder / "fashion"
     files.mkdir()
@@ -79,14 +80,16 @@ def prepare(platform: Yard, folder: Path, config: dict[str, Any]) -> tuple[str, 
     platform.deploy("shop", baseline, gate={**GATE, "baseline": baseline})
     platform.fetch(baseline, folder / "baseline")
     card = ModelCard.load(folder / "baseline")
-    transform, (true_pixels, true_labels) = build(card.transform), read("t10k")
+    transform, (test_pixels, test_labels) = build(card.transform), read("t10k")
+    unseen = slice(TRAINING + CALIBRATION, TRAINING + CALIBRATION + TRUE)
+    true_pixels, true_labels = (np.concatenate(pair) for pair in ((test_pixels, pixels[unseen]), (test_labels, labels[unseen])))
 
     def shown(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return transform.before({"image": np.array([png(image) for image in images], object)})[card.inputs[0].name]
 
     wanted = np.array([(card.labels or CLASSES).index(CLASSES[label]) for label in true_labels])
     model = onnx.load(folder / "baseline" / card.files["onnx"])
-    return baseline, card, Scene(model, shown(true_pixels), wanted, shown(pixels[TRAINING : TRAINING + 512]), BUDGET)
+    return baseline, card, Scene(model, shown(true_pixels), wanted, shown(pixels[TRAINING : unseen.start]), BUDGET)
 
 
 def measure(record: Record, platform: Yard, baseline: str, card: ModelCard, plants: list[Plant], folder: Path) -> None:

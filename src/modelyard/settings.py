@@ -71,7 +71,9 @@ class Settings(BaseSettings):
     serving_memory: int = Field(
         default=0, ge=0, description="Bytes that all replicas of a machine may take together; 0: three quarters of its memory."
     )
-    serving_replicas: int = Field(default=0, ge=0, description="Replicas that may run at a time; 0: as many as memory allows.")
+    serving_replicas: int = Field(
+        default=0, ge=0, description="Replicas that may run at a time, those that are leaving too; 0: as many as memory allows."
+    )
     replica_timeout: float = Field(default=60.0, gt=0, description="Seconds a replica may take to become ready.")
     trace_sample: float = Field(
         default=0.0, ge=0, le=1, description="Share of the calls without a traceparent for which a trace is begun."

@@ -128,7 +128,7 @@ def test_the_least_recently_used_gives_way_and_no_more_than_are_needed():
 
 @given(
     st.integers(1, 100),
-    st.builds(Room, st.integers(0, 300), st.integers(0, 10)),
+    st.builds(Room, st.integers(0, 300), st.integers(0, 20)),
     st.lists(
         st.builds(Holder, st.integers(), st.integers(0, 100), st.integers(1, 4), st.floats(0, 10), st.booleans()),
         unique_by=lambda one: one.deployment,
@@ -140,8 +140,8 @@ def test_room_is_made_where_it_can_be_from_those_alone_that_yield(need, room, he
     known = {one.deployment: one for one in held}
     staying = [one for one in held if one.deployment not in (asleep or ())]
 
-    def fits(ones):
-        memory, replicas = sum(one.memory for one in ones) + need, sum(one.replicas for one in ones) + 1
+    def fits(ones, spare=0):
+        memory, replicas = sum(one.memory for one in ones) + need, sum(one.replicas for one in ones) + 1 + spare
         return (not room.memory or memory <= room.memory) and (not room.replicas or replicas <= room.replicas)
 
     if asleep is None:
@@ -150,8 +150,18 @@ def test_room_is_made_where_it_can_be_from_those_alone_that_yield(need, room, he
     assert all(known[key].yields for key in asleep)
     assert fits(staying)
     if asleep:  # the last one was needed
-        assert not fits([*staying, known[asleep[-1]]])
+        assert not fits([*staying, known[asleep[-1]]], room.spare)
         assert max(known[key].used for key in asleep) <= min((o.used for o in staying if o.yields), default=10)
+
+
+def test_there_is_a_spare_for_who_is_called_next():
+    held = [holder(key, used=key) for key in range(15)]
+    assert Room(0, 16).spare == 2
+    assert make_room(GIB, Room(0, 16), held[:13]) == []
+    assert make_room(GIB, Room(0, 16), held[:14]) == [0]
+    assert make_room(GIB, Room(0, 16), held) == [0, 1]
+    fixed = [holder(key, yields=False) for key in range(15)]
+    assert make_room(GIB, Room(0, 16), fixed) == []  # whoever may not sleep takes the spare too
 
 
 def test_before_it_was_measured_a_replica_is_taken_for_its_weights_twice_and_a_python():

@@ -63,14 +63,30 @@ def test_where_there_is_room_nobody_sleeps(db: Database, tmp_path: Path) -> None
     assert states(db)["a"] == ("pending", 1)
 
 
-@pytest.mark.parametrize("limits", [{"serving_memory": 399 * MIB}, {"serving_replicas": 3}])
-def test_the_least_recently_called_is_put_to_sleep(db: Database, tmp_path: Path, limits: dict[str, int]) -> None:
-    assert make(db, space(db, tmp_path, **limits))
+@pytest.mark.parametrize(("limits", "room"), [({"serving_memory": 399 * MIB}, True), ({"serving_replicas": 3}, False)])
+def test_the_least_recently_called_is_put_to_sleep(db: Database, tmp_path: Path, limits: dict[str, int], room: bool) -> None:
+    made = space(db, tmp_path, **limits)
+    assert make(db, made) == room
     found = states(db)
     assert found["a"] == (DeploymentState.asleep, 0)
     assert found["b"] == ("pending", 1)
     with db.read() as session:
         assert session.get_one(ReplicaRow, "a").state == ReplicaState.draining
+        waiting = session.query(ReleaseRow).filter_by(deployment=4).one()
+        assert (waiting.error, waiting.retry_at) == (None, None)
+
+
+def test_no_more_replicas_run_than_may_those_included_that_are_leaving(db: Database, tmp_path: Path) -> None:
+    made = space(db, tmp_path, serving_replicas=3)
+    assert not make(db, made)
+    with db.read() as session:
+        row = session.query(DeploymentRow).filter_by(name="d").one()
+        release = session.get_one(ReleaseRow, (row.id, row.stable))
+    assert not made.make(row, release)
+    assert states(db)["b"] == ("pending", 1), "one that gives way is enough"
+    with db.begin() as session:
+        session.delete(session.get_one(ReplicaRow, "a"))
+    assert made.make(row, release)
 
 
 def test_who_may_not_sleep_stays_and_the_release_says_why(db: Database, tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ class Room(NamedTuple):
     memory: int
     replicas: int
 
+    @property
+    def spare(self) -> int:
+        """How many processes fewer there are when nothing is astir: who leaves takes a second, and who is called meanwhile
+        should not have to wait for that."""
+        return self.replicas // 8
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -129,12 +135,12 @@ class Holder:
 
 
 def make_room(need: int, room: Room, held: Sequence[Holder]) -> list[int] | None:
-    """Which deployments to put to sleep, least recently used first, so that one more replica of `need` bytes has room: none
-    where it has already, None where even all of them would not do."""
+    """Which deployments to put to sleep, least recently used first, so that one more replica of `need` bytes has room, and the
+    spare is there again: none where that is so already, None where even all of them would not make room."""
     memory, replicas = sum(one.memory for one in held) + need, sum(one.replicas for one in held) + 1
     asleep: list[int] = []
     for one in sorted((one for one in held if one.yields), key=lambda one: one.used):
-        if _fits(memory, replicas, room):
+        if _fits(memory, replicas + room.spare, room):
             break
         asleep.append(one.deployment)
         memory, replicas = memory - one.memory, replicas - one.replicas

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from modelyard.db import Database, Session, bump, now
 from modelyard.jobs.types import Node
@@ -38,14 +38,16 @@ class Space:
 
     def make(self, deployment: DeploymentRow, release: ReleaseRow) -> bool:
         """True where one more replica of `release` has room, if need be because others were put to sleep. Where not, the
-        release says why and is tried again a moment later."""
+        release says why and is tried again a moment later; where only those that are leaving are in its way, at once."""
         with self._db.read() as session:
             held = self._held(session, deployment.id)
             need = self._need(session, deployment.project, release)
+            there = session.scalar(select(func.count()).select_from(ReplicaRow)) or 0
         room = self._room()
         asleep = make_room(need, room, held)
+        free = not room.replicas or there < room.replicas
         if asleep == []:
-            return True
+            return free
         with self._db.begin() as session:
             if asleep is None:
                 row = session.get(ReleaseRow, (release.deployment, release.generation))
@@ -54,7 +56,7 @@ class Space:
                     bump(session)
                 return False
             slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
-        return all(slept)
+        return all(slept) and free
 
     def settings(self, release: ReleaseRow) -> dict[str, int]:
         """What a replica of a release is told at its start."""
