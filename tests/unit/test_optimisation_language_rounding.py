@@ -62,6 +62,19 @@ def test_what_a_layer_answers_loses_less_than_half(kind):
     assert lost(compensated(weight, hessian, kind).values()) < 0.5 * lost(nearest(weight, kind).values())
 
 
+def test_what_was_learned_since_eight_bits_goes_back_unless_the_scale_is_another():
+    base = nearest(matrix(256, 256, 3), "q8_0")
+    learned = 0.3 * base.scale.float().repeat_interleave(BLOCK, 1)
+    learned[base.codes.abs() == 127] = 0  # the scale stays
+
+    def kept(share: float) -> float:
+        there = nearest(base.values() + learned, "q8_0", share).values()
+        return float((there - base.values()).mean() / learned.mean())
+
+    assert kept(1.0) == 0
+    assert kept(1.03) == pytest.approx(1, abs=0.05)
+
+
 def test_columns_that_see_nothing_do_no_harm():
     weight, hessian = matrix(8, 64, 1), seen(64, 200, 2)
     hessian[5], hessian[:, 5] = 0, 0

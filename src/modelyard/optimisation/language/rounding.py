@@ -74,11 +74,11 @@ class Rounded:
         return np.ascontiguousarray(np.concatenate(parts, axis=-1).reshape(rows, -1))
 
 
-def nearest(weight: Tensor, kind: str) -> Rounded:
-    """Each weight where it is nearest, on the scales that the format's own quantiser takes. Raises `Invalid` where blocks do
-    not fill a row."""
+def nearest(weight: Tensor, kind: str, share: float = 1.0) -> Rounded:
+    """Each weight where it is nearest, on the scales that the format's own quantiser takes, times `share`. Raises `Invalid`
+    where blocks do not fill a row."""
     _check(weight, kind)
-    return _joined(kind, (_nearest(part, kind) for part in torch.split(weight.float(), _CHUNK)))
+    return _joined(kind, (_nearest(part, kind, share) for part in torch.split(weight.float(), _CHUNK)))
 
 
 def compensated(weight: Tensor, seen: Tensor, kind: str, gone: Tensor | None = None) -> Rounded:
@@ -107,9 +107,9 @@ def _joined(kind: str, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Rounde
     return Rounded(kind, codes, scale, offset)
 
 
-def _nearest(weight: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest(weight: Tensor, kind: str, share: float) -> tuple[Tensor, Tensor, Tensor]:
     blocks = weight.view(len(weight), -1, BLOCK)
-    scale, offset = _spanned(blocks, kind)
+    scale, offset = _spanned(blocks, kind, share)
     return _codes(blocks, scale, offset, kind).view(weight.shape).to(torch.int8), scale.half()[..., 0], offset.half()[..., 0]
 
 

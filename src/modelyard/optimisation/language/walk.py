@@ -17,6 +17,8 @@ from modelyard.optimisation.language.rounding import Rounded, compensated, neare
 from modelyard.optimisation.steps.config import Prune
 
 _AT_ONCE = 8  # blocks of tokens
+# Of the usual scale of eight bits: weights that were on that grid and learned since, less than half a step, would go back.
+_ASIDE = 1.03
 
 
 class _Reached(Exception):
@@ -43,7 +45,7 @@ class Walk:
         """Round each where it is nearest; no text is looked at."""
         for name, weight in self.matrices().items():
             self.check()
-            self._put(name, weight, nearest(weight.detach(), self.kinds(name) or ""))
+            self._put(name, weight, self._nearest(weight.detach(), self.kinds(name) or ""))
 
     @torch.no_grad()
     def through(self, blocks: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
@@ -108,7 +110,7 @@ class Walk:
             if weight is head.weight:
                 self._one(name, weight, seen)
             else:
-                self._put(name, weight, nearest(weight, self.kinds(name) or ""))
+                self._put(name, weight, self._nearest(weight, self.kinds(name) or ""))
 
     def _looks(self, name: str) -> bool:
         """Whether what the layer sees says anything of where its weight goes."""
@@ -123,9 +125,12 @@ class Walk:
         if kind is None:
             weight.copy_(left)
         elif self.plain or kind == "q8_0":
-            self._put(name, weight, nearest(left, kind))
+            self._put(name, weight, self._nearest(left, kind))
         else:
             self._put(name, weight, compensated(weight, seen, kind, gone))
+
+    def _nearest(self, weight: Tensor, kind: str) -> Rounded:
+        return nearest(weight, kind, _ASIDE if kind == "q8_0" and not self.plain else 1.0)
 
     def _put(self, name: str, weight: Tensor, made: Rounded) -> None:
         self.rounded[name] = made
