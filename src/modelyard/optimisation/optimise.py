@@ -158,7 +158,8 @@ def found_by(made: chain.Result, split: str, subject: Subject, config: OptimiseC
     if made.lesson is None:
         return told
     splits = ("select",) if split == "select" else ("select", "report")
-    examples = {name: subject.select if name == "select" else subject.source.examples(name) for name in splits}
+    source, engine = subject.source, subject.engine
+    examples = {name: subject.select if name == "select" else source.truth(engine, source.examples(name)) for name in splits}
     return told | {"distillation": {name: study(subject, made.lesson, found, config) for name, found in examples.items()}}
 
 
