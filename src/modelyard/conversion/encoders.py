@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from modelyard.conversion import sentences
-from modelyard.conversion.base import TOLERANCE, Verification, verify
+from modelyard.conversion.base import Verification, verify
 from modelyard.conversion.onnx import export
 from modelyard.conversion.sentences import Sentences
 from modelyard.data.tokens import Tensor, TextOptions, TextTransform
@@ -172,6 +172,6 @@ def _verified(
     reference, candidate = Reference(encoder, graph.signature), OnnxEngine(made, graph)
     found = []
     for call in samples:
-        found.append(verify(reference, candidate, call, TOLERANCE, keep=context.work))
+        found.append(verify(reference, candidate, call, keep=context.work))
         context.check()
     return max(found, key=lambda one: one.max_rel)
