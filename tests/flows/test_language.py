@@ -3,6 +3,7 @@ by what it foretells, refused by replicas that cannot serve it yet, and answerin
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -62,3 +63,15 @@ def test_a_language_model_pruned_and_in_four_bits(platform: Yard, tmp_path: Path
     said = [part for _ in range(10) for _, part, _ in engine.step()]
     assert sum(part.units for part in said) == 3
     engine.close()
+
+    asked = sorted({text.rsplit(" ", 1)[0] + " now" * times for text in tiny_language.TEXTS for times in range(3)})
+    lines = [json.dumps({"asked": text, "answer": ("red.", "blue.")[row % 2]}) for row, text in enumerate(asked)]
+    (tmp_path / "asked").mkdir()
+    for name, rows in (("train", lines[:1]), ("test", lines)):
+        (tmp_path / "asked" / f"{name}.jsonl").write_text("\n".join(rows))
+    platform.import_dataset("asked", tmp_path / "asked", target="answer", task="text-generation")
+    found = platform.evaluate(made["reference"], on="asked@1", max_tokens=4)
+    assert (found["against"], found["metric"], found["rows"] + found["left_out"]) == ("tiny@1", "rouge", 36)
+    assert [other["metric"] for other in found["others"]] == ["chrf", "bleu", "wer", "accuracy"]
+    assert 0 <= found["agreement"] <= 1
+    assert platform.evaluations(made["reference"])[0]["evidence"]["metric"] == "rouge"

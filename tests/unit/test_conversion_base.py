@@ -58,6 +58,43 @@ def test_tolerance_is_relative_above_one_and_absolute_below() -> None:
     assert compare(FakeEngine(), off(9.0), SAMPLES, tolerance=None).ok
 
 
+class Said:
+    """Answers with these arrays, cut to the batch."""
+
+    def __init__(self, **arrays) -> None:
+        self._arrays, self.signature = arrays, FakeEngine().signature
+
+    def forward(self, batch):
+        return {name: array[: len(batch["x"])] for name, array in self._arrays.items()}
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close", "far", "bound"),
+    [("float16", 8e-3, 2e-2, 1e-2), ("float32", 5e-5, 2e-4, 1e-4), ("float64", 5e-5, 2e-4, 1e-4), ("int64", 0, 1, 0.0)],
+)
+def test_each_datatype_has_a_tolerance_of_its_own(tmp_path: Path, dtype: str, close: float, far: float, bound: float) -> None:
+    samples = {"x": np.zeros((3, 2), np.float32)}
+    other = np.full((3, 1), 5e-5, np.float32)  # within its own bound, whatever the rest does
+    reference = Said(y=np.zeros((3, 2), dtype), z=np.zeros((3, 1), np.float32))
+    for off, ok in ((close, True), (far, False)):
+        y = np.zeros((3, 2), dtype)
+        y[0, 0] = off
+        found = compare(reference, Said(y=y, z=other), samples)
+        assert found.ok is ok
+    assert (found.output, found.worst, found.tolerance) == ("y", 0, bound)
+    with pytest.raises(Invalid, match=f"allowed {bound:g}"):
+        verify(reference, Said(y=y, z=other), samples, keep=tmp_path)
+
+
+def test_an_output_past_its_bound_is_told_of_before_one_that_is_further_off_within_its_own() -> None:
+    samples = {"x": np.zeros((3, 2), np.float32)}
+    reference = Said(wide=np.zeros((3, 1), np.float16), narrow=np.zeros((3, 1), np.float32))
+    found = compare(reference, Said(wide=np.full((3, 1), 9e-3, np.float16), narrow=np.full((3, 1), 1e-3, np.float32)), samples)
+    assert (found.ok, found.output) == (False, "narrow")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_never_close(value: float) -> None:
     assert not compare(FakeEngine(), off(value), SAMPLES, tolerance=1e9).ok

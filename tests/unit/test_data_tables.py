@@ -51,6 +51,7 @@ def test_the_delimiter_is_found(tmp_path, text, delimiter):
         (["10", "2", "10"], {}, "tabular-classification", ("2", "10")),
         (["1.5", "2.5", "1.5"], {}, "tabular-regression", None),
         (["10", "2", "10"], {"task": "tabular-regression"}, "tabular-regression", None),
+        (["so ist es", "ja", "ja"], {"task": "translation"}, "translation", None),
     ],
 )
 def test_the_task_follows_the_target(tmp_path, values, config, task, names):
@@ -66,6 +67,7 @@ MANY = "".join(f"{n},{n}\n" for n in range(20))
 @pytest.mark.parametrize(
     ("text", "config", "said"),
     [
+        ("a,y\n1,2\n", {"target": "y", "task": "translation"}, r"'y' is of type int; translation needs a target of texts"),
         (f"a,b\n{MANY}oops,3\n", {}, r"'data.csv', line 22, column 'a': 'oops' where an integer was expected|a number"),
         ("a,b\n1,2\n3\n", {}, r"'data.csv', line 3: 1 fields, column 'b' is missing; expected 2 \(a, b\)"),
         ("a,b\n1,2\n3,4,5\n", {}, r"line 3: 3 fields, '5' is too much"),

@@ -29,7 +29,7 @@ def test_rows_come_from_the_calibrate_split(tmp_path: Path) -> None:
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match=f"'calibrate' of the dataset has 3 rows; ranges of eight bits need at least {LEAST}"):
+    with pytest.raises(Invalid, match=f"'calibrate' of the dataset has 3 rows; this needs at least {LEAST}"):
         calibration(source(tmp_path, calibrate=[1.0, 2.0, 3.0]), 256, 0)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import sacrebleu
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 from tiny_datasets import COLUMNS, ROWS, table, write
-from tiny_models import save, simple
+from tiny_models import phrases, save, simple
 
 from modelyard.data.datasets import Dataset, Feature
 from modelyard.engines.base import ModelCard, TensorCard
@@ -22,6 +23,7 @@ from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
 from modelyard.optimisation import evaluation
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
 from modelyard.optimisation.evidence import Evidence, Paired
+from modelyard.optimisation.gate import GatePolicy, decide
 from modelyard.work import KINDS
 
 LABELS = ("low", "high")
@@ -278,3 +280,95 @@ def test_a_version_that_cannot_be_loaded_is_the_jobs_error(classes: Path, tmp_pa
     (new / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(Invalid):
         evaluated(tmp_path, new, linear(tmp_path / "old"), classes)
+
+
+NOUNS, PLACES = ("cat", "dog", "bird", "house", "king"), ("rome", "paris", "oslo", "york")
+ENGLISH = [f"the {colour} {noun} is in {place}" for colour in ("red", "blue") for noun in NOUNS for place in PLACES]
+WORDS = {"the": "die", "red": "rote", "blue": "blaue", "cat": "Katze", "dog": "Hündin", "bird": "Möwe", "house": "Villa",
+         "king": "Königin", "is": "ist", "rome": "Rom", "paris": "Paris", "oslo": "Oslo", "york": "York"}  # fmt: skip
+GERMAN = [" ".join(WORDS.get(word, word) for word in text.split()) for text in ENGLISH]
+
+
+def phrasebook(folder: Path, task: str) -> Path:
+    """Sentences, their translations with whitespace around them, and a column that parts them."""
+    rows = {"english": ENGLISH, "german": [f" {text}\n" for text in GERMAN], "near": ["no", "yes"] * 20}
+    features = {name: Feature(type="text") for name in rows}
+    few = {"english": ["thanks"], "german": ["danke"], "near": ["no"]}
+    write(folder, features, {"calibrate": few, "select": few, "report": rows}, "german", task)
+    return folder
+
+
+def test_texts_are_judged_by_what_is_usual_for_their_task_and_told_in_all_other_ways(tmp_path: Path) -> None:
+    """An original that has one word wrong throughout beside a variant that answers every eighth text with nothing more."""
+    said = [text.replace("Villa", "Haus") for text in GERMAN]
+    worse = ["" if place % 8 == 0 else text for place, text in enumerate(said)]
+    versions = [
+        phrases(tmp_path / name, dict(zip(ENGLISH, texts, strict=True))) for name, texts in (("new", worse), ("old", said))
+    ]
+    outputs, context = evaluated(tmp_path, *versions, phrasebook(tmp_path / "data", "translation"), slices=["near"])
+    found, chrf = evidence(outputs), [sacrebleu.corpus_chrf(texts, [GERMAN]).score for texts in (said, worse)]
+    assert (found.metric, found.rows, found.agreement) == ("chrf", 40, 35 / 40)
+    assert (100 * found.original, 100 * found.variant, found.drop.drop) == pytest.approx((*chrf, chrf[0] - chrf[1]))
+    assert {name: drop.rows for name, drop in found.slices.items()} == {"near=no": 20, "near=yes": 20}
+    assert found.slices["near=yes"].drop == 0 < found.slices["near=no"].drop
+    facts = context.facts
+    assert facts["drop"]["low"] < facts["drop"]["value"] < facts["drop"]["high"]
+    others = {other["metric"]: other for other in facts["others"]}
+    assert list(others) == ["rouge", "bleu", "wer", "accuracy"]
+    assert 100 * others["bleu"]["variant"] == pytest.approx(sacrebleu.corpus_bleu(worse, [GERMAN]).score)
+    assert (others["accuracy"]["original"], others["accuracy"]["drop"]["value"]) == (32 / 40, 100 * 4 / 40)
+    wrong = others["wer"]
+    assert (wrong["original"], wrong["variant"]) == pytest.approx((8 / 240, (7 + 5 * 6) / 240))
+    assert 0 < wrong["drop"]["value"] == pytest.approx(100 * (wrong["variant"] - wrong["original"]))
+    text = (outputs.published["evaluation"]["folder"] / "README.md").read_text()
+    assert f"- chrf: original {chrf[0] / 100:.4f}, model {chrf[1] / 100:.4f}" in text
+    assert "- wer: original 0.0333, model 0.1542, lost: 12.08 points (" in text
+    assert "- accuracy: original 0.8000, model 0.7000, lost: 10.00 points (" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "metric"),
+    [
+        ("automatic-speech-recognition", None, "wer"),
+        ("summarization", None, "rouge"),
+        ("translation", "bleu", "bleu"),
+        ("translation", "accuracy", "accuracy"),
+    ],
+)
+def test_the_gate_decides_by_the_metric_that_was_chosen(tmp_path: Path, task: str, asked: str | None, metric: str) -> None:
+    dataset, right = phrasebook(tmp_path / "data", task), dict(zip(ENGLISH, GERMAN, strict=True))
+    wrong = {text: f"{said} {said}" for text, said in right.items()}  # as many errors as words
+    good, twice = phrases(tmp_path / "good", right), phrases(tmp_path / "twice", wrong)
+    policy, decisions = GatePolicy(max_accuracy_drop=10), {}
+    for name, pair in {"same": (good, good), "worse": (twice, good), "blind": (twice, twice)}.items():
+        (tmp_path / name).mkdir()
+        outputs, _ = evaluated(tmp_path / name, *pair, dataset, metric=asked)
+        found = evidence(outputs)
+        assert found.metric == metric
+        decisions[name] = decide(policy, found)
+    assert decisions["same"].allowed
+    assert "It loses" in " ".join(decisions["worse"].reasons)
+    if metric in ("wer", "accuracy"):
+        assert "Its baseline knows nothing of these rows" in " ".join(decisions["blind"].reasons)
+
+
+def test_a_metric_that_does_not_fit_the_answers_is_refused(classes: Path, tmp_path: Path) -> None:
+    version = linear(tmp_path / "v")
+    with pytest.raises(Invalid, match="judged by accuracy, not by bleu"):
+        evaluated(tmp_path, version, version, classes, metric="bleu")
+    features = {**{name: Feature(type="float") for name in COLUMNS}, "said": Feature(type="text")}
+    write(tmp_path / "texts", features, {"report": {name: [1.0] if name in COLUMNS else ["yes"] for name in features}}, "said")
+    with pytest.raises(Invalid, match="target 'said' is of type text; the model answers labels or numbers"):
+        evaluated(tmp_path / "texts", version, version, tmp_path / "texts")
+
+
+def test_a_model_that_writes_the_names_of_classes_tells_them_apart(tmp_path: Path) -> None:
+    rows = {"text": [f"row {row}" for row in range(40)], "kind": [row % 2 for row in range(40)]}
+    few = {"text": ["other"], "kind": [0]}
+    features = {"text": Feature(type="text"), "kind": Feature(type="label", names=LABELS)}
+    write(tmp_path / "data", features, {"calibrate": few, "select": few, "report": rows}, "kind")
+    said = {text: f" {LABELS[kind]}\n" for text, kind in zip(rows["text"], rows["kind"], strict=True)}
+    odd = {**said, "row 0": "lowly", "row 2": "high"}
+    outputs, context = evaluated(tmp_path, phrases(tmp_path / "odd", odd), phrases(tmp_path / "good", said), tmp_path / "data")
+    assert evidence(outputs).drop == Paired(38, 2, 0, 0)
+    assert (context.facts["f1"]["original"], context.facts["others"]) == (1.0, [])

@@ -30,9 +30,10 @@ LABELS = Evidence(
     3,
 )
 NUMBERS = Evidence("r2", "report", 0.9, 0.89, Resampled.of(400, 1.0, DRAWN), 0.99)
+TEXTS = Evidence("wer", "report", 0.1, 0.11, Resampled.of(400, 1.0, DRAWN), 0.9)
 
 
-@pytest.mark.parametrize("evidence", [LABELS, NUMBERS])
+@pytest.mark.parametrize("evidence", [LABELS, NUMBERS, TEXTS])
 def test_it_is_the_same_after_json(evidence: Evidence) -> None:
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json(), allow_nan=False))) == evidence
 
@@ -102,3 +103,15 @@ def test_agreement_of_labels_has_a_bound_of_its_own() -> None:
     assert LABELS.least_agreement(0.95) < LABELS.least_agreement(0.95, 10) < 0.96
     assert NUMBERS.least_agreement(0.95) == NUMBERS.agreement
     assert replace(LABELS, agreement=1.0).least_agreement(0.95) < 1
+
+
+def test_a_baseline_knows_something_where_it_is_better_than_no_answer() -> None:
+    for evidence, worst, best in ((LABELS, 0.0, 1.0), (NUMBERS, 0.0, 1.0), (TEXTS, 1.0, 0.0)):
+        assert replace(evidence, original=best).knows
+        assert replace(evidence, original=(worst + best) / 2).knows
+        assert not replace(evidence, original=worst).knows
+
+
+def test_equal_texts_are_sure_to_be_so_often_as_wilson_says() -> None:
+    assert TEXTS.least_agreement(0.95) == replace(LABELS, drop=Paired(400, 0, 0, 0), agreement=0.9).least_agreement(0.95) < 0.9
+    assert NUMBERS.least_agreement(0.95) == NUMBERS.agreement

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_language
+from test_conversion_encoders import imported
 from tiny_datasets import COLUMNS, images, table, write
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -12,6 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
 from modelyard.optimisation.evaluate import score
 from modelyard.optimisation.examples import Source
@@ -195,3 +198,47 @@ def test_a_dataset_without_target_or_rows_is_refused(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", features, {"select": {name: [] for name in COLUMNS}}, "c0")
     with pytest.raises(Invalid, match="'select' of the dataset is empty"):
         Source(tmp_path, card(9, 1), empty).examples("select")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_belongs_together_is_found_by_its_embeddings(tmp_path: Path) -> None:
+    """Every other text belongs to itself in capitals, which the tokenizer does not see, the rest to one that says less; two
+    belong to the same."""
+    model = tiny_language.bert(tmp_path / "bert", modules=("Pooling", "Normalize"))
+    version = imported(tmp_path / "bert", tmp_path)["folder"]
+    asked = tiny_language.TEXTS[:40]
+    theirs = [text.upper() if row % 2 else text[4 : 14 + row] for row, text in enumerate(asked)]
+    theirs[5] = theirs[7]
+    few = {"asked": ["dog"], "theirs": ["cat"]}
+    splits = {"calibrate": few, "select": few, "report": {"asked": asked, "theirs": theirs}}
+    data = write(tmp_path / "data", dict.fromkeys(few, Feature(type="text")), splits, "theirs")
+    source = Source(version, ModelCard.load(version), data)
+    assert (source.metric, source.features) == ("spearman", ("asked",))
+    assert source.judges("recall@10") == ("recall@10", "mrr", "recall@1")
+    answers, wanted = source.found(OnnxEngine(version, ModelCard.load(version)), "report")
+    one, two = (tiny_language.embeddings(tmp_path / "bert", model, texts, normalised=True) for texts in (asked, theirs))
+    near, other = one @ two.T, np.array(theirs)[None] != np.array(theirs)[:, None]
+    places = 1 + ((near >= np.diagonal(near)[:, None]) & other).sum(axis=1)
+    assert wanted.tolist() == theirs
+    assert (1 / answers.predicted).round().astype(int).tolist() == places.tolist()
+    assert (places[1::2] == 1).sum() >= 19
+    assert places.max() > 2
+
+    alone = write(tmp_path / "alone", {"asked": Feature(type="text")}, {"report": {"asked": asked}}, None)
+    with pytest.raises(Invalid, match=r"judged by spearman, not by mrr .*belong together: with a target of texts"):
+        Source(version, ModelCard.load(version), alone).judges("mrr")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_embeddings_that_are_all_the_same_find_nothing(tmp_path: Path) -> None:
+    tiny_language.bert(tmp_path / "bert", modules=("Pooling",))
+    version = imported(tmp_path / "bert", tmp_path)["folder"]
+    rows = {"asked": ["dog"] * 9, "theirs": [f"{colour} cat" for colour in ("red", "blue", "green")] * 3}
+    data = write(tmp_path / "data", dict.fromkeys(rows, Feature(type="text")), {"report": rows}, "theirs")
+
+    class Same(OnnxEngine):
+        def forward(self, batch):
+            return {name: np.ones_like(array) for name, array in super().forward(batch).items()}
+
+    found, _ = Source(version, ModelCard.load(version), data).found(Same(version, ModelCard.load(version)), "report")
+    assert (1 / found.predicted).tolist() == [7.0] * 9  # the two that belong to equal texts do not come before it

@@ -200,6 +200,9 @@ def test_what_is_kept_is_json_and_bounded() -> None:
         ({}, {"dataset": "d", "baseline": "m@1"}, ("dataset",)),
         ({"dataset": "d"}, {"dataset": "d@2"}, ("dataset",)),
         ({}, {"baseline": "m@1"}, ()),
+        ({}, {"metric": "rouge"}, ("metric",)),
+        ({"metric": "rouge"}, {"metric": "rouge"}, ()),
+        ({"metric": "rouge"}, {}, ("metric",)),
     ],
 )
 def test_what_a_change_loosens(before: dict[str, Any], after: dict[str, Any], what: tuple[str, ...]) -> None:
@@ -210,3 +213,12 @@ def test_what_a_change_loosens(before: dict[str, Any], after: dict[str, Any], wh
 def test_none_is_looser_than_any_and_no_tighter_than_none() -> None:
     assert loosened(POLICY, None) == ("the gate",)
     assert loosened(None, POLICY) == loosened(None, None) == ()
+
+
+@given(PAIRED)
+def test_what_was_evaluated_by_another_metric_proves_nothing(drop: Paired) -> None:
+    asked = GatePolicy(max_accuracy_drop=100, metric="wer")
+    decision = decide(asked, found(drop))
+    assert (decision.allowed, decision.complete, decision.checks) == (False, False, ())
+    assert decision.reasons == ("It was evaluated by accuracy, and not by wer.",)
+    assert decide(asked.model_copy(update={"metric": "accuracy"}), GOOD).allowed

@@ -22,11 +22,12 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evidence import Evidence
 
 
-def dataset(folder, *, alike: int = 0, rows: int = 40):
+def dataset(folder, *, alike: int = 0, rows: int = 40, train: int | None = None):
     """Texts by split, no two alike but the first `alike` of calibrate and report."""
     chance, splits = random.Random(0), {}
     for name in ("train", "calibrate", "select", "report"):
-        splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in range(rows)]}
+        several = train if train and name == "train" else rows
+        splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in range(several)]}
     splits["report"]["text"][:alike] = splits["calibrate"]["text"][:alike]
     tiny_datasets.write(folder, {"text": Feature(type="text")}, splits, None)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_datasets import table
-from tiny_models import matmul, simple
+from tiny_datasets import table, write
+from tiny_models import matmul, phrases, simple
 
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ENGINES, ModelCard
@@ -182,6 +182,14 @@ def test_what_is_not_verified_is_shown_but_not_published(
     assert list(outputs.published) == ["fp32"]
     assert context.facts["table"][2]["verdict"] == "not verified"
     assert context.facts["table"][2]["accuracy"] is not None
+
+
+def test_a_graph_that_answers_texts_is_evaluated_not_optimised(tmp_path: Path) -> None:
+    rows = {"text": ["cat"], "said": ["Katze"]}
+    write(tmp_path / "data", dict.fromkeys(rows, Feature(type="text")), {"select": rows}, "said", "translation")
+    given = {"model": Input("m@1", {}, FolderView(phrases(tmp_path / "model", {"cat": "Katze"})))}
+    with pytest.raises(Invalid, match="answers texts as they are: there is nothing to quantise by"):
+        optimise.read({**given, "dataset": Input("d@1", {}, FolderView(tmp_path / "data"))})
 
 
 def test_a_fixed_batch_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:

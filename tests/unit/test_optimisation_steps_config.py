@@ -27,6 +27,7 @@ def test_steps_are_objects_or_text_and_travel_as_json() -> None:
         (("prune:channels=0.333,heads=0.25,blocks=0.5", "qat"), "prune33.3-heads25-blocks50+qat"),
         (('prune:layers={"a":0.25}', "finetune"), "prune25+finetune"),
         (("quantize:dynamic-int8",), "dynamic-int8"),
+        (("distil:layers=6", "quantize:q4_0"), "distil6+q4_0"),
         (("prune:weights=0.5", "quantize:q8_0"), "prune50+q8_0"),
         (("prune:weights=0.5,pattern=2:4,by=sparsegpt", "quantize:q4_0,tune=1"), "prune50-2of4-sparsegpt+q4_0-tuned"),
     ],
@@ -52,6 +53,11 @@ def test_a_teacher_needs_a_student() -> None:
     with pytest.raises(ValidationError, match="no student but the teacher itself"):
         steps("finetune", "distil")
     assert len(steps("prune:blocks=0.5", "distil")) == len(steps("finetune", "distil:student.width=1")) == 2
+    assert len(steps("distil:layers=2")) == 1
+    with pytest.raises(Invalid, match="layers cuts the student from the teacher, student says another one"):
+        steps("distil:layers=2,student.width=1")
+    with pytest.raises(Invalid, match="rows: no option without layers"):
+        steps("distil:student.width=1,rows=9")
 
 
 def test_a_control_learns_as_long_as_its_student() -> None:
@@ -61,6 +67,7 @@ def test_a_control_learns_as_long_as_its_student() -> None:
     assert epochs(steps("finetune:epochs=2", "distil:epochs=4,student.width=1")) == 2 + 4 + 4
     assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2")) == 6 + 2 + 2
     assert epochs(steps("finetune:epochs=3", "distil:epochs=5,student.width=1", "prune:channels=0.5", "distil:epochs=2")) == 17
+    assert epochs(steps("distil:layers=2,epochs=3")) == 6
     assert epochs(steps("quantize")) == 0
     assert epochs(steps("finetune:epochs=6", "prune:channels=0.5", "distil:epochs=2"), controls=False) == 6 + 2
 

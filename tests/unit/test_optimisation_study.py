@@ -20,6 +20,7 @@ def test_a_taught_network_beats_one_that_learned_nothing(tmp_path: Path) -> None
     fresh = load_module(found.folder, found.card)
     told = study(found, Lesson(lesson.distilled, fresh), found.select, config)
     assert told["rows"] == 120
+    assert told["against"] == "the same student from scratch"
     assert told["control"] == told["teacher"]  # the version has learned nothing yet
     assert told["gain"]["low"] > 5
     assert told["gain"]["value"] == pytest.approx(100 * (told["distilled"]["value"] - told["control"]["value"]))

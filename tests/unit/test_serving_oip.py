@@ -243,6 +243,17 @@ def test_json_and_binary_inputs_mix():
     assert question.inputs["x"].tolist() == [[1, 2.5, -300]]
 
 
+def test_a_cache_may_be_of_no_tokens():
+    cache = TensorSpec("past_key_values.0.key", "FP32", (-1, 2, -1, 4))
+    signature = Signature((TensorSpec("x", "FP32", (-1, 3)), cache), ONE.outputs)
+    empty = {"name": cache.name, "shape": [1, 2, 0, 4], "datatype": "FP32"}
+    body, head = binary({"inputs": [X, {**empty, "parameters": {"binary_data_size": 0}}]})
+    for made in (decode({"inputs": [X, {**empty, "data": []}]}, signature), decode(body, signature, head)):
+        assert made.inputs[cache.name].shape == (1, 2, 0, 4)
+    for shape in ([0, 2, 0, 4], [1, 0, 1, 4], [1, 2, -1, 4]):
+        assert f"has shape {shape}; expected" in refusal({"inputs": [X, {**empty, "shape": shape, "data": []}]}, signature)
+
+
 def test_a_byte_that_is_no_bool_is_true():
     header = {"inputs": [{"name": "t", "shape": [3], "datatype": "BOOL", "parameters": {"binary_data_size": 3}}]}
     body, head = binary(header, b"\x00\x01\x07")

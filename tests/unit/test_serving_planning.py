@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -100,6 +101,12 @@ def test_draining_waits_for_the_gateways_then_stops_then_forgets():
     draining = ReplicaState.draining
     assert plan([], [replica(state=draining, since=0.5)], AT, PATIENCE) == []
     assert plan([], [replica(state=draining, since=1.5)], AT, PATIENCE) == [Stop("a")]
+    left, there, silent = (replace(READY, peers=peers) for peers in (0, 1, None))
+    assert plan([], [replica(state=draining, since=0.4, health=left)], AT, PATIENCE) == [Stop("a")]
+    assert plan([], [replica(state=draining, since=0.3, health=left)], AT, PATIENCE) == []
+    for health in (there, silent):
+        assert plan([], [replica(state=draining, since=0.9, health=health)], AT, PATIENCE) == []
+        assert plan([], [replica(state=draining, since=1.5, health=health)], AT, PATIENCE) == [Stop("a")]
     assert plan([], [replica(state=draining, alive=False, code=0)], AT, PATIENCE) == [Forget("a")]
 
 

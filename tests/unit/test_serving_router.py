@@ -294,6 +294,14 @@ async def test_a_replica_no_longer_wanted_finishes_its_calls_first(router, repli
     await eventually(lambda: group.links[0].up is False)
 
 
+@over(1)
+async def test_a_replica_no_longer_wanted_that_has_no_calls_is_let_go_of_at_once(router, replicas, group):
+    await eventually(lambda: group.links[0].up)
+    router.keep([])
+    await eventually(lambda: group.links[0].up is False)
+    assert group.links[0].retired
+
+
 @over(2)
 async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, group):
     await eventually(lambda: all(link.up for link in group.links))

@@ -18,7 +18,11 @@ COLUMNS = tuple(f"c{i}" for i in range(10))
 
 
 def write(
-    folder: Path, features: Mapping[str, Feature], splits: Mapping[str, Mapping[str, list]], target: str | None
+    folder: Path,
+    features: Mapping[str, Feature],
+    splits: Mapping[str, Mapping[str, list]],
+    target: str | None,
+    task: str | None = None,
 ) -> Dataset:
     shards = {}
     for name, columns in splits.items():
@@ -26,7 +30,7 @@ def write(
         table = pa.table({column: pa.array(values, ARROW[features[column].type]) for column, values in columns.items()})
         pq.write_table(table, folder / name / "00000.parquet")
         shards[name] = Split(rows=table.num_rows, shards=(f"{name}/00000.parquet",))
-    DatasetCard(task=None, target=target, features=dict(features), splits=shards, source={"from": "tests"}).save(folder)
+    DatasetCard(task=task, target=target, features=dict(features), splits=shards, source={"from": "tests"}).save(folder)
     return Dataset.open(folder)
 
 

@@ -66,7 +66,15 @@ def learned(folder: Path, **changes):
     return model
 
 
-def bert(folder: Path, *, modules: tuple[str, ...] = (), pooling: str = "mean_tokens", length: int = 24, seed: int = 0):
+def bert(
+    folder: Path,
+    *,
+    modules: tuple[str, ...] = (),
+    pooling: str = "mean_tokens",
+    length: int = 24,
+    seed: int = 0,
+    layers: int = 1,
+):
     """A BERT and a WordPiece tokenizer in the new `folder`, and what sentence-transformers says of its steps after the
     transformer: none without `modules`; returns the model."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -85,7 +93,7 @@ def bert(folder: Path, *, modules: tuple[str, ...] = (), pooling: str = "mean_to
         names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
         PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
         torch.manual_seed(seed)
-        options = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        options = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
         model = BertModel(BertConfig(vocab_size=200, max_position_embeddings=64, initializer_range=0.5, **options))
         model.save_pretrained(folder)
     if modules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,31 @@ def matmul(path: Path, *, batch: int | str = "batch", external: str | None = Non
     )
 
 
-def save(graph: onnx.GraphProto, path: Path) -> None:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+def phrases(folder: Path, known: Mapping[str, str]) -> Path:
+    """An ONNX version that answers a text by the one that `known` has for it, and by none where it has none."""
+    folder.mkdir()
+    look = helper.make_node(
+        "LabelEncoder",
+        ["text"],
+        ["said"],
+        domain="ai.onnx.ml",
+        keys_strings=list(known),
+        values_strings=list(known.values()),
+        default_string="",
+    )
+    inputs, outputs = (helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("text", "said"))
+    graph = helper.make_graph([look], "phrases", [inputs], [outputs])
+    save(graph, folder / "model.onnx", helper.make_opsetid("ai.onnx.ml", 4))
+    ModelCard(
+        task="translation",
+        engines=("onnx",),
+        files={"onnx": "model.onnx"},
+        inputs=(TensorCard(name="text", datatype="BYTES", shape=(-1,)),),
+        outputs=(TensorCard(name="said", datatype="BYTES", shape=(-1,)),),
+    ).save(folder)
+    return folder
+
+
+def save(graph: onnx.GraphProto, path: Path, *more: onnx.OperatorSetIdProto) -> None:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), *more], ir_version=10)
     path.write_bytes(model.SerializeToString())

@@ -67,6 +67,7 @@ def import_model(
         list[str] | None, typer.Option("--input", help="A tensor that forward takes, as x:FP32[-1,10].", metavar="TENSOR")
     ] = None,
     task: Annotated[str | None, typer.Option(help="What the model does; inferred where not said.", show_default=False)] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Make a language model's graph with a cache besides.")] = False,
     no_wait: NoWait = False,
     data: Data = None,
     as_json: AsJson = False,
@@ -77,8 +78,9 @@ def import_model(
         raise Invalid("Say once what to import: a file or folder, or --from hf:org/name.")
     with open_yard(data) as yard:
         with Live("upload") as live:
+            config = {"onnx": True} if onnx else {}
             job = yard.import_model(
-                name, given[0], module=module, inputs=inputs or (), task=task, wait=False, on_event=live.see
+                name, given[0], module=module, inputs=inputs or (), task=task, wait=False, on_event=live.see, **config
             )
         if no_wait:
             return started(as_json, job)

@@ -25,6 +25,10 @@ Slices = Annotated[
     list[str] | None,
     typer.Option("--slice", help="A column by whose values to compare, too. May be repeated.", metavar="COLUMN"),
 ]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="What decides, as wer, chrf or mrr; what is usual for the task where not said.", show_default=False),
+]
 
 
 def evaluate(
@@ -32,6 +36,7 @@ def evaluate(
     against: Against = None,
     on: On = None,
     slices: Slices = None,
+    metric: Metric = None,
     settings: Set = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once; print the job.")] = False,
     data: Data = None,
@@ -39,7 +44,8 @@ def evaluate(
 ) -> None:
     """Hold a version against another on rows that neither was made by; the gate decides by what is found."""
     with open_yard(data) as yard:
-        job = yard.evaluate(reference, against=against, on=on, slices=slices or (), wait=False, **nested(settings or []))
+        more = {**nested(settings or []), **({"metric": metric} if metric else {})}
+        job = yard.evaluate(reference, against=against, on=on, slices=slices or (), wait=False, **more)
         if no_wait:
             return started(as_json, job)
         note(f"job {job['id']}")
@@ -58,6 +64,8 @@ def evaluation(found: Mapping[str, Any]) -> str:
     out = f" ({found['left_out']:,} left out)" if found["left_out"] else ""
     scores = [f"{found[which]['value']:.4f}" for which in ("original", "variant")]
     figures = [(found["metric"], *scores, _points(found["drop"]))]
+    for other in found.get("others", ()):
+        figures.append((other["metric"], f"{other['original']:.4f}", f"{other['variant']:.4f}", _points(other["drop"])))
     if f1 := found.get("f1"):
         figures.append(("macro F1", f"{f1['original']:.4f}", f"{f1['variant']:.4f}", _points(f1["drop"])))
     if found["calibration"]:

@@ -29,7 +29,7 @@ More = Annotated[
     list[str] | None,
     typer.Option(
         "--gate",
-        help="Gate: one more field: min_agreement, max_calibration_rise, slices, dataset. May be repeated.",
+        help="Gate: one more field: min_agreement, max_calibration_rise, slices, dataset, metric. May be repeated.",
         metavar="KEY=VALUE",
     ),
 ]

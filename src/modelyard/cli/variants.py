@@ -51,9 +51,9 @@ def _report(report: Mapping[str, Any], metric: str) -> str:
 
 
 def _lesson(split: str, found: Mapping[str, Any], metric: str) -> str:
-    """What a teacher was worth: the student beside the same student from scratch."""
-    gain = found["gain"]
-    lines = [f"the lesson, on {found['rows']} rows of {split} (control: the same student from scratch):"]
+    """What a teacher was worth: the student beside its control."""
+    gain, against = found["gain"], found.get("against", "the same student from scratch")  # facts of before do not say
+    lines = [f"the lesson, on {found['rows']} rows of {split} (control: {against}):"]
     lines += [f"  {name:<9} {metric} {_interval(found[name])}" for name in ("teacher", "distilled", "control")]
     return "\n".join([*lines, f"  gain {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f})"])
 

@@ -17,9 +17,11 @@ import numpy as np
 from modelyard.engines.base import BatchEngine, ModelCard
 from modelyard.errors import Invalid
 from modelyard.plugins import Registry
-from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec
+from modelyard.tensors import DATATYPES, Array, Signature, TensorSpec, datatype_of
 
-TOLERANCE = 1e-4
+# The error allowed of an output of each datatype; whole numbers, truth values and text must be the same.
+TOLERANCES: Mapping[str, float] = {"FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-4}
+Tolerance = float | Mapping[str, float]
 BATCHES = (1, 2, 7)
 _CHUNK = 64
 _SIZES = (8, 32, 64, 224, 1)  # tried in turn for dims past the batch that are open
@@ -50,8 +52,8 @@ CONVERTERS: Registry[Converter] = Registry(
 @dataclass(frozen=True, slots=True)
 class Verification:
     """How far a candidate's outputs are from the reference's. `max_rel` counts relative to max(1, |reference|) and is what
-    `tolerance` bounds (None: nothing is). `worst` is the row of the samples and `output` the tensor where it is found;
-    `batches` are the sizes run."""
+    `tolerance`, of that output's datatype, bounds (None: nothing is). `worst` is the row of the samples and `output` the tensor
+    where it is found: the greatest, or one past its bound if any is. `batches` are the sizes run."""
 
     rows: int
     batches: tuple[int, ...]
@@ -70,12 +72,16 @@ class Verification:
 
 
 def compare(
-    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float | None = TOLERANCE
+    reference: BatchEngine,
+    candidate: BatchEngine,
+    samples: Mapping[str, Array],
+    tolerance: Tolerance | None = TOLERANCES,
 ) -> Verification:
     """Run every row in both, in batches of 1, 2, 7 and more (of the fixed size where there is one). Raises `Invalid` where
-    names, datatypes or shapes of outputs differ, or rows are not kept."""
+    names, datatypes or shapes of outputs differ, or rows are not kept. `tolerance` is one for all outputs, or by datatype, 0
+    for one it does not name."""
     rows = count(samples)
-    found = (-1.0, 0.0, 0, "")
+    found: tuple[bool, float, float, int, str, float | None] = (False, -1.0, 0.0, 0, "", None)
     sizes: list[int] = []
     for start, stop in _slices(candidate.signature, rows):
         sizes.append(stop - start)
@@ -84,24 +90,36 @@ def compare(
         for name, wanted in expected.items():
             _same_form(name, wanted, given, stop - start)
             absolute, relative = _errors(wanted, given[name])
-            row = int(relative.argmax())
-            found = max(found, (float(relative[row]), float(absolute.max()), start + row, name), key=lambda f: f[0])
-    relative_error, absolute_error, worst, output = found
-    return Verification(rows, tuple(sorted(set(sizes))), absolute_error, relative_error, worst, output, tolerance)
+            row, allowed = int(relative.argmax()), _allowed(wanted, tolerance)
+            past = allowed is not None and not relative[row] <= allowed
+            figures = (past, float(relative[row]), float(absolute.max()), start + row, name, allowed)
+            found = max(found, figures, key=lambda f: f[:2])
+    _, relative_error, absolute_error, worst, output, bound = found
+    return Verification(rows, tuple(sorted(set(sizes))), absolute_error, relative_error, worst, output, bound)
 
 
 def verify(
-    reference: BatchEngine, candidate: BatchEngine, samples: Mapping[str, Array], tolerance: float = TOLERANCE, *, keep: Path
+    reference: BatchEngine,
+    candidate: BatchEngine,
+    samples: Mapping[str, Array],
+    tolerance: Tolerance = TOLERANCES,
+    *,
+    keep: Path,
 ) -> Verification:
     """As `compare`; raises `Invalid` past the tolerance, after writing the worst row into the folder `keep`."""
     found = compare(reference, candidate, samples, tolerance)
     if not found.ok:
-        np.savez(keep / WORST, **_row(samples, found.worst))  # type: ignore[arg-type]
+        keep_worst(samples, found.worst, keep)
         raise Invalid(
             f"The converted model is not the same: output '{found.output}' differs by {found.max_abs:.3g} at row {found.worst} "
-            f"(relative {found.max_rel:.3g}, allowed {tolerance:g}). That input is kept in {WORST}."
+            f"(relative {found.max_rel:.3g}, allowed {found.tolerance:g}). That input is kept in {WORST}."
         )
     return found
+
+
+def keep_worst(samples: Mapping[str, Array], row: int, keep: Path) -> None:
+    """Write a row of the samples into the folder `keep`, as `worst-input.npz`."""
+    np.savez(keep / WORST, **{name: array[row : row + 1] for name, array in samples.items()})  # type: ignore[arg-type]
 
 
 def count(samples: Mapping[str, Array]) -> int:
@@ -112,8 +130,8 @@ def count(samples: Mapping[str, Array]) -> int:
     return sizes.pop()
 
 
-def _row(samples: Mapping[str, Array], row: int) -> dict[str, Array]:
-    return {name: array[row : row + 1] for name, array in samples.items()}
+def _allowed(array: Array, tolerance: Tolerance | None) -> float | None:
+    return tolerance.get(datatype_of(array), 0.0) if isinstance(tolerance, Mapping) else tolerance
 
 
 def made_up(signature: Signature, *, rows: int = 8, size: int = 8, seed: int = 0) -> dict[str, Array]:

@@ -33,12 +33,14 @@ TASKS = (
     "image-to-image",
     "object-detection",
     "sentence-similarity",
+    "summarization",
     "tabular-classification",
     "tabular-regression",
     "text-classification",
     "text-generation",
     "time-series-forecasting",
     "token-classification",
+    "translation",
     "video-classification",
 )
 
@@ -72,7 +74,8 @@ class ImportModelConfig(Config):
     """`file`: the model file among those uploaded (None: the only one of a known ending). `module` ('model.py:SimpleModel')
     and its constructor's `arguments`: the class whose weights a .pth, .pt or .safetensors file holds. `inputs`: what forward
     takes, as 'x:FP32[-1,10]'. `labels`, `transform`: of the task, as in `model.json`. `task`: None infers it. `source`: where
-    the files were fetched from, as 'hf:org/name@commit'; it goes into the version's metadata."""
+    the files were fetched from, as 'hf:org/name@commit'; it goes into the version's metadata. `onnx`: of a language model's
+    folder, make the graph with a cache besides."""
 
     file: str | None = None
     module: str | None = None
@@ -81,6 +84,7 @@ class ImportModelConfig(Config):
     inputs: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
     transform: dict[str, Any] | None = None
+    onnx: bool = False
     source: str | None = Field(default=None, pattern=_SOURCE)
 
     @field_validator("inputs")

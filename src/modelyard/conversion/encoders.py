@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from modelyard.conversion import sentences
-from modelyard.conversion.base import TOLERANCE, Verification, verify
+from modelyard.conversion.base import Verification, verify
 from modelyard.conversion.onnx import export
 from modelyard.conversion.sentences import Sentences
 from modelyard.data.tokens import Tensor, TextOptions, TextTransform
 from modelyard.engines.base import ModelCard, TensorCard
-from modelyard.engines.huggingface import open_tokenizer
+from modelyard.engines.huggingface import open_model, open_tokenizer
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
@@ -79,6 +79,14 @@ class Reference:
 
     def close(self) -> None:
         del self._encoder
+
+
+def open_encoder(folder: Path, card: ModelCard, model: Any = None) -> Encoder:
+    """The PyTorch encoder of a version that `convert` made, in float32 and evaluation mode, its tensors in the card's order; or
+    another `model` pooled like it."""
+    model = open_model(folder, "AutoModel", dtype=torch.float32)[0] if model is None else model.float()
+    model.config.use_cache = False
+    return Encoder(model, tuple(spec.name for spec in card.inputs), sentences.read(folder)).eval()
 
 
 def convert(card: ModelCard, model: Any, folder: Path, context: JobContext) -> tuple[ModelCard, dict[str, Any]]:
@@ -164,6 +172,6 @@ def _verified(
     reference, candidate = Reference(encoder, graph.signature), OnnxEngine(made, graph)
     found = []
     for call in samples:
-        found.append(verify(reference, candidate, call, TOLERANCE, keep=context.work))
+        found.append(verify(reference, candidate, call, keep=context.work))
         context.check()
     return max(found, key=lambda one: one.max_rel)

@@ -2,7 +2,8 @@
 so that plain transformers loads the version; its own code, pickles and whatever else lies there are left out.
 
 `importing` calls it where an upload has a config.json beside safetensors. What is made is the base of fine-tuning; an encoder
-of texts gets an ONNX graph besides, with which it is served.
+of texts gets an ONNX graph besides, with which it is served, and so does what generates texts: a decoder where it is asked for,
+an encoder-decoder always.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from modelyard.plugins import load
 _INDEX = "model.safetensors.index.json"
 _PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 # What a class of transformers is named by its end → task, the class that opens it.
+_PAIR = ("translation", "AutoModelForSeq2SeqLM")
 TASKS = {
+    "ForConditionalGeneration": _PAIR,
+    "MTModel": _PAIR,
     "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
     "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
     "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
@@ -47,8 +51,13 @@ def read(
         )
     said = _said(path)
     task, kind = _task(said)
+    pair = (task, kind) == _PAIR
+    if pair and config.task == "summarization":
+        task = config.task
     if config.task not in (None, task):
         raise Invalid(f"{CONFIG} says {said['architectures'][0]}, which is for {task}, not for {config.task}.")
+    if config.onnx and not pair and task != "text-generation":
+        raise Invalid(f"{said['architectures'][0]} generates no text: onnx is for language models; leave it out.")
     left = _copy(upload, out)
     context.check()
     model = _open(out, kind)
@@ -57,9 +66,12 @@ def read(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {"format": "huggingface", "architecture": said["architectures"][0], "parameters": parameters}
     card = _card(task, out, labels)
-    if task != "feature-extraction":
+    if pair or config.onnx:
+        card, more = load("modelyard.conversion.decoders:add")(card, model, out, context)
+    elif task == "feature-extraction":
+        card, more = _with_onnx(card, model, out, context)
+    else:
         return card, {**facts, "notes": notes}
-    card, more = _with_onnx(card, model, out, context)
     return card, {**facts, **more, "notes": [*more["notes"], *notes]}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelyard.conversion.base import TOLERANCE, try_out, verify
+from modelyard.conversion.base import try_out, verify
 from modelyard.conversion.cards import describe
 from modelyard.conversion.config import ImportModelConfig, parse_module
 from modelyard.conversion.onnx import CONVERTER
@@ -126,7 +126,7 @@ def _with_onnx(
         made = CONVERTER.convert(out, card, converted, samples)
     except Invalid as error:
         return card, {"format": "torch", "notes": [f"It runs on PyTorch alone: {error.message}"]}
-    found = verify(TorchEngine(out, card), OnnxEngine(converted, made), samples, TOLERANCE, keep=context.work)
+    found = verify(TorchEngine(out, card), OnnxEngine(converted, made), samples, keep=context.work)
     for part in converted.glob("model.onnx*"):
         shutil.move(part, out / part.name)
     both = {"engines": ("onnx", "torch"), "files": {**card.files, **made.files}, "inputs": made.inputs, "outputs": made.outputs}

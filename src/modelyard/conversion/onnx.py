@@ -22,6 +22,7 @@ from modelyard.engines.base import ModelCard
 from modelyard.engines.onnx import signature_of
 from modelyard.engines.torch import load_module
 from modelyard.errors import Invalid
+from modelyard.plugins import load
 from modelyard.tensors import Array
 
 FILE = "model.onnx"
@@ -30,26 +31,30 @@ _INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 
 
 
 class OnnxConverter:
-    """`module` + `weights` → `model.onnx` and its card; dims stated as -1 stay open."""
+    """`module` + `weights` → `model.onnx` and its card; dims stated as -1 stay open. A Hugging Face folder of a language model
+    → graphs with a cache (`decoders`)."""
 
     def convert(self, folder: Path, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
+        if card.module is None and "config" in card.files:
+            made: ModelCard = load("modelyard.conversion.decoders:from_folder")(folder, card, out)
+            return made
         return export(load_module(folder, card), card, out, samples)
 
 
 CONVERTER = OnnxConverter()
 
 
-def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array]) -> ModelCard:
-    """`module`, in eval mode, with the tensors that `card` states, as `model.onnx` and its card in `out`; as `Converter`."""
+def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array], file: str = FILE) -> ModelCard:
+    """`module`, in eval mode, with the tensors that `card` states, as `file` and its card in `out`; as `Converter`."""
     program = _export(module, card, [torch.from_numpy(few(samples[spec.name])) for spec in card.inputs])
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    program.save(out / FILE, external_data=size > _INLINE)
-    _forget_the_machine(out / FILE)
-    signature, _ = signature_of(out / FILE)
+    program.save(out / file, external_data=size > _INLINE)
+    _forget_the_machine(out / file)
+    signature, _ = signature_of(out / file)
     made = ModelCard(
         task=card.task,
         engines=("onnx",),
-        files={"onnx": FILE},
+        files={"onnx": file},
         inputs=tensor_cards(signature.inputs),
         outputs=tensor_cards(signature.outputs),
         transform=card.transform,

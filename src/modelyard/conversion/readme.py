@@ -47,9 +47,11 @@ model = openvino_genai.LLMPipeline("{file}", "CPU")
 print(model.generate("Once upon a time", max_new_tokens=40))
 """
 _KINDS = {
+    "summarization": "AutoModelForSeq2SeqLM",
     "text-generation": "AutoModelForCausalLM",
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
+    "translation": "AutoModelForSeq2SeqLM",
 }
 
 

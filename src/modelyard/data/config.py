@@ -8,7 +8,8 @@ from pydantic import Field
 
 from modelyard.kinds import Config
 
-Task = Literal["tabular-classification", "tabular-regression", "text-classification", "image-classification"]
+Writes = Literal["automatic-speech-recognition", "summarization", "text-generation", "translation"]
+Task = Literal["tabular-classification", "tabular-regression", "text-classification", "image-classification", Writes]
 ColumnType = Literal["float", "int", "text"]
 TextRows = Literal["document", "paragraph", "line"]
 _SOURCE = r"^(files|sklearn:[a-z_]+|hf:[A-Za-z0-9][A-Za-z0-9._/@-]*)$"

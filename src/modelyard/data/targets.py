@@ -1,4 +1,4 @@
-"""What a column to predict becomes: classes with names, or a number. One rule for every source that has columns.
+"""What a column to predict becomes: classes with names, a number, or a text. One rule for every source that has columns.
 
 Called by `tables` and `records` with what their first pass learned of the column.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import get_args
 
-from modelyard.data.config import Task
+from modelyard.data.config import Task, Writes
 from modelyard.data.datasets import Feature, FeatureType
 from modelyard.errors import Invalid
 
@@ -25,6 +26,10 @@ def target_feature(
         raise Invalid(f"{where} is of type {kind}; a target is text or numbers. Nothing was imported.")
     classes = kind == "text" or (kind == "int" and len(values) <= FEW_NUMBERS)
     chosen = task or (usual if classes else "tabular-regression")
+    if chosen in get_args(Writes):
+        if kind != "text":
+            raise Invalid(f"{where} is of type {kind}; {chosen} needs a target of texts. Nothing was imported.")
+        return Feature(type="text"), chosen
     if chosen == "tabular-regression":
         if kind == "text":
             raise Invalid(f"{where} is text; tabular-regression needs a target of numbers. Nothing was imported.")

@@ -22,6 +22,9 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "spiece.model",
+    "source.spm",
+    "target.spm",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -38,6 +41,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # of the reader of GGUF
 }
+_REFUSALS = (AssertionError, ImportError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 _LONGEST = 300  # characters of a library's own message
 
 
@@ -57,7 +61,7 @@ def hub() -> Iterator[Any]:
         told.disable_progress_bar()
         try:
             yield transformers
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except _REFUSALS as error:
             first = str(error).strip().partition("\n")[0][:_LONGEST]
             raise Invalid(f"transformers refused the model: {first or type(error).__name__}") from error
 

@@ -1,5 +1,5 @@
 """The rows that ranges of eight bits are found by: of the calibrate split, which nothing is judged by. Rows that judge as well
-would make every figure look better than it is.
+would make every figure look better than it is. A student's texts are drawn in the same way.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ _MOST_SHARED = 0.1  # of the rows: a table may have a few alike, more is a mista
 
 
 def calibration(source: Source, most: int, seed: int) -> Mapping[str, Array]:
-    """At most `most` rows of the calibrate split as engine inputs, drawn by `seed`, but none that is in a split that judges as
+    """At most `most` rows of the calibrate split, as `drawn`."""
+    return drawn(source, most, seed, _SPLIT)
+
+
+def drawn(source: Source, most: int | None, seed: int, split: str) -> Mapping[str, Array]:
+    """At most `most` rows of a split (None: all) as engine inputs, drawn by `seed`, but none that is in a split that judges as
     well. Raises `Invalid` where there are too few, or many are such."""
-    if source.dataset.rows(_SPLIT) < LEAST:
+    if source.dataset.rows(split) < LEAST:
         raise Invalid(
-            f"The split '{_SPLIT}' of the dataset has {source.dataset.rows(_SPLIT)} rows; ranges of eight bits need at least "
-            f"{LEAST}: import more data."
+            f"The split '{split}' of the dataset has {source.dataset.rows(split)} rows; this needs at least {LEAST}: import "
+            "more data."
         )
-    fresh = source.fresh(_SPLIT, _JUDGING)
+    fresh = source.fresh(split, _JUDGING)
     if (shared := int((~fresh).sum())) > _MOST_SHARED * len(fresh):
         raise Invalid(
-            f"{shared:,} of {len(fresh):,} rows of the split '{_SPLIT}' are in {' or '.join(_JUDGING)} as well: figures would "
-            "be of what was calibrated on. Import the dataset anew with each row in one split."
+            f"{shared:,} of {len(fresh):,} rows of the split '{split}' are in {' or '.join(_JUDGING)} as well: figures would "
+            "be of what was learned from. Import the dataset anew with each row in one split."
         )
-    return source.examples(_SPLIT, most, seed, np.flatnonzero(fresh)).inputs
+    return source.examples(split, most, seed, np.flatnonzero(fresh)).inputs

@@ -59,6 +59,15 @@ class Result:
     lesson: Lesson | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """What the steps that train or prune made of a version."""
+
+    network: nn.Module
+    told: Sequence[Mapping[str, Any]]
+    lesson: Lesson | None
+
+
 @dataclass(slots=True)
 class Shaping:
     """A network on its way through the steps. `spent`: epochs since it was made smaller or anew."""
@@ -122,14 +131,17 @@ class Shaping:
 def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Result:
     """Raises `Invalid` where a step cannot be done, or what came of it does not answer in ONNX as it does in torch."""
     steps, name = config.steps, variant_name(config.steps)
-    if other := next(filter(for_language, steps), None):
-        raise Invalid(f"'{show(other)}' is for language models; this one is for {subject.card.task}.")
     shaping = [step for step in steps if not isinstance(step, Quantize)]
+    encoder = "transformers" in subject.card.engines and (subject.card.transform or {}).get("name") == "text"
+    if other := next((step for step in steps if for_language(step) and not (encoder and isinstance(step, Distil))), None):
+        more = " and encoders of texts" if isinstance(other, Distil) else ""
+        raise Invalid(f"'{show(other)}' is for language models{more}; this one is for {subject.card.task}.")
     out = context.work / ("float" if isinstance(steps[-1], Quantize) else name)
-    shaped = _shape(subject, shaping, config, context) if shaping else None
+    shape = _teach_encoder if encoder else _shape
+    shaped = shape(subject, shaping, config, context) if shaping else None
     context.allow(_PATIENT)
     found = _exported(shaped, subject, out, context) if shaped else make_float32(subject, out, context.work)
-    told = list(shaped.told) if shaped else []
+    told: list[Mapping[str, Any]] = list(shaped.told) if shaped else []
     if isinstance(steps[-1], Quantize):
         found, said = _quantised(steps[-1], subject, found, context.work / name, config, context)
         told.append({"step": show(steps[-1]), **said})
@@ -138,7 +150,29 @@ def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Resul
     return Result([variant], told, shaped.lesson if shaped else None)
 
 
-def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, context: JobContext) -> Shaping:
+def _teach_encoder(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, context: JobContext) -> Shaped:
+    """A student of an encoder of texts, whose module is transformers'."""
+    step, *others = steps
+    if others or not for_language(step):
+        which = next((other for other in steps if not for_language(other)), step)
+        raise Invalid(
+            f"'{show(which)}' is not for encoders of texts; they are distilled once, as distil:layers=3, and quantised."
+        )
+    total, done = epochs(steps), count(1)
+
+    def say(text: str) -> None:
+        context.log(text)
+        context.progress(next(done), total + BEYOND)
+
+    context.allow(_PATIENT)
+    teach = load("modelyard.optimisation.steps.encoders:teach")  # needs transformers
+    with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):
+        lesson, told = teach(subject, step, config.seed, context.check, say)
+    context.allow()
+    return Shaped(lesson.distilled, [{"step": show(step), **told}], lesson)
+
+
+def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, context: JobContext) -> Shaped:
     card = subject.card
     if card.module is None:
         names = ", ".join(dict.fromkeys(step.step for step in steps))
@@ -154,7 +188,7 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
     with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):  # the processors it was given
         for step in steps:
             shaping.take(step)
-    return shaping
+    return Shaped(shaping.network, shaping.told, shaping.lesson)
 
 
 def _watch(subject: Subject, total: int, config: OptimiseConfig, context: JobContext) -> Callable[[nn.Module], None]:
@@ -177,7 +211,7 @@ def _watch(subject: Subject, total: int, config: OptimiseConfig, context: JobCon
     return watch
 
 
-def _exported(shaped: Shaping, subject: Subject, out: Path, context: JobContext) -> Variant:
+def _exported(shaped: Shaped, subject: Subject, out: Path, context: JobContext) -> Variant:
     """The network as ONNX, which equals itself number by number."""
     out.mkdir()
     rows = few(subject.select.inputs)

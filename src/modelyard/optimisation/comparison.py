@@ -13,8 +13,8 @@ import numpy as np
 
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, f1, of_numbers, paired, resampled_drop
-from modelyard.optimisation.evidence import Drop, Evidence, Metric, Paired, Resampled
+from modelyard.optimisation.evaluate import agreement, drop, f1, paired, resampled_drop, worth
+from modelyard.optimisation.evidence import COUNTED, Drop, Evidence, Metric, Paired, Resampled
 from modelyard.optimisation.examples import Answers
 from modelyard.tensors import Array
 
@@ -42,12 +42,11 @@ def compare(
     original, variant, wanted = original.only(kept), variant.only(kept), wanted[kept]
     _check(original, variant, wanted, metric)
     within = {name: _drop(original, variant, wanted, metric, mask, seed) for name, mask in slices.items()}
-    one, two = _score(original, wanted, metric), _score(variant, wanted, metric)
     return Evidence(
         metric=metric,
         split=split,
-        original=one,
-        variant=two,
+        original=worth(original.predicted, wanted, metric),
+        variant=worth(variant.predicted, wanted, metric),
         drop=_drop(original, variant, wanted, metric, np.ones(len(wanted), bool), seed),
         agreement=round(agreement(original.predicted, variant.predicted, metric), 9),
         calibration=_calibration(original, variant, wanted),
@@ -70,6 +69,21 @@ def by_class(
         "drop": drop(original, variant, wanted, "f1", confidence, seed).to_json(),
         "classes": [{"class": labels[k], "rows": int(counts[k]), "original": a, "variant": b} for k, a, b in rows],
     }
+
+
+def by_metric(
+    original: Array, variant: Array, wanted: Array, metrics: Sequence[str], confidence: float = 0.95, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Other metrics for reports, of [rows]: [{metric, original, variant, drop: {value, low, high}}], the drop in points."""
+    return [
+        {
+            "metric": metric,
+            "original": worth(original, wanted, metric),
+            "variant": worth(variant, wanted, metric),
+            "drop": drop(original, variant, wanted, metric, confidence, seed).to_json(),
+        }
+        for metric in metrics
+    ]
 
 
 def by_label(labels: tuple[str, ...] | None, wanted: Array) -> dict[str, Array]:
@@ -103,10 +117,10 @@ def _check(original: Answers, variant: Answers, wanted: Array, metric: Metric) -
     if not len(wanted):
         raise Invalid("There is no row to evaluate on.")
     if len(np.unique(wanted)) < 2:
-        what = "class" if metric == "accuracy" else "number"
+        what = "text" if wanted.dtype == object else "class" if metric == "accuracy" else "number"
         raise Invalid(f"All {len(wanted):,} rows to evaluate on are of one {what}: a model that answers nothing else is right.")
     for who, answers in (("original", original), ("variant", variant)):
-        if not np.isfinite(answers.predicted).all():
+        if answers.predicted.dtype != object and not np.isfinite(answers.predicted).all():
             raise Invalid(f"The {who} answers NaN or infinity in {int((~np.isfinite(answers.predicted)).sum()):,} rows.")
 
 
@@ -114,16 +128,12 @@ def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, ma
     one, two, truth = original.predicted[mask], variant.predicted[mask], wanted[mask]
     if metric == "accuracy":
         return Paired(*paired(one == truth, two == truth))
-    if len(np.unique(truth)) < 2:  # by R² nothing can be lost there, and nothing is proved: as if there were no rows
+    if len(np.unique(truth)) < (
+        1 if metric in COUNTED else 2
+    ):  # by R² nothing can be lost there, and nothing is proved: as if there were no rows
         return Resampled.of(0, 0.0, [0.0])
     value, drawn = resampled_drop(one, two, truth, metric, seed)
     return Resampled.of(len(truth), value, drawn.tolist())
-
-
-def _score(answers: Answers, wanted: Array, metric: Metric) -> float:
-    return (
-        float(np.mean(answers.predicted == wanted)) if metric == "accuracy" else of_numbers(answers.predicted, wanted, metric)
-    )
 
 
 def _calibration(original: Answers, variant: Answers, wanted: Array) -> tuple[float, float] | None:

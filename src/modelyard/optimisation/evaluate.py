@@ -1,8 +1,8 @@
 """How good a model is, and how sure that is: scores with confidence intervals, and what a variant loses against the original on
 the same rows. Pure functions over predictions; they know no model and no dataset.
 
-Classification is scored by accuracy, and told of in macro F1, too; regression by R², similarities of texts by Spearman's ρ; the
-drop of each counts in points.
+Classification is scored by accuracy, and told of in macro F1, too; regression by R², similarities of texts by Spearman's ρ,
+texts that are answered and texts that are found by what `counts` counts; the drop of each counts in points.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from modelyard.errors import Invalid
+from modelyard.optimisation import counts
+from modelyard.optimisation.evidence import COUNTED, ERRORS
 from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array
 
@@ -65,7 +67,7 @@ def f1(predicted: Array, wanted: Array, times: Array | None = None) -> Array:
 
 
 def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Accuracy (Wilson), R², ρ or macro F1 (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions
+    """Accuracy (Wilson) or another metric (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions
     [rows]."""
     _check(predicted, wanted)
     if metric == _RIGHT:
@@ -74,33 +76,36 @@ def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95
 
 
 def drop(original: Array, variant: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """What `variant` loses against `original` on the same rows, in points (100 × the metric); negative is a gain.
-    Newcombe's paired interval for accuracy, a paired percentile bootstrap for the others."""
+    """What `variant` loses against `original` on the same rows, in points (100 × the metric, of errors what is added); negative
+    is a gain. Newcombe's paired interval for accuracy, a paired percentile bootstrap for the others."""
     _check(original, wanted)
     _check(variant, wanted)
     if metric == _RIGHT:
         found = paired_difference(original == wanted, variant == wanted, confidence)
     else:
-        found = _bootstrap([original, variant], wanted, metric, lambda values: values[:, 0] - values[:, 1], confidence, seed)
+        found = _bootstrap([original, variant], wanted, metric, _lost(metric), confidence, seed)
     # Rounded so that 1 of 100 rows is 1.0 points, not 1.0000000000000009 and past a budget of 1.
     return Interval(*(round(100 * value, 9) for value in (found.value, found.low, found.high)))
 
 
 def agreement(original: Array, variant: Array, metric: str) -> float:
-    """How alike two models predict, up to 1: the share of equal labels; of numbers the metric of one against the other."""
-    return float(np.mean(original == variant)) if metric == _RIGHT else of_numbers(variant, original, metric)
+    """How alike two models predict, up to 1: the share of equal answers; of numbers the metric of one against the other."""
+    same = metric == _RIGHT or metric in COUNTED
+    return float(np.mean(original == variant)) if same else worth(variant, original, metric)
 
 
-def of_numbers(predicted: Array, wanted: Array, metric: str) -> float:
-    """R² or ρ, whichever is the metric."""
-    return spearman(predicted, wanted) if metric == "spearman" else r2(predicted, wanted)
+def worth(predicted: Array, wanted: Array, metric: str) -> float:
+    """The metric of predictions [rows], without its interval."""
+    if metric == _RIGHT:
+        return float(np.mean(predicted == wanted))
+    return float(_scorer([predicted], wanted, metric)(np.arange(len(wanted)))[0])
 
 
 def resampled_drop(original: Array, variant: Array, wanted: Array, metric: str, seed: int = 0) -> tuple[float, Array]:
-    """What `variant` loses in R² or ρ against `original`, in points, and the same in 1,000 resamples of the rows, sorted."""
+    """As `drop`, of any metric but accuracy: what is lost, and the same in 1,000 resamples of the rows, sorted."""
     _check(original, wanted)
     _check(variant, wanted)
-    value, drawn = _resampled([original, variant], wanted, metric, lambda values: values[:, 0] - values[:, 1], seed)
+    value, drawn = _resampled([original, variant], wanted, metric, _lost(metric), seed)
     return 100 * value, np.sort(100 * drawn)
 
 
@@ -117,11 +122,24 @@ def _resampled(
     models: list[Array], wanted: Array, metric: str, statistic: Callable[[Array], Array], seed: int
 ) -> tuple[float, Array]:
     """`statistic` maps the metric of each model, [resamples, models], to [resamples]; the same rows are drawn for all."""
-    wanted, models = wanted.astype(np.float64), [model.astype(np.float64) for model in models]
-    scored = {"spearman": _ranked, "f1": _averaged}.get(metric, _squared)(models, wanted)
+    scored = _scorer(models, wanted, metric)
     random, rows = np.random.default_rng(seed), len(wanted)
     drawn = np.stack([scored(random.integers(0, rows, rows)) for _ in range(_RESAMPLES)])
     return float(statistic(scored(np.arange(rows))[None])[0]), statistic(drawn)
+
+
+def _lost(metric: str) -> Callable[[Array], Array]:
+    """[resamples, (original, variant)] → what is lost between them."""
+    original, variant = (1, 0) if metric in ERRORS else (0, 1)
+    return lambda values: values[:, original] - values[:, variant]
+
+
+def _scorer(models: list[Array], wanted: Array, metric: str) -> Callable[[Array], Array]:
+    """The metric of each model over rows, which may be there several times."""
+    if metric in COUNTED:
+        return counts.scorer(models, wanted, metric)
+    made = {"spearman": _ranked, "f1": _averaged}.get(metric, _squared)
+    return made([model.astype(np.float64) for model in models], wanted.astype(np.float64))
 
 
 def _squared(models: list[Array], wanted: Array) -> Callable[[Array], Array]:

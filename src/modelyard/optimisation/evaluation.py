@@ -17,13 +17,14 @@ from typing import Any, cast
 import numpy as np
 
 from modelyard.data.datasets import Dataset
-from modelyard.engines.base import ENGINES, BatchEngine, ModelCard
+from modelyard.engines.base import ENGINES, BatchEngine, ModelCard, StreamEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
-from modelyard.optimisation.comparison import by_class, by_column, by_label, compare
+from modelyard.optimisation.comparison import by_class, by_column, by_label, by_metric, compare
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
-from modelyard.optimisation.evidence import Drop, Evidence, Paired
-from modelyard.optimisation.examples import Answers, Source
+from modelyard.optimisation.evidence import Drop, Evidence, Metric, Paired
+from modelyard.optimisation.examples import FOUND, Answers, Source
+from modelyard.optimisation.greedy import Greedy, answering
 from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array
 
@@ -31,47 +32,51 @@ SPLIT = "report"
 _USED = ("calibrate", "select")  # splits that variants are made and chosen by
 _MOST_LEFT_OUT = 0.1
 _MOST_SLICES, _MOST_RESAMPLED = 5000, 400  # what the catalogue keeps of one evaluation: numbers take more
+_PATIENT = 20.0  # times the usual heartbeat: a large language model takes a while to write
 _TOLD = 50  # slices, and classes, that are reported as facts
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One of the two versions: its input, its card, its examples of the dataset."""
+    """One of the two versions: its folder, its card, its examples of the dataset."""
 
-    given: Input
+    folder: Path
     card: ModelCard
     source: Source
 
-    def answers(self, context: JobContext) -> tuple[Answers, Array]:
-        engine = cast(BatchEngine, ENGINES.get(self.card.engines[0])(self.given.view.local(), self.card))
+    def answers(self, metric: Metric, most: int, context: JobContext) -> tuple[Answers, Array]:
+        """To the report split, of at most so many tokens; and what was wanted."""
+        opened = ENGINES.get(self.card.engines[0])(self.folder, self.card)
+        stream = hasattr(opened, "step")
+        engine = Greedy(cast(StreamEngine, opened), most, context.check) if stream else cast(BatchEngine, opened)
         try:
-            return self.source.run(engine, SPLIT, context.check)
+            run = self.source.found if metric in FOUND else self.source.run
+            return run(engine, SPLIT, context.check)
         finally:
             engine.close()
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes the artefact 'evaluation'. Raises `Invalid` where the two cannot be compared: other labels, another target, a
-    report split that is empty, of one class, or used for making variants."""
+    report split that is empty, of one class, or used for making variants; a metric that does not fit."""
     check_evaluation(inputs)
     dataset = Dataset.open(inputs["dataset"].view.local())
-    original = _open(inputs["original"], dataset)
-    variant = _open(inputs["model"], dataset, like=inputs["original"].view.local())
+    original, variant = (_open(inputs, role, dataset, context) for role in ("original", "model"))
     check_alike(original, variant)
+    metric, *others = original.source.judges(config.metric)
     kept = fresh(original.source, context)
     within = by_columns(dataset, config.slices, original.source)
     context.progress(1, 3)
-    first, wanted = original.answers(context)
+    first, wanted = original.answers(metric, config.max_tokens, context)
     context.progress(2, 3)
-    second, _ = variant.answers(context)
+    second, _ = variant.answers(metric, config.max_tokens, context)
     slices = by_label(original.source.labels, wanted) | within
     how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
-    evidence = compare(first, second, wanted, original.source.metric, **how)
-    f1 = None
-    if labels := original.source.labels:
-        one, two = (answers.only(kept).predicted for answers in (first, second))
-        f1 = by_class(one, two, wanted[kept], labels, config.confidence, config.seed)
-    publish(config, inputs, evidence, outputs, context, f1=f1)
+    evidence = compare(first, second, wanted, metric, **how)
+    pair = first.only(kept).predicted, second.only(kept).predicted, wanted[kept]
+    labels, drawn = original.source.labels, (config.confidence, config.seed)
+    more = {"others": by_metric(*pair, others, *drawn), "f1": by_class(*pair, labels, *drawn) if labels else None}
+    publish(config, inputs, evidence, outputs, context, more)
     context.progress(3, 3)
 
 
@@ -147,11 +152,11 @@ def publish(
     evidence: Evidence,
     outputs: Outputs,
     context: JobContext,
-    *,
-    f1: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
 ) -> None:
-    """Leave the artefact, and what a command shows as the job's facts. `f1`: what `by_class` found, None for numbers."""
-    figures = {**table(evidence, config.confidence), "f1": f1}
+    """Leave the artefact, and what a command shows as the job's facts. `more`: what the gate does not decide by, `f1` of
+    `by_class` (None where there are no labels) and `others` of `by_metric`."""
+    figures, f1 = {**table(evidence, config.confidence), **more}, more["f1"]
     folder = context.work / "evaluation"
     folder.mkdir()
     whole = {
@@ -201,6 +206,9 @@ def readme(config: EvaluateConfig, inputs: Mapping[str, Input], figures: Mapping
     if figures["calibration"]:
         before, after = figures["calibration"]
         lines.append(f"- expected calibration error: original {before:.4f}, model {after:.4f}")
+    for other in figures["others"]:
+        scores = f"original {other['original']:.4f}, model {other['variant']:.4f}"
+        lines.append(f"- {other['metric']}: {scores}, lost: {_points(other['drop'])}")
     if f1 := figures["f1"]:
         lines.append(f"- macro F1: original {f1['original']:.4f}, model {f1['variant']:.4f}, lost: {_points(f1['drop'])}")
         lines += ["", "| class | rows | F1, original | F1, model |", "|---|---|---|---|"]
@@ -235,7 +243,10 @@ def _scores(evidence: Evidence, confidence: float) -> dict[str, Any]:
     return {name: wilson(count, drop.rows, confidence).to_json() for name, count in right.items()}
 
 
-def _open(given: Input, dataset: Dataset, like: Path | None = None) -> Subject:
-    folder = given.view.local()
-    card = ModelCard.load(folder)
-    return Subject(given, card, Source(folder, card, dataset, like))
+def _open(inputs: Mapping[str, Input], role: str, dataset: Dataset, context: JobContext) -> Subject:
+    folder = inputs[role].view.local()
+    context.allow(_PATIENT)
+    there, card = answering(folder, ModelCard.load(folder), context.work / f"{role}-gguf")
+    context.allow()
+    like = inputs["original"].view.local() if role == "model" else None
+    return Subject(there, card, Source(folder, card, dataset, like))

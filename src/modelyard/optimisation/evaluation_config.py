@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from modelyard.errors import Invalid
 from modelyard.kinds import Config, Pinned
+from modelyard.optimisation.evidence import Counted
 
 
 class EvaluateConfig(Config):
     """`slices`: columns of the dataset within whose values the two are compared, too. `confidence`: of every interval in the
-    report. `seed`: of resampling, for regression."""
+    report. `seed`: of resampling. `metric`: what decides, None what is usual for the task; of texts 'accuracy' is the share of
+    those that are as wanted, letter by letter. `max_tokens`: of a language model's answer."""
 
     slices: tuple[str, ...] = Field(default=(), max_length=10)
+    metric: Literal["accuracy", "r2", "spearman", Counted] | None = None
+    max_tokens: int = Field(default=128, ge=1, le=4096)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
 

@@ -14,7 +14,10 @@ from typing import Any, Literal, cast, get_args
 from modelyard.errors import Invalid
 from modelyard.optimisation.intervals import most, refuted, wilson
 
-Metric = Literal["accuracy", "r2", "spearman", "perplexity"]
+Counted = Literal["wer", "bleu", "chrf", "rouge", "mrr", "recall@1", "recall@10"]
+Metric = Literal["accuracy", "r2", "spearman", "perplexity", Counted]
+COUNTED = frozenset(get_args(Counted))  # metrics of `counts`: a mean, or of sums, over rows
+ERRORS = frozenset({"wer"})  # metrics of which more is worse, 0 is perfect, and 1 what no answer would have
 _FEWEST = 30  # rows, below which resampling says nothing
 _STEPS = 200  # between the quantiles that are kept, of 0 to 1
 _SUREST = 0.999  # that a thousand resamples can be
@@ -60,8 +63,8 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A drop in points (100 × R² or Spearman's ρ, percent of a perplexity) over so many rows, and its quantiles over resamples,
-    at even steps."""
+    """A drop in points (100 × the metric, percent of a perplexity) over so many rows, and its quantiles over resamples, at even
+    steps."""
 
     rows: int
     drop: float
@@ -102,9 +105,10 @@ Drop = Paired | Resampled
 class Evidence:
     """A variant beside its original on the same rows of one split. `original` and `variant` are the models' scores by `metric`;
     `drop` the loss over all rows, `slices` within some, as 'label=shirt' or 'COLUMN=value'. `agreement` is how alike they
-    answer, up to 1 (equal labels; of numbers the metric of the variant's against the original's). `calibration`: expected
-    calibration error of the original and the variant (15 bins of equal mass), None where no scores are known. `columns`: those
-    that slices were asked for by. `left_out`: rows of the split that were not counted, because they are in another one too."""
+    answer, up to 1 (equal labels, texts or places; of numbers the metric of the variant's against the original's).
+    `calibration`: expected calibration error of the original and the variant (15 bins of equal mass), None where no scores are
+    known. `columns`: those that slices were asked for by. `left_out`: rows of the split that were not counted, because they are
+    in another one too."""
 
     metric: Metric
     split: str
@@ -121,10 +125,15 @@ class Evidence:
     def rows(self) -> int:
         return self.drop.rows
 
+    @property
+    def knows(self) -> bool:
+        """Whether the original is better than no answer at all; beside one that is not nothing can be lost."""
+        return self.original < 1 if self.metric in ERRORS else self.original > 0
+
     def least_agreement(self, confidence: float, times: float = 1.0) -> float:
-        """The agreement that is reached at this confidence: Wilson's lower bound of equal labels, were there `times` as many
+        """The agreement that is reached at this confidence: Wilson's lower bound of equal answers, were there `times` as many
         rows at this rate; for numbers as it was seen."""
-        if self.metric != "accuracy":
+        if self.metric not in ("accuracy", *COUNTED):
             return self.agreement
         rows = times * self.rows
         return wilson(min(rows, self.agreement * rows), rows, 2 * confidence - 1).low

@@ -21,13 +21,17 @@ from modelyard.optimisation.evidence import Metric
 from modelyard.tensors import DATATYPES, Array
 
 _CHUNK = 64
+_TEXTS: tuple[Metric, ...] = ("rouge", "chrf", "bleu", "wer", "accuracy")  # by which texts that are answered can be judged
+FOUND: tuple[Metric, ...] = ("mrr", "recall@1", "recall@10")  # the same of texts that are found by their embeddings
+_USUAL: Mapping[str | None, Metric] = {"automatic-speech-recognition": "wer", "translation": "chrf"}
 TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows of engine inputs, and for each the wanted answer: INT64 position of the label in the dataset, or FP64 number. Of
-    texts, which have neither, it is how alike the original finds the row and another (`Source.truth`)."""
+    """Rows of engine inputs, and for each the wanted answer: INT64 position of the label in the dataset, FP64 number, or text
+    without what surrounds it. Of embeddings of texts, which have none, it is how alike the original finds the row and another
+    (`Source.truth`)."""
 
     inputs: Mapping[str, Array]
     wanted: Array
@@ -49,8 +53,6 @@ class Answers:
 class Source:
     """The examples of one model version and dataset. Raises `Invalid` where the two do not go together."""
 
-    metric: Metric
-
     def __init__(self, folder: Path, card: ModelCard, dataset: Dataset, like: Path | None = None) -> None:
         """`like`: the folder of the version it was made from, whose training says what its own does not."""
         trained = _trained_on(folder) or (_trained_on(like) if like else {})
@@ -58,15 +60,19 @@ class Source:
         self._dataset, self._card = dataset, card
         self._transform = build(card.transform, folder)
         self._kind = str(self._transform.config["name"])
+        self._metrics: tuple[Metric, ...]
+        self._pair = ""  # the column of texts that belong to those embedded
         if self._kind == "text":  # embeddings have no right answer: what counts is how alike they make two texts
-            self._target, self._labels, self.metric = "", None, "spearman"
+            self._target, self._labels, self._metrics = "", None, ("spearman",)
             self._features = tuple(self._feature_names())
+            if dataset.target and dataset.feature(dataset.target).type == "text":
+                self._pair, self._metrics = dataset.target, ("spearman", *FOUND)
             return
         if target is None:
             raise Invalid("The dataset has no target: accuracy cannot be measured. Import it with one.")
         self._target, self._labels = target, dataset.feature(target).names
         self._features = tuple(trained.get("inputs") or self._feature_names())
-        self.metric = "accuracy" if self._labels else "r2"
+        self._metrics = self._judged()
 
     def examples(self, split: str, most: int | None = None, seed: int = 0, among: Array | None = None) -> Examples:
         """A split, or `most` rows of it drawn by `seed`, kept in order; `among`: only of those, INT64 positions. Raises
@@ -90,6 +96,18 @@ class Source:
             parts.append(self._answers(self._transform.after(engine.forward(inputs))))
         answers = self._whole(parts)
         return answers, answers.predicted if self.metric == "spearman" else wanted
+
+    def found(self, engine: BatchEngine, split: str, check: Callable[[], None] = lambda: None) -> tuple[Answers, Array]:
+        """Of each row of a split one by the place at which the text that belongs to it comes among those of all rows, by the
+        cosine of embeddings; another text that is as near comes before it. And the texts that belong to the rows."""
+        columns = self._dataset.columns(split, [*self._features, self._pair])
+        ours, theirs = (_unit(self._embedded(engine, columns[name], check)) for name in (self._features[0], self._pair))
+        texts = columns[self._pair]
+        places = []
+        for row, own in enumerate(ours):
+            near = theirs @ own
+            places.append(1 + int((~(near < near[row]) & (texts != texts[row])).sum()))
+        return Answers(1 / np.array(places, np.float64)), texts
 
     def truth(self, original: BatchEngine, examples: Examples) -> Examples:
         """The examples with what is wanted of texts: how alike the original makes them."""
@@ -120,8 +138,25 @@ class Source:
         return np.array([row not in seen for row in self._contents(split)], bool)
 
     @property
+    def metric(self) -> Metric:
+        """What the model is judged by where nobody says otherwise."""
+        return self._metrics[0]
+
+    def judges(self, asked: Metric | None) -> tuple[Metric, ...]:
+        """The metric asked for, or the usual one, and what can be told beside it. Raises `Invalid` for one that these answers
+        have no place for."""
+        metric = asked or self.metric
+        if metric not in self._metrics:
+            pairs = (
+                " (of texts that belong together: with a target of texts)" if self._kind == "text" and not self._pair else ""
+            )
+            raise Invalid(f"These answers are judged by {', '.join(self._metrics)}, not by {metric}{pairs}.")
+        alike = next((group for group in (_TEXTS, FOUND) if metric in group and set(group) <= set(self._metrics)), ())
+        return metric, *(other for other in alike if other != metric)
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
-        """The names of the target's classes, by position; None where it is a number."""
+        """The names of the target's classes, by position; None where it is a number or a text."""
         return self._labels
 
     @property
@@ -155,6 +190,8 @@ class Source:
         if not len(wanted):
             needed = "optimising needs calibrate, select and report, evaluating needs report"
             raise Invalid(f"The split '{split}' of the dataset is empty: {needed}.")
+        if wanted.dtype == object:
+            return columns, _texts(wanted)
         return columns, wanted if self._labels else wanted.astype(np.float64)
 
     def _contents(self, split: str) -> Iterator[tuple[Any, ...]]:
@@ -170,6 +207,9 @@ class Source:
             return self._dataset.of_type("text")[:1] or _refuse("texts", self._dataset)
         if self._kind == "columns":
             return [column["name"] for column in self._transform.config["columns"]]
+        if self._card.inputs[0].datatype == "BYTES":
+            there = self._dataset.of_type("text") or _refuse("texts", self._dataset)
+            return [self._card.inputs[0].name] if self._card.inputs[0].name in there else there[:1]
         return self._dataset.of_type("float", "int") or _refuse("columns of numbers", self._dataset)
 
     @property
@@ -217,6 +257,9 @@ class Source:
         if self._kind == "columns":
             return self._transform.before(columns)
         spec = self._card.inputs[0]
+        if spec.datatype == "BYTES" and len(self._card.inputs) == 1:
+            texts = np.array([text.encode() for text in columns[self._features[0]]], object)
+            return {spec.name: texts.reshape(-1, *([1] * (len(spec.shape or (-1,)) - 1)))}
         matrix = np.stack([columns[name] for name in self._features], axis=1).astype(DATATYPES[spec.datatype])
         if len(self._card.inputs) != 1 or (spec.shape is not None and spec.shape[1:] not in ((-1,), matrix.shape[1:])):
             takes = ", ".join(f"{s.name}{list(s.shape or ())}" for s in self._card.inputs)
@@ -244,14 +287,44 @@ class Source:
                 return Answers(outputs["prediction"].astype(np.float64))
             return _labelled(self._positions(outputs["label"]), outputs["scores"])
         values = outputs[self._card.outputs[0].name]
-        if self._labels is None:
+        if self._labels is None or self.writes:
             if values.size != len(values):
-                raise Invalid(f"The model answers {list(values.shape[1:])} numbers a row; '{self._target}' is one number.")
+                what = "texts" if self.writes else "numbers"
+                raise Invalid(f"The model answers {list(values.shape[1:])} {what} a row; '{self._target}' is one.")
+            if self.writes:
+                texts = _texts(values.reshape(-1))
+                return Answers(self._positions(texts) if self._labels else texts)
             return Answers(values.reshape(-1).astype(np.float64))
         rows = values.reshape(len(values), -1)
         order = rows.argmax(axis=1)
         positions = self._positions(np.array(self._card.labels, object)[order]) if self._card.labels else order
         return _labelled(positions, rows if _are_shares(rows) else softmax(rows))
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model answers texts."""
+        return self._kind == "tensor" and self._card.outputs[0].datatype == "BYTES"
+
+    def _judged(self) -> tuple[Metric, ...]:
+        """The metrics that fit the target and the answers, the usual one first."""
+        if self._labels:
+            return ("accuracy",)
+        kind = self._dataset.feature(self._target).type
+        if (kind == "text") != self.writes or kind not in ("text", "float", "int"):
+            answers = "texts" if self.writes else "labels or numbers"
+            raise Invalid(f"The dataset's target '{self._target}' is of type {kind}; the model answers {answers}.")
+        if not self.writes:
+            return ("r2",)
+        usual = _USUAL.get(self._dataset.task, _TEXTS[0])
+        return usual, *(metric for metric in _TEXTS if metric != usual)
+
+    def _embedded(self, engine: BatchEngine, texts: Array, check: Callable[[], None]) -> Array:
+        """FP64 [rows, dim]."""
+        parts = []
+        for i in range(0, len(texts), _CHUNK):
+            check()
+            parts.append(self._answers(self._transform.after(engine.forward(self._tokens(texts[i : i + _CHUNK])))).predicted)
+        return np.concatenate(parts)
 
     def _positions(self, labels: Array) -> Array:
         """Names of labels → their positions in the dataset; -1, never right, for one that it does not have."""
@@ -272,10 +345,20 @@ def _filled(array: Array, width: int, fill: int) -> Array:
 def _alike(embeddings: Array) -> Array:
     """FP64 [rows]: the cosine of each row's embedding and another's, the same one of every model. `embeddings`: [rows, dim]."""
     order = np.random.default_rng(0).permutation(len(embeddings))
-    unit = embeddings[order] / np.maximum(np.linalg.norm(embeddings[order], axis=1, keepdims=True), 1e-12)
+    unit = _unit(embeddings[order])
     found = np.empty(len(order))
     found[order] = (unit * np.roll(unit, 1, axis=0)).sum(axis=1)
     return found
+
+
+def _unit(embeddings: Array) -> Array:
+    found: Array = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def _texts(values: Array) -> Array:
+    """Object array of `str`, without the whitespace around them; what is no UTF-8 is replaced."""
+    return np.array([(v.decode(errors="replace") if isinstance(v, bytes) else str(v)).strip() for v in values], object)
 
 
 def _labelled(positions: Array, scores: Array) -> Answers:

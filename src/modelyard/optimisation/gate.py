@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from modelyard.kinds import Config
-from modelyard.optimisation.evidence import Drop, Evidence
+from modelyard.optimisation.evidence import Drop, Evidence, Metric
 
 SPLIT = "report"  # nothing was made or chosen by it
 _MOST_TIMES = 1e6  # the seen rows, past which no number of rows is stated
@@ -24,10 +24,10 @@ _TOLD, _KEPT = 4, 20  # slices that a refusal names, that are kept with a decisi
 
 class GatePolicy(Config):
     """What a variant must be shown to keep. `max_accuracy_drop` over all rows, `max_slice_drop` within every class and slice:
-    the most that may be lost against the baseline, in points (100 × accuracy or R²), at `confidence`, one-sided. `slices`:
+    the most that may be lost against the baseline, in points (100 × the metric), at `confidence`, one-sided. `slices`:
     columns whose slices must have been evaluated. `min_agreement`: the least part of equal answers (for numbers the least R²
     against the baseline's). `max_calibration_rise`: points of expected calibration error, as measured. `baseline`: the version
-    it is held against, `dataset` the one (or the version of it) that it must have been evaluated on."""
+    it is held against, `dataset` the one (or the version of it) that it must have been evaluated on, `metric` what by."""
 
     max_accuracy_drop: float = Field(ge=0, le=100)
     max_slice_drop: float | None = Field(default=None, ge=0, le=100)
@@ -37,6 +37,7 @@ class GatePolicy(Config):
     max_calibration_rise: float | None = Field(default=None, ge=0, le=100)
     baseline: str | None = Field(default=None, min_length=1, max_length=200)
     dataset: str | None = Field(default=None, min_length=1, max_length=200)
+    metric: Metric | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ def decide(policy: GatePolicy, evidence: Evidence | None) -> Decision:
     (intersection–union test: R. L. Berger, 1982, Technometrics 24, 295–300)."""
     if evidence is None:
         return Decision(False, ("It was not evaluated.",))
+    if policy.metric not in (None, evidence.metric):  # its points are others, and say nothing of this budget
+        return Decision(False, (f"It was evaluated by {evidence.metric}, and not by {policy.metric}.",), complete=False)
     missing = tuple(_missing(policy, evidence))
     checks = tuple(_checks(policy, evidence))
     failed = [check for check in checks if not check.met]
@@ -102,8 +105,8 @@ def loosened(present: GatePolicy | None, wanted: GatePolicy | None) -> tuple[str
     least = (present.min_agreement, wanted.min_agreement)
     found += ["min_agreement"] if least[0] is not None and (least[1] is None or least[1] < least[0]) else []
     found += ["slices"] if not set(present.slices) <= set(wanted.slices) else []
-    # To name one dataset is to leave all others aside, on which it may have done worse.
-    found += ["dataset"] if wanted.dataset != present.dataset else []
+    # To name one dataset, or metric, is to leave all others aside, by which it may have done worse.
+    found += [name for name in ("dataset", "metric") if getattr(wanted, name) != getattr(present, name)]
     found += ["baseline"] if present.baseline is not None and wanted.baseline != present.baseline else []
     return tuple(found)
 
@@ -117,7 +120,7 @@ def _missing(policy: GatePolicy, evidence: Evidence) -> Iterator[str]:
     """What the policy asks for and the evidence says nothing of."""
     if evidence.split != SPLIT:
         yield f"It was evaluated on the split '{evidence.split}', and not on '{SPLIT}', by which nothing was made or chosen."
-    if evidence.original <= 0:
+    if not evidence.knows:
         seen = f"{evidence.metric} {evidence.original:.3g}"
         yield f"Its baseline knows nothing of these rows ({seen}), so nothing can be lost there."
     if policy.max_slice_drop is not None and not evidence.slices:

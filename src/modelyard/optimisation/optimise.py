@@ -82,6 +82,8 @@ def read(inputs: Mapping[str, Input]) -> Subject:
             f"Variants are made of a PyTorch module or an ONNX graph; this version has {', '.join(card.files)} alone."
         )
     source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
+    if source.writes:
+        raise Invalid("The model answers texts as they are: there is nothing to quantise by; `evaluate` says how good it is.")
     if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):
         raise Invalid("The model takes batches of one fixed size only; optimising needs an open batch (dim 0).")
     engine = cast(BatchEngine, ENGINES.get(card.engines[0])(folder, card))
@@ -158,7 +160,8 @@ def found_by(made: chain.Result, split: str, subject: Subject, config: OptimiseC
     if made.lesson is None:
         return told
     splits = ("select",) if split == "select" else ("select", "report")
-    examples = {name: subject.select if name == "select" else subject.source.examples(name) for name in splits}
+    source, engine = subject.source, subject.engine
+    examples = {name: subject.select if name == "select" else source.truth(engine, source.examples(name)) for name in splits}
     return told | {"distillation": {name: study(subject, made.lesson, found, config) for name, found in examples.items()}}
 
 

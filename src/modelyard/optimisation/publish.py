@@ -140,15 +140,15 @@ def of_steps(findings: Findings) -> list[str]:
     for split, found in findings.more.get("distillation", {}).items():
         gain = found["gain"]
         lines += [
-            f"\nThe lesson on the {split} split ({found['rows']} rows); the control is the same student from scratch, trained "
-            "for as long:\n",
+            f"\nThe lesson on the {split} split ({found['rows']} rows); the control is {found['against']}, trained for as "
+            "long:\n",
             f"| | {_NAMES[findings.metric]} | interval |",
             "|---|---|---|",
             *(
                 f"| {name} | {found[name]['value']:.4f} | {found[name]['low']:.4f} to {found[name]['high']:.4f} |"
                 for name in ("teacher", "distilled", "control")
             ),
-            f"\nThe teacher was worth {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f}).",
+            f"\nThe distilled student gains {gain['value']:.2f} points on it ({gain['low']:.2f} to {gain['high']:.2f}).",
         ]
     return lines
 

@@ -1,5 +1,5 @@
-"""What a teacher was worth: the teacher, the student it taught and the same student from scratch, on the same rows. Called by
-`optimise` for the select split, and for the report split at the very end.
+"""What a teacher was worth: the teacher, the student it taught and its control, on the same rows. Called by `optimise` for the
+select split, and for the report split at the very end.
 """
 
 from __future__ import annotations
@@ -27,4 +27,5 @@ def study(subject: Subject, lesson: Lesson, examples: Examples, config: Optimise
         for name, predicted in answers.items()
     }
     gain = drop(answers["distilled"], answers["control"], examples.wanted, metric, config.confidence, config.seed)
-    return {"rows": len(examples.wanted), **scores, "gain": gain.to_json()}
+    against = "the same student from random weights" if metric == "spearman" else "the same student from scratch"
+    return {"rows": len(examples.wanted), **scores, "gain": gain.to_json(), "against": against}

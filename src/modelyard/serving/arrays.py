@@ -24,6 +24,7 @@ ELEMENTS: Mapping[str, Any] = {
     **dict.fromkeys(("FP32", "FP64"), list[float]),
     "BYTES": list[str],
 }
+_PAST = "past_key_values."  # what a decoder has read: nothing, before the first token
 _MAX_RANK = 32
 _MAX_DIM = 1 << 40
 _BF16 = np.dtype(np.uint16)
@@ -109,11 +110,12 @@ def check_shape(shape: list[int], spec: TensorSpec, least: int = 1) -> None:
         expected = (-1,) * len(shape)
     if len(shape) != len(expected):
         raise Invalid(f"Input '{spec.name}' has shape {shape[:_MAX_RANK]}; expected {list(expected)}.")
-    for size, wanted in zip(shape, expected, strict=True):
+    for dim, (size, wanted) in enumerate(zip(shape, expected, strict=True)):
+        low = 0 if dim and spec.name.startswith(_PAST) else least
         if size != wanted and wanted != -1:
             raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
-        if not least <= size <= _MAX_DIM:
-            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from {least} to {_MAX_DIM}.")
+        if not low <= size <= _MAX_DIM:
+            raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from {low} to {_MAX_DIM}.")
 
 
 def count(shape: list[int]) -> str:
@@ -126,7 +128,7 @@ def numbers(flat: Sequence[Any], spec: TensorSpec) -> Array:
     in short lists it is found sooner without numpy."""
     dtype = DATATYPES[spec.datatype]
     try:
-        if spec.datatype != "FP32":
+        if spec.datatype != "FP32" or not flat:
             return np.array(flat, dtype)
         if len(flat) <= 32:
             if max(flat) <= _LARGEST and min(flat) >= -_LARGEST:

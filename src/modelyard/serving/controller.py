@@ -107,7 +107,8 @@ class Controller:
         self._readdress(here, running)
         self._watch.look(here)
         busy = False
-        for key, rows in replicas.items():
+        # Where there is not room for all, who was called first has the first turn.
+        for key, rows in sorted(replicas.items(), key=lambda each: _called(deployments.get(each[0]))):
             deployment, releases_of = deployments.get(key), known.get(key, {})
             try:
                 busy = self._tend(deployment, releases_of, rows, running) or busy
@@ -325,6 +326,11 @@ class Controller:
             if row is not None:
                 row.error, row.retry_at = error.message, now() + after(row.failures, Loss(outage=True)).pause
                 bump(session)
+
+
+def _called(row: DeploymentRow | None) -> float:
+    """When a deployment was last called; one that is gone goes first."""
+    return row.used.timestamp() if row is not None else 0.0
 
 
 def _release(session: Session, row: ReplicaRow) -> ReleaseRow | None:

@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 from modelyard.errors import Crashed, ModelyardError, TimedOut
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 
-# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then.
-DRAIN = timedelta(seconds=1.0)
+# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then. Sooner, but
+# not before each had the time to, where none is connected any more: they let go of what is not in their routes.
+DRAIN, LEFT = timedelta(seconds=1.0), timedelta(seconds=0.35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
     if replica.state == ReplicaState.draining:
         if not replica.alive:
             return Forget(replica.token)
-        return Stop(replica.token) if at - replica.changed >= DRAIN else None
+        left = replica.health is not None and replica.health.peers == 0
+        return Stop(replica.token) if at - replica.changed >= (LEFT if left else DRAIN) else None
     if replica.state == ReplicaState.distrusted:
         return MarkLost(replica.token, Crashed("The replica told a gateway what no replica tells, and was ended."))
     if replica.health is not None and replica.health.error is not None:

@@ -339,7 +339,7 @@ class Replica:
         metadata = self._model.metadata if self._model is not None else {}
         fault = Fault(self._error.code, self._error.message) if self._error is not None else None
         stats = batcher.stats if batcher is not None else Stats()
-        told = {**stats.to_wire(), "memory": resident()}
+        told = {**stats.to_wire(), "memory": resident(), "peers": len(self.peers) - 1}
         peer.channel.send(HealthFrame(asked.seq, self.state, metadata, fault, self._depth, stats.batches, told))
         if self.state == "failed":
             self._loop.call_later(self._asked, self._stop, 1)

@@ -259,7 +259,10 @@ class Router:
         for endpoint in self._links.keys() - set(endpoints):
             link = self._links.pop(endpoint)
             link.retired = True
-            self._old.add(link)
+            if link.calls:
+                self._old.add(link)
+            else:
+                link.close()
 
     def number(self) -> int:
         """A fresh id for a call."""

@@ -136,8 +136,8 @@ class PromoteRequest(Config):
 @dataclass(frozen=True, slots=True)
 class Health:
     """What a replica says of itself: loading ('starting') or ready, its public tensors, or why it cannot serve; how many calls
-    it holds, how many batches it has computed, how many bytes of memory it takes, and how many rows it has answered and calls
-    it has refused as too many."""
+    it holds, how many batches it has computed, how many bytes of memory it takes, how many rows it has answered and calls it
+    has refused as too many, and how many are connected to it beside who asks (None: it does not say)."""
 
     state: ReplicaState
     metadata: Mapping[str, Any]
@@ -147,6 +147,7 @@ class Health:
     memory: int = 0
     done: int = 0
     refused: int = 0
+    peers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""What replicas say of themselves, asked once a second: how many calls they hold, whether they compute, how large they are.
+"""What replicas say of themselves, once a second where they are ready: how many calls they hold, whether they compute, how
+large they are.
 
 The controller asks it; nothing here decides and nothing is written down. After a restart of control it begins anew, which
 costs a hung replica its time once more.
@@ -54,12 +55,12 @@ class Watch:
         self._underway: dict[str, Future[Health | None]] = {}
 
     def look(self, rows: Sequence[ReplicaRow]) -> None:
-        """Ask those that are starting now, and those that are ready where it is time."""
+        """Ask those that come and go now, and those that are ready where it is time."""
         at = self._clock()
         self._known = {row.token: known for row in rows if (known := self._known.get(row.token))}
-        wanted: tuple[ReplicaState, ...] = (ReplicaState.starting,)
+        wanted: tuple[ReplicaState, ...] = (ReplicaState.starting, ReplicaState.draining)
         if at - self._asked >= EVERY:
-            self._asked, wanted = at, (ReplicaState.starting, ReplicaState.ready)
+            self._asked, wanted = at, (*wanted, ReplicaState.ready)
         for row in rows:
             if row.state in wanted and row.token not in self._underway:
                 self._underway[row.token] = self._pool.submit(self._probe, row.address)

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelyard.errors import Invalid
 from modelyard.optimisation.config import OptimiseConfig
-from modelyard.optimisation.steps.config import GGUF, Prune, Quantize, for_language, variant_name
+from modelyard.optimisation.steps.config import GGUF, Distil, Prune, Quantize, for_language, variant_name
 from modelyard.optimisation.steps.text import show
 
 _BLOCKS = 32  # of the calibrate split, unless a step says how many
@@ -17,14 +17,16 @@ _BLOCKS = 32  # of the calibrate split, unless a step says how many
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One variant: its weights are pruned or not, and then on grids, or floats of sixteen bits."""
+    """One variant: the model or a student of its, whose weights are pruned or not, and then on grids, or floats of sixteen
+    bits."""
 
+    distil: Distil | None = None
     prune: Prune | None = None
     quantize: Quantize | None = None
 
     @property
-    def steps(self) -> list[Prune | Quantize]:
-        return [step for step in (self.prune, self.quantize) if step is not None]
+    def steps(self) -> list[Distil | Prune | Quantize]:
+        return [step for step in (self.distil, self.prune, self.quantize) if step is not None]
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Blocks of the calibrate split."""
-        return max((step.rows for step in self.steps if step.rows), default=_BLOCKS)
+        return max((step.rows for step in (self.prune, self.quantize) if step and step.rows), default=_BLOCKS)
 
 
 _USUAL = (Plan(quantize=Quantize(method="q8_0")), Plan(quantize=Quantize(method="q4_0")))
@@ -67,10 +69,16 @@ def wanted(config: OptimiseConfig) -> tuple[Plan, ...]:
     for step in config.steps:
         if not for_language(step):
             raise Invalid(
-                f"'{show(step)}' is not for language models; they are quantised to {', '.join(GGUF)}, and pruned "
-                "before, as prune:weights=0.5."
+                f"'{show(step)}' is not for language models; they are quantised to {', '.join(GGUF)}, pruned before, as "
+                "prune:weights=0.5, and distilled before that, as distil:layers=12."
             )
-        if isinstance(step, Quantize):
+        if isinstance(step, Distil):
+            if plan != Plan():
+                raise Invalid(
+                    f"'{show(step)}': a language model is distilled once, and first: what was pruned would grow again."
+                )
+            plan = replace(plan, distil=step)
+        elif isinstance(step, Quantize):
             plan = replace(plan, quantize=step)
         elif isinstance(step, Prune):
             if plan.prune is not None:

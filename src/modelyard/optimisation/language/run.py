@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from modelyard.optimisation.language.plan import Plan, check_layers, kind_of, wa
 from modelyard.optimisation.language.rounding import Rounded
 from modelyard.optimisation.language.sensitivity import allot, look
 from modelyard.optimisation.language.speed import measure
+from modelyard.optimisation.language.students import Lesson, distil, worth
 from modelyard.optimisation.language.texts import Texts, foretell
 from modelyard.optimisation.language.tuning import tune
 from modelyard.optimisation.language.walk import Walk
@@ -68,20 +69,25 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     subject = read(inputs, context)
     context.progress(1, total)
     original = (_size(subject.folder, "*.safetensors"), UNKNOWN, math.nan)
+    lesson = taught(subject, plans[0], config, context)
     variants, rows = [], [_row(ORIGINAL, subject, subject.own, original, config)]
     for place, plan in enumerate(plans):
-        variant, found = make(subject, plan, config, context)
+        variant, found = make(subject, plan, config, context, lesson)
         variants.append(variant)
         costs = (_size(variant.folder, FILE), *measure(variant.folder, context.check))
         rows.append(_row(variant.name, subject, found, costs, config))
         context.progress(2 + place, total)
     by = {"metric": METRIC, "goal": config.goal}
-    context.report(table=told(rows), **by)
+    more: dict[str, Any] = {"steps": variants[0].proof["steps"]} if config.steps else {}
+    if lesson:
+        more["distillation"] = {"select": worth(lesson, subject.select, subject.own, config, context.check)}
+    context.report(table=told(rows), **by, **more)
     choice = choose(rows[1:], config.goal, config.max_accuracy_drop)
     table = told(rows, choice)
-    report, evaluations = judge(subject, variants, choice.variant, config, context)
+    report, evaluations, of_lesson = judge(subject, variants, choice.variant, config, context, lesson)
+    if lesson:
+        more["distillation"]["report"] = of_lesson
     context.progress(total - 1, total)
-    more = {"steps": variants[0].proof["steps"]} if config.steps else {}
     context.report(table=table, chosen=choice.variant, report=report, **by, **more)
     findings = Findings(config, inputs, METRIC, table, report, choice.variant, evaluations, more)
     for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
@@ -108,9 +114,24 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
     return Subject(inputs, folder, card, texts, select, own)
 
 
-def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext) -> tuple[Variant, Foretold]:
-    """One variant in a folder of its own, proved to be what was meant, and how well it foretells the select split."""
+def taught(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext) -> Lesson | None:
+    """The student that the plan asks for, and its control."""
+    if plan.distil is None:
+        return None
     context.allow(_PATIENT)
+    blocks, _ = subject.texts.blocks("train", ("select", "report"), context.check, plan.distil.rows, config.seed)
+    lesson = distil(subject.fresh, subject.folder, plan.distil, blocks, config.seed, context)
+    context.allow()
+    return lesson
+
+
+def make(
+    subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext, lesson: Lesson | None = None
+) -> tuple[Variant, Foretold]:
+    """One variant, of the version or of the student it taught, in a folder of its own, proved to be what was meant, and how
+    well it foretells the select split."""
+    context.allow(_PATIENT)
+    subject = replace(subject, folder=lesson.distilled) if lesson else subject
     model, out, epochs = subject.fresh(), context.work / plan.name, plan.quantize.tune if plan.quantize else 0
     out.mkdir()
     check_layers(plan, model)
@@ -134,13 +155,15 @@ def make(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobConte
     again = read_back(out)
     proof: dict[str, Any] = {"ok": True, "tensors": prove(model, rounded, again), "rounded": len(rounded)}
     told: list[dict[str, Any]] = [{"step": show(step)} for step in plan.steps]
+    if lesson:
+        told[0] |= lesson.told
     if finer:
         told[-1] |= {"finer": {kind: sorted(name for name in finer if finer[name] == kind) for kind in set(finer.values())}}
-    if walk.gone:
+    if plan.prune and walk.gone:
         shares = noughts(walk.gone, again)
         context.log(f"{out.name}: {shares['sparsity']:.1%} of what was pruned is nought in the file: as fast as without.")
         proof |= shares
-        told[0] |= shares
+        told[plan.steps.index(plan.prune)] |= shares
     found = foretell(again, subject.select, context.check)
     context.allow()
     if not math.isfinite(found.perplexity):
@@ -179,9 +202,9 @@ def noughts(gone: Mapping[str, Tensor], again: Any) -> dict[str, float]:
 
 
 def judge(
-    subject: Subject, variants: list[Variant], chosen: str, config: OptimiseConfig, context: JobContext
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report split: figures of the original and the chosen one, and of every variant the evidence."""
+    subject: Subject, variants: list[Variant], chosen: str, config: OptimiseConfig, context: JobContext, lesson: Lesson | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The report split: figures of the original and the chosen one, of every variant the evidence, of a lesson its worth."""
     blocks, out = subject.texts.blocks("report", ("calibrate", "select"), context.check)
     context.allow(_PATIENT)
     own = foretell(subject.fresh(), blocks, context.check)
@@ -197,8 +220,9 @@ def judge(
         if variant.name == chosen:
             report["chosen"] = interval(found, config.confidence, config.seed).to_json()
             report["drop"] = drop(own, found, config.confidence, config.seed).to_json()
+    of_lesson = worth(lesson, blocks, own, config, context.check) if lesson else {}
     context.allow()
-    return report, evaluations
+    return report, evaluations, of_lesson
 
 
 def _row(name: str, subject: Subject, found: Foretold, costs: tuple[int, Speed, float], config: OptimiseConfig) -> Measured:

@@ -63,20 +63,31 @@ class Distil(Config):
     """The version teaches a student for `epochs`: what the steps before made of it or, with `student`, a fresh network of the
     same class with those arguments changed, or of the recipe that it names as in `TrainConfig`. The loss is `alpha` of the
     teacher's part, by logits softened by `temperature`, the rest the labels', and `features` times what separates what their
-    last layers take. `lr` None: the version's own. A control is trained beside it, always."""
+    last layers take. `lr` None: the version's own. `temperature` None: 4. A control is trained beside it, always.
+
+    Language models and encoders of texts: the student is the version with `layers` of its own, evenly chosen, and learns from
+    `rows` blocks of tokens or texts of the train split (None: all), at the peak rate `lr` (None: 0.0005). Language models learn
+    logits (`temperature` None: 1) and labels as above, encoders the embeddings; `features` is the weight of what separates the
+    answers of the layers that stayed."""
 
     step: Literal["distil"] = "distil"
     epochs: int = Field(default=5, ge=1, le=10_000)
     lr: float | None = Field(default=None, gt=0)
     alpha: float = Field(default=0.5, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0, le=100)
+    temperature: float | None = Field(default=None, gt=0, le=100)
     features: float = Field(default=0.0, ge=0)
     student: dict[str, Any] | None = Field(default=None, min_length=1)
+    layers: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _the_teacher_says_something(self) -> Distil:
         if not (self.alpha or self.features):
             raise ValueError("the teacher has no part in it: give alpha (by logits) or features")
+        if self.layers and self.student is not None:
+            raise ValueError("layers cuts the student from the teacher, student says another one: give one of them")
+        if self.rows and not self.layers:
+            raise ValueError("rows: no option without layers, which is for language models and encoders of texts")
         return self
 
 
@@ -145,8 +156,15 @@ SHORT = {"quantize": "method"}  # the option that may be written without its nam
 
 
 def for_language(step: Any) -> bool:
-    """Whether it is for language models; all others are for networks that become graphs."""
-    return step.method in GGUF if isinstance(step, Quantize) else isinstance(step, Prune) and step.weights > 0
+    """Whether it is for language models, or as a student that is cut for encoders of texts too; all others are for networks
+    that become graphs."""
+    match step:
+        case Quantize():
+            return step.method in GGUF
+        case Prune():
+            return step.weights > 0
+        case _:
+            return isinstance(step, Distil) and step.layers is not None
 
 
 def check_order(steps: Sequence[Any]) -> None:
@@ -159,10 +177,10 @@ def check_order(steps: Sequence[Any]) -> None:
     if any(isinstance(step, Prune) and step.weights for step in steps) and getattr(steps[-1], "method", "") == "q4_1":
         raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0, q5_0 or q8_0")
     for place, step in enumerate(steps):
-        if isinstance(step, Distil) and step.student is None and "prune" not in names[:place]:
+        if isinstance(step, Distil) and not (step.student or step.layers or "prune" in names[:place]):
             raise ValueError(
                 "distil has no student but the teacher itself; put prune before it, or say how the student differs, as "
-                "distil:student.width=8"
+                "distil:student.width=8, or distil:layers=3 of a language model or an encoder of texts"
             )
 
 
@@ -171,7 +189,7 @@ def epochs(steps: Sequence[Any], *, controls: bool = True) -> int:
     total = since = 0
     for step in steps:
         own = step.finetune if isinstance(step, Prune) else getattr(step, "epochs", 0)
-        if isinstance(step, Prune) or (isinstance(step, Distil) and step.student is not None):
+        if isinstance(step, Prune) or (isinstance(step, Distil) and (step.student or step.layers)):
             since = 0
         since += own
         total += own + (since if controls and isinstance(step, Distil) else 0)
@@ -194,6 +212,8 @@ def _called(step: Any) -> str:
             bits = [f"{step.bits:g}bits"] if step.bits else []
             ways = (("nearest", step.rounding == "nearest"), ("tuned", step.tune > 0))
             return "-".join([step.method, *bits, *(what for what, is_so in ways if is_so)])
+        case Distil():
+            return f"distil{step.layers or ''}"
         case _:
             return str(step.step)
 

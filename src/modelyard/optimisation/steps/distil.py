@@ -34,6 +34,7 @@ from modelyard.training.recipes import RECIPES
 
 Tensor = torch.Tensor
 _ALIKE = 1e-5  # of what two recipes make of the same rows
+_TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,10 @@ class _Taught:
         loss = (1 - step.alpha) * self._learning.loss(answer, wanted)
         if step.alpha:
             # times the temperature squared, so that its gradients are as large as those of the labels
-            ours, teachers = (log_softmax(logits / step.temperature, dim=1) for logits in (answer, theirs))
+            temperature = step.temperature or _TEMPERATURE
+            ours, teachers = (log_softmax(logits / temperature, dim=1) for logits in (answer, theirs))
             apart = kl_div(ours, teachers, log_target=True, reduction="batchmean")
-            loss = loss + step.alpha * step.temperature**2 * apart
+            loss = loss + step.alpha * temperature**2 * apart
         if step.features:
             loss = loss + step.features * mse_loss(self._fitted(self._own.value), _scaled(self._theirs.value))
         return loss, answer
