@@ -19,6 +19,7 @@ import openvino_genai as genai
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
 from modelyard.engines.gguf import widen
+from modelyard.engines.huggingface import ends
 from modelyard.engines.openvino import reason
 from modelyard.errors import Invalid, Unavailable
 from modelyard.tensors import Call, Reply, Signature, Tensor
@@ -69,6 +70,7 @@ class GenAiEngine:
         except (RuntimeError, IndexError) as error:  # of a file that lacks what it reads
             raise Invalid(f"OpenVINO GenAI refuses '{path.name}': {reason(error, path)}") from error
         self._tokenizer = self._pipe.get_tokenizer()
+        self._ends = set(ends(folder))  # OpenVINO takes one from the file
         self._card, self._numbers = card, count()
         self._running: dict[str, _Running] = {}
         self._ended: list[tuple[str, Reply, bool]] = []
@@ -84,7 +86,7 @@ class GenAiEngine:
             self._ended.append((call.id, Reply((), 0), True))
             return
         config = genai.GenerationConfig()
-        config.max_new_tokens = most
+        config.max_new_tokens, config.stop_token_ids = most, self._ends
         config.ignore_eos = bool(call.parameters.get("ignore_end", False))  # for who measures
         config.do_sample = float(call.parameters.get("temperature", 0.0)) > 0
         if config.do_sample:
