@@ -26,6 +26,7 @@ from modelyard.tensors import Call, Reply, Signature, Tensor
 
 MOST = 128  # tokens of an answer, where neither the call nor its grant says
 _CACHE = 1  # GiB for what was read and said of all calls
+_UNKNOWN_KIND = "gguf_tensor_to_f16"  # of what OpenVINO says where it does not know a tensor's kind
 _BROKEN = "\ufffd"  # stands for a letter of which not all bytes are there yet
 
 
@@ -40,11 +41,16 @@ def _opened(path: Path, scheduler: Any, options: dict[str, Any]) -> Any:
     """The pipeline of a file; OpenVINO knows no tensors of five bits, so that those are shown to it in eight."""
     try:
         return genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", options)
-    except (RuntimeError, IndexError):
+    except RuntimeError as error:
+        if _UNKNOWN_KIND not in str(error):
+            raise
         with tempfile.TemporaryDirectory() as folder:
             wide = Path(folder, path.name)
             try:
                 fits = widen(path, wide)
+            except OSError as full:
+                said = f"There is no room to show '{path.name}' to OpenVINO in eight bits, which five bits become for it."
+                raise Invalid(said) from full
             except (ValueError, IndexError, KeyError):  # it is broken, as OpenVINO said in its words
                 fits = False
             if not fits:

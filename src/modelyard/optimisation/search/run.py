@@ -212,7 +212,10 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
     if (folder / OPTIMISED).exists():
         raise Invalid(f"{inputs['model'].reference} is what an optimise job made; search from the version it was made from.")
     card = ModelCard.load(folder)
-    metric = Source(folder, card, Dataset.open(inputs["dataset"].view.local())).metric
+    source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
+    if source.writes:
+        raise Invalid("The model answers texts as they are: there is nothing to search among; `evaluate` says how good it is.")
+    metric = source.metric
     if config.space is not None:
         return config.space, metric
     trains = card.module is not None
