@@ -124,10 +124,17 @@ class JobContext(Protocol):
         ...
 
     def submit(
-        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        ranks: int = 1,
+        reuse: Mapping[str, Any] | None = None,
     ) -> str:
         """Submit a child job under this job's project; returns its id. Inputs are references as in the API. `reuse`: where
-        a child of this project was asked the same before and succeeded, by whomever, it has what that came to, at once."""
+        a child of this project was asked the same before and succeeded, by whomever, and rank 0 reported these facts, it has
+        what that came to, at once. None: never."""
         ...
 
     def wait(self, job: str) -> Mapping[str, Any]:
@@ -273,7 +280,13 @@ class FolderContext:
         return folder if folder.exists() else None
 
     def submit(
-        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        ranks: int = 1,
+        reuse: Mapping[str, Any] | None = None,
     ) -> str:
         raise RuntimeError("child jobs need a platform: run this kind through `modelyard up`")
 

@@ -60,7 +60,7 @@ def test_steps_are_one_version_that_says_how_it_was_made(platform: Yard) -> None
     assert [step["step"] for step in told["steps"]] == list(steps)
     assert told["steps"][0]["parameters"][1] < 0.35 * told["steps"][0]["parameters"][0]
     assert told["distillation"].keys() == {"select", "report"}
-    assert told["distillation"]["report"].keys() == {"rows", "teacher", "distilled", "control", "gain"}
+    assert told["distillation"]["report"].keys() == {"rows", "teacher", "distilled", "control", "gain", "against"}
     assert told["select"]["size"] * 4 < 64_000
     original, made = platform.job(version["job"])["facts"]["0"]["table"]
     assert original["memory"] > 2 * made["memory"] > 2 << 20  # measured inside the sandbox; torch takes more than a graph
@@ -115,6 +115,8 @@ def test_a_search_makes_its_best_trial_a_version_that_says_how(platform: Yard, d
     saved = CliRunner().invoke(assemble(), ["search", told["job"], "--save", str(tmp_path / "report"), "--data", str(data)])
     assert saved.exit_code == 0, saved.output
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["pareto.png", "pareto.svg", "search.json"]
+    again = platform.optimize("digits-cnn@1", max_accuracy_drop=80, goal="size", space=space, trials=2, seconds=0.2)
+    assert again["job"] == best["job"], "the same on the same machine with the same libraries is not made again"
 
 
 def test_a_search_stops_a_trial_that_gets_nowhere(platform: Yard) -> None:

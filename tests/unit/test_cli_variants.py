@@ -59,3 +59,12 @@ def test_a_lesson_stands_beside_its_control() -> None:
     assert "on 300 rows of report (control: the same student from scratch)" in text
     assert "  control   accuracy 0.9000 (0.950–0.990)" in text
     assert text.endswith("gain 0.00 points (-0.50 to 0.50)")
+
+
+def test_a_language_model_loses_percent_and_makes_tokens() -> None:
+    lesson = {"rows": 9, **dict.fromkeys(("teacher", "distilled", "control"), INTERVAL), "gain": REPORT["drop"]}
+    text = findings({"metric": "perplexity", "table": [row("q4_0")], "report": REPORT, "distillation": {"report": lesson}})
+    header = text.splitlines()[0].lower()
+    assert [header.count(name) for name in ("perplexity", "lost %", "tokens/s", "rows/s")] == [1, 1, 1, 0]
+    assert "0.00 percent lost" in text
+    assert text.endswith("gain 0.00 percent (-0.50 to 0.50)")

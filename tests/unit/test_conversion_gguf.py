@@ -77,8 +77,11 @@ def test_another_reader_finds_what_was_written(tmp_path, family, changes, kind):
 def test_the_tokens_are_the_tokenizer_s(tmp_path):
     folder, out = tmp_path / "model", tmp_path / "out"
     tiny_language.llama(folder, **SIZE)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 1, 9, 10, 100000]}')
+    (folder / "LICENSE").write_text("free")
     out.mkdir()
     CONVERTERS.get("gguf").convert(folder, CARD, out, {})
+    assert (out / "LICENSE").read_text() == "free"
     fields = gguf.GGUFReader(out / FILE).fields
     said = json.loads((folder / "tokenizer.json").read_text())
     assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
@@ -89,7 +92,8 @@ def test_the_tokens_are_the_tokenizer_s(tmp_path):
     kinds = fields["tokenizer.ggml.token_type"].contents()
     assert kinds[0] == gguf.TokenType.CONTROL
     assert kinds[50] == gguf.TokenType.NORMAL
-    assert fields["tokenizer.ggml.eos_token_id"].contents() == 1
+    assert [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot", "eom")] == [1, 7, 9]
+    assert read_back(out).num_parameters() > 0
     assert fields["tokenizer.chat_template"].contents() == tiny_language.CHAT
 
 

@@ -78,6 +78,29 @@ def test_what_follows_its_input_s_values_is_refused(tmp_path: Path) -> None:
         CONVERTERS.get("litert").convert(tmp_path / "in", card, tmp_path, {"x": ROWS})
 
 
+def test_the_library_stays_out_of_who_converts(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_conversion_litert import ROWS, version
+from modelyard.conversion.base import CONVERTERS
+folder = Path({str(tmp_path)!r})
+card = version(folder / "in", "Scaled")
+CONVERTERS.get("litert").convert(folder / "in", card, folder, {{"x": ROWS}})
+assert (folder / "model.tflite").is_file()
+assert not [name for name in sys.modules if name.partition(".")[0] in ("jax", "litert_torch")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_converter_that_dies_is_told(tmp_path: Path) -> None:
+    card = version(tmp_path / "in", "Scaled")
+    (tmp_path / "in" / "model.py").write_text("import os\nos._exit(0)\n")
+    with pytest.raises(Invalid, match="Scaled cannot be converted to LiteRT: its converter died"):
+        CONVERTERS.get("litert").convert(tmp_path / "in", card, tmp_path, {"x": ROWS})
+
+
 def test_a_graph_alone_is_refused(tmp_path: Path) -> None:
     card = matmul(tmp_path / "m.onnx")
     with pytest.raises(Invalid, match="made of a PyTorch module"):

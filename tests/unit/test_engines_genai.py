@@ -3,6 +3,8 @@ past a grant."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tiny_language
@@ -145,3 +147,19 @@ def test_a_file_that_is_none_is_refused_in_a_line(made, tmp_path):
     (tmp_path / "model.gguf").unlink()
     with pytest.raises((Invalid, NotFound)):
         ENGINES.get("genai")(tmp_path, card)
+
+
+def test_each_token_that_may_end_an_answer_ends_it_unless_the_caller_ignores_ends(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    tiny_language.llama(folder, **SIZE)
+    tokenizer, model = open_tokenizer(folder), open_model(folder, KIND, dtype=torch.float32)[0]
+    ids = tokenizer(ASKED, return_tensors="pt")["input_ids"]
+    first = int(model.generate(ids, max_new_tokens=1, do_sample=False, eos_token_id=None)[0, -1])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 6, first]}))
+    out.mkdir()
+    engine = ENGINES.get("genai")(out, CONVERTERS.get("gguf").convert(folder, CARD, out, {}))
+    engine.add(call("ends", ASKED, 8, ignore_end=False))
+    engine.add(call("goes on", ASKED, 8))
+    heard = drive(engine, "ends", "goes on")
+    assert (units(heard["ends"]), units(heard["goes on"])) == (1, 8)
+    engine.close()

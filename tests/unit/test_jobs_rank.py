@@ -109,7 +109,7 @@ def test_a_question_waits_for_its_own_answer(tmp_path: Path) -> None:
     port = Port([], [{"answer": 9, "value": "another's"}], [{"answer": 1, "value": "child"}])
     assert RankContext(gang(tmp_path), 0, port).submit("k", {"a": 1}, {}) == "child"
     assert port.said == [
-        {"type": "submit", "submission": {"kind": "k", "config": {"a": 1}, "inputs": {}, "ranks": 1, "reuse": False}, "ask": 1}
+        {"type": "submit", "submission": {"kind": "k", "config": {"a": 1}, "inputs": {}, "ranks": 1, "reuse": None}, "ask": 1}
     ]
 
 

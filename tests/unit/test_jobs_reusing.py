@@ -24,9 +24,10 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 
 CONFIG = {"text": "a", "number": 3}
+ANY: dict[str, Any] = {}
 
 
-def child(office: Office, *, project: str = "team", reuse: bool = True, parent: bool = True, **asked: Any) -> Job:
+def child(office: Office, *, project: str = "team", reuse: Any = ANY, parent: bool = True, **asked: Any) -> Job:
     principal = Principal(project, "key1", Scope.write)
     full = {"kind": "makes", "config": CONFIG, "inputs": {"base": "dataset:digits@1"}, **asked}
     with office.db.begin() as session:
@@ -63,7 +64,9 @@ def test_what_was_done_before_is_there_at_once(office: Office) -> None:
         {"inputs": {}},
         {"ranks": 2},
         {"kind": "counts"},
-        {"reuse": False},
+        {"reuse": None},
+        {"reuse": {"samples": 4}},
+        {"reuse": {"environment": {"torch": "3"}}},
     ],
 )
 def test_only_the_same_is_reused(office: Office, other: dict[str, Any]) -> None:
@@ -71,6 +74,7 @@ def test_only_the_same_is_reused(office: Office, other: dict[str, Any]) -> None:
     office.scheduler.wake()
     office.finish(first.id)
     assert child(office).state is State.succeeded
+    assert child(office, reuse={"samples": 3}).state is State.succeeded
     assert child(office, **other).state is State.queued
 
 

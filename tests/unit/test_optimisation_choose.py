@@ -108,3 +108,11 @@ def test_none_within_the_budget_says_how_close_the_nearest_came() -> None:
         choose([replace(INT8, verified=False)], "latency", 1)
     with pytest.raises(Invalid, match="No variant could be verified"):
         choose([], "latency", 1)
+
+
+def test_what_is_lost_may_be_counted_in_percent() -> None:
+    lossy = replace(INT8, variant="lossy", drop=1.5, p50_ms=0.1)
+    verdicts = choose([FLOAT, lossy], "latency", 1.0, "percent").verdicts
+    assert (verdicts["fp32"], verdicts["lossy"]) == ("best latency within 1 percent", "loses 1.50 percent")
+    with pytest.raises(Invalid, match=r"No variant stays within 1 percent of the original: the nearest, lossy, loses 1\.50"):
+        choose([lossy], "latency", 1.0, "percent")

@@ -339,7 +339,7 @@ def test_the_gate_decides_by_the_metric_that_was_chosen(tmp_path: Path, task: st
     dataset, right = phrasebook(tmp_path / "data", task), dict(zip(ENGLISH, GERMAN, strict=True))
     wrong = {text: f"{said} {said}" for text, said in right.items()}  # as many errors as words
     good, twice = phrases(tmp_path / "good", right), phrases(tmp_path / "twice", wrong)
-    policy, decisions = GatePolicy(max_accuracy_drop=10), {}
+    policy, decisions = GatePolicy.model_validate({"max_accuracy_drop": 10, "metric": asked}), {}
     for name, pair in {"same": (good, good), "worse": (twice, good), "blind": (twice, twice)}.items():
         (tmp_path / name).mkdir()
         outputs, _ = evaluated(tmp_path / name, *pair, dataset, metric=asked)

@@ -222,3 +222,40 @@ def test_what_was_evaluated_by_another_metric_proves_nothing(drop: Paired) -> No
     assert (decision.allowed, decision.complete, decision.checks) == (False, False, ())
     assert decision.reasons == ("It was evaluated by accuracy, and not by wer.",)
     assert decide(asked.model_copy(update={"metric": "accuracy"}), GOOD).allowed
+
+
+def counted(metric: str = "rouge", original: float = 0.3, **said: Any) -> Evidence:
+    drop = Resampled.of(1000, 0.1, [0.1] * 1000)
+    return Evidence(metric, "report", original, original - 0.001, drop, 0.99, **said)  # type: ignore[arg-type]
+
+
+def test_whoever_evaluates_does_not_choose_what_decides() -> None:
+    assert decide(POLICY, counted()).allowed
+    unusual = decide(POLICY, counted(usual=False))
+    assert (unusual.allowed, unusual.complete) == (False, False)
+    assert unusual.reasons == ("It was evaluated by rouge, and not by what is usual for these answers.",)
+    named = POLICY.model_copy(update={"metric": "rouge"})
+    assert decide(named, counted(usual=False)).allowed
+    assert decide(named, None).reasons == ("It was not evaluated by rouge.",)
+
+
+def test_answers_that_were_cut_short_prove_nothing() -> None:
+    assert decide(POLICY, counted(tokens=128)).allowed
+    [reason] = decide(POLICY, counted(tokens=127)).reasons
+    assert reason.startswith("Its answers were cut at 127 tokens; at least 128 are asked for")
+
+
+@pytest.mark.parametrize(
+    ("metric", "original", "points"), [("rouge", 0.008, "0.8"), ("wer", 0.992, "0.8"), ("bleu", 0.01, "1")]
+)
+def test_where_less_can_be_lost_than_may_nothing_is_shown(metric: str, original: float, points: str) -> None:
+    [reason] = decide(POLICY, counted(metric, original)).reasons
+    assert reason.startswith(f"Its baseline has {points} points to lose ({metric} {original:.3g})")
+    assert decide(GatePolicy(max_accuracy_drop=100), counted(metric, original)).allowed  # who allows all asks for nothing
+
+
+def test_evidence_of_before_is_usual() -> None:
+    body = counted().to_json()
+    del body["usual"], body["tokens"]
+    assert Evidence.from_json(body) == counted()
+    assert Evidence.from_json(counted(usual=False, tokens=5).to_json()) == counted(usual=False, tokens=5)

@@ -168,6 +168,11 @@ def test_steps_for_other_models_are_refused(inputs, tmp_path, steps, said):
         optimised(inputs, tmp_path, steps=steps)
 
 
+def test_variants_of_graphs_are_refused_with_what_to_give_instead(inputs, tmp_path):
+    with pytest.raises(Invalid, match=r"'variants' are of graphs \(fp32, litert\).* by steps, as quantize:q8_0"):
+        optimised(inputs, tmp_path, variants=("fp32", "litert"))
+
+
 def test_texts_that_calibrate_and_judge_are_refused(inputs, tmp_path):
     dataset(tmp_path / "data", alike=10)
     with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'calibrate' are in select or report as well"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import matmul, save, simple
 
-from modelyard.kinds import Cancelled
-from modelyard.optimisation.memory import aside, memory
-
-SLEEPS = ["-n1", "-r1", "import time; time.sleep(30)"]
+from modelyard.optimisation.memory import memory
 
 
 def version(folder: Path, wide: int) -> Path:
@@ -57,23 +53,3 @@ def test_what_cannot_be_run_has_no_figure(tmp_path: Path, capfd: pytest.CaptureF
     simple(tmp_path / "dies")
     (tmp_path / "dies" / "model.py").write_text("import os\nos._exit(0)\n")
     assert math.isnan(memory(tmp_path / "dies", [{"x": np.ones((1, 10), np.float32)}], tmp_path, lambda: None))
-
-
-def test_a_process_that_fails_says_nothing_or_takes_too_long_answers_none(tmp_path: Path) -> None:
-    (tmp_path / "said.json").write_text('{"a": [1]}')
-    assert aside("json.tool", ["--compact", str(tmp_path / "said.json")], list, 9) == {"a": [1]}
-    assert aside("json.tool", [str(tmp_path / "none.json")], list, 9) is None
-    assert aside("this", [], list, 9) is None
-    began = time.monotonic()
-    assert aside("timeit", SLEEPS, list, 0.3) is None
-    assert time.monotonic() - began < 10
-
-
-def test_who_cancels_ends_it() -> None:
-    def cancelled() -> None:
-        raise Cancelled
-
-    began = time.monotonic()
-    with pytest.raises(Cancelled):
-        aside("timeit", SLEEPS, cancelled, 60)
-    assert time.monotonic() - began < 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,10 @@ def test_a_variant_is_handed_over_with_its_figures(findings: Findings, tmp_path:
     folder.mkdir()
     variant = Variant("fp32", folder, matmul(folder / "model.onnx"), None, True, {"ok": True})
     outputs = FolderOutputs(tmp_path / "out")
+    (tmp_path / "LICENSE.md").write_text("free")
     publish(findings, variant, outputs)
     made = outputs.published["fp32"]
+    assert (made["folder"] / "LICENSE.md").read_text() == "free"
     assert made["alias"] == "best"
     assert made["metadata"]["select"] == ROW
     assert made["metadata"]["report"] == REPORT
@@ -69,9 +72,17 @@ def test_the_table_shows_what_failed_too(findings: Findings) -> None:
     assert "fp32 reaches accuracy 0.9610 (0.9400 to 0.9800), the original 0.9600" in text
 
 
+def test_a_language_model_loses_percent_and_makes_tokens(findings: Findings) -> None:
+    text = readme(replace(findings, metric="perplexity"))
+    assert "at most 1 percent of perplexity lost" in text
+    assert "| lost (percent) | bytes | memory | p50 ms | p99 ms | tokens/s |" in text
+
+
 def test_the_machine_is_named() -> None:
-    assert machine()["cpus"] > 0
-    assert machine()["onnxruntime"]
+    found = machine()
+    assert found["cpus"] > 0
+    for name in ("modelyard", "torch", "onnxruntime", "openvino", "ai-edge-litert"):
+        assert found[name] == version(name)
 
 
 def test_what_was_found_of_a_variant_is_handed_over_with_it_alone(findings: Findings, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator, load_tensors_data
 from tiny_models import matmul, save
 
 from modelyard.engines.base import ModelCard, TensorCard
@@ -82,6 +84,16 @@ def test_rows_of_another_shape_are_refused_with_both_shapes(tmp_path: Path, rows
     matmul(tmp_path / "model.onnx")
     with pytest.raises(Invalid, match=r"The model takes 'x' \[-1, 3\]; the rows of calibration are"):
         QUANTISERS["static-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", rows)
+
+
+class Whole(CalibrationDataReader):
+    """All rows in one chunk."""
+
+    def __init__(self, samples: dict[str, np.ndarray]) -> None:
+        self.left = [samples]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.left.pop() if self.left else None
 
 
 def two_layers(path: Path) -> dict[str, np.ndarray]:
@@ -166,6 +178,43 @@ def test_each_calibration_finds_ranges_of_its_own(tmp_path: Path, calibration: s
         50,
         8,
     )
+
+
+@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
+@pytest.mark.parametrize("rows", [64, 50, 37])
+def test_ranges_are_those_of_all_rows_at_once(tmp_path: Path, calibration: str, rows: int) -> None:
+    """Within a bin, also where the first chunk has none of what is large, or is nought."""
+    samples = {"x": two_layers(tmp_path / "model.onnx")["x"][RANDOM.integers(0, 24, rows)] * 1000}
+    samples["x"][:32] = 0
+    step = Quantize(calibration=calibration, percentile=99)  # type: ignore[arg-type]
+    with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", samples, step) as graph:
+        graph.write(tmp_path / "small.onnx")
+        found = load_tensors_data(graph.ranges)
+        options = {"num_bins": 512, "num_quantized_bins": 128} if calibration == "entropy" else {"percentile": 99}
+        method = CalibrationMethod[calibration.capitalize()]
+        whole = create_calibrator(graph.path, None, tmp_path / "augmented.onnx", method, extra_options=options)
+        whole.collect_data(Whole(samples))
+    wanted = whole.compute_data()
+    assert {"x", "a", "b"} <= found.keys()
+    for name in found.keys():  # noqa: SIM118 - it is no dict
+        most = max(abs(float(end)) for end in whole.collector.histogram_dict[name][2:4])
+        apart = 0 if calibration == "entropy" else 1.01 * most / 2048
+        ends = zip(found[name].range_value, wanted[name].range_value, strict=True)
+        assert all(abs(float(one) - float(other)) <= apart for one, other in ends)
+
+
+def test_more_rows_of_calibration_take_no_more_memory(tmp_path: Path) -> None:
+    network(tmp_path / "model.onnx", convolve=False)
+    peaks = []
+    for rows in (1024, 16384):
+        samples = {"x": RANDOM.standard_normal((rows, 64)).astype(np.float32)}
+        step = Quantize(calibration="percentile")
+        with prepared(tmp_path / "model.onnx", tmp_path / "small.onnx", samples, step) as graph:
+            tracemalloc.start()
+            graph.write(tmp_path / "small.onnx")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + (1 << 20)  # all that `x` came to is 4 MiB
 
 
 def test_one_scale_for_all_channels_is_coarser(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from modelyard.jobs import service
 from modelyard.jobs.types import Job, Target
 from modelyard.kinds import JobKind
 from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.publish import machine
 from modelyard.optimisation.search.config import SearchConfig
 from modelyard.optimisation.steps.config import Prune, Quantize, variant_name
 
@@ -26,12 +27,14 @@ SPACE = "heads=[0,0.25,0.5],quantize=[none,static-int8]"
 
 
 RAN: list[tuple[str, ...]] = []
+OTHER: dict[str, str] = {}  # versions than those that are here
 
 
 def optimises(config: OptimiseConfig, inputs: Any, outputs: Any, context: Any) -> None:
     """Half of the heads cost 4 points and half of the time; eight bits a point and a fifth of it, and fail beside 0.25. Where
     the seed is 7 or 9 it waits for the gate; where it is 8 or 9 half of the heads are never made good."""
     RAN.append(tuple(map(str, config.steps)))
+    context.report(environment=machine() | OTHER)
     share = next((step.heads for step in config.steps if isinstance(step, Prune)), 0.0)
     eight = any(isinstance(step, Quantize) for step in config.steps)
     if config.seed in (8, 9) and share == 0.5:
@@ -166,6 +169,19 @@ def test_what_was_made_before_is_not_made_again(office: Office) -> None:
     reused = next(child for child in children(office, third.id) if not child.config["steps"])
     assert (reused.attempt, reused.facts, reused.cpu_us) == (0, made.facts, 0)
     assert f"job {made.id} did the same before" in office.said(reused.id, "log", "text")[0]
+
+
+def test_figures_of_other_libraries_are_not_taken(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = "heads=[0,0.5],quantize=[none]"
+    monkeypatch.setitem(OTHER, "onnxruntime", "1.0")
+    office.finish(submit(office, space=space).id)
+    RAN.clear()
+    office.finish(submit(office, space=space).id)
+    assert len(RAN) == 2
+    monkeypatch.delitem(OTHER, "onnxruntime")
+    office.finish(submit(office, space=space).id)
+    office.finish(submit(office, space=space).id)
+    assert len(RAN) == 4  # those of here were made once
 
 
 def test_nothing_begins_that_would_end_after_the_time_budget(office: Office) -> None:

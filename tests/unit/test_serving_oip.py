@@ -414,7 +414,7 @@ JSON = st.recursive(
 )
 def test_no_json_does_worse_than_a_refusal(given_input):
     try:
-        question = decode({"inputs": [given_input]})
+        found = decode({"inputs": [given_input]}).inputs["x"]  # numbers that stay a list are looked at late
     except Invalid:
         return
-    assert question.inputs["x"].shape == (1, 3)
+    assert found.shape == (1, 3)

@@ -295,11 +295,23 @@ async def test_a_replica_no_longer_wanted_finishes_its_calls_first(router, repli
 
 
 @over(1)
-async def test_a_replica_no_longer_wanted_that_has_no_calls_is_let_go_of_at_once(router, replicas, group):
+async def test_a_replica_no_longer_wanted_that_has_no_calls_is_let_go_of_at_the_next_look(router, replicas, group):
     await eventually(lambda: group.links[0].up)
     router.keep([])
-    await eventually(lambda: group.links[0].up is False)
-    assert group.links[0].retired
+    router.check(0.0)
+    assert (group.links[0].retired, group.links[0].up) == (True, False)
+
+
+@over(2)
+async def test_a_call_admitted_before_goes_to_those_that_serve_since(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    before, since = (router.group([replica.endpoint]) for replica in replicas)
+    before.newer = since
+    router.keep([replicas[1].endpoint])
+    router.check(0.0)
+    asked = await ask(router, before)
+    await asked.done
+    assert (len(replicas[0].calls()), len(replicas[1].calls())) == (0, 1)
 
 
 @over(2)

@@ -150,7 +150,8 @@ def test_room_is_made_where_it_can_be_from_those_alone_that_yield(need, room, he
     assert all(known[key].yields for key in asleep)
     assert fits(staying)
     if asleep:  # the last one was needed
-        assert not fits([*staying, known[asleep[-1]]], room.spare)
+        spare = room.spare if fits([one for one in held if not one.yields], room.spare) else 0
+        assert not fits([*staying, known[asleep[-1]]], spare)
         assert max(known[key].used for key in asleep) <= min((o.used for o in staying if o.yields), default=10)
 
 
@@ -160,8 +161,9 @@ def test_there_is_a_spare_for_who_is_called_next():
     assert make_room(GIB, Room(0, 16), held[:13]) == []
     assert make_room(GIB, Room(0, 16), held[:14]) == [0]
     assert make_room(GIB, Room(0, 16), held) == [0, 1]
-    fixed = [holder(key, yields=False) for key in range(15)]
+    fixed = [holder(key, yields=False) for key in range(14)]
     assert make_room(GIB, Room(0, 16), fixed) == []  # whoever may not sleep takes the spare too
+    assert make_room(GIB, Room(0, 16), [*fixed, held[14]]) == []  # and then nobody sleeps for it
 
 
 def test_before_it_was_measured_a_replica_is_taken_for_its_weights_twice_and_a_python():

@@ -36,6 +36,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
         replica(database, name, 1, deployment=number)
         with database.begin() as session:
             session.query(DeploymentRow).filter_by(name=name).update({"used": now() + timedelta(seconds=number)})
+            session.query(ReplicaRow).filter_by(token=name).update({"changed": now() - timedelta(minutes=1)})
     yield database
     database.close()
 
@@ -87,6 +88,16 @@ def test_no_more_replicas_run_than_may_those_included_that_are_leaving(db: Datab
     with db.begin() as session:
         session.delete(session.get_one(ReplicaRow, "a"))
     assert made.make(row, release)
+
+
+@pytest.mark.parametrize(("state", "seconds"), [(ReplicaState.ready, 0.0), (ReplicaState.starting, 60.0)])
+def test_who_has_just_been_woken_stays(db: Database, tmp_path: Path, state: ReplicaState, seconds: float) -> None:
+    with db.begin() as session:
+        since = {"state": state, "changed": now() - timedelta(seconds=seconds)}
+        session.query(ReplicaRow).filter_by(token="a").update(since)
+    assert not make(db, space(db, tmp_path, serving_replicas=3))
+    assert states(db)["a"] == ("pending", 1)
+    assert states(db)["b"] == (DeploymentState.asleep, 0)
 
 
 def test_who_may_not_sleep_stays_and_the_release_says_why(db: Database, tmp_path: Path) -> None:

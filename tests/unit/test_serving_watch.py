@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+from modelyard.db import now
 from modelyard.jobs.types import ProcessStatus
+from modelyard.serving.planning import DRAIN
 from modelyard.serving.scaling import Load
 from modelyard.serving.types import Health, ReplicaState
 from modelyard.serving.watch import EVERY, Watch
@@ -53,7 +56,20 @@ def test_who_is_ready_is_asked_once_a_second_and_who_comes_or_goes_always():
         scene.look(replica(), starting, replica("d", ReplicaState.draining), after=EVERY / 4)
     assert scene.asked.count("s") == 4
     assert scene.asked.count("a") == 1
-    assert scene.asked.count("d") == 4
+    assert "d" not in scene.asked, "it is on another machine"
+
+
+def test_who_leaves_is_asked_until_it_must_go_and_when_that_was_counts():
+    scene, leaving = Scene(), replica("/run/d", ReplicaState.draining)
+    gone = replica("/run/g", ReplicaState.draining)
+    leaving.changed, gone.changed = now(), now() - DRAIN
+    scene.said["/run/d"] = Health(ReplicaState.ready, {}, peers=1)
+    scene.look(leaving, gone)
+    assert scene.asked == ["/run/d"]
+    assert scene.watch.observed(leaving, None).left is None
+    scene.said["/run/d"] = Health(ReplicaState.ready, {}, peers=0)
+    scene.look(leaving, gone)
+    assert scene.watch.observed(leaving, None).left == timedelta()
 
 
 def test_who_holds_calls_and_computes_none_is_stuck_and_who_is_busy_is_not():

@@ -15,7 +15,10 @@ from modelyard.cli.values import nested, seconds
 from modelyard.cli.variants import findings
 
 Goal = Literal["latency", "throughput", "size", "memory"]
-Drop = Annotated[float, typer.Option(min=0, max=100, help="Percentage points of accuracy the chosen variant may lose.")]
+Drop = Annotated[
+    float,
+    typer.Option(min=0, max=100, help="Points of accuracy that may be lost; of a language model percent of its perplexity."),
+]
 Best = Annotated[Goal, typer.Option(help="What is best among those: latency, throughput, size or memory.", metavar="GOAL")]
 On = Annotated[
     str | None,

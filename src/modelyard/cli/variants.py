@@ -7,8 +7,9 @@ from typing import Any
 
 from modelyard.cli.screen import size
 from modelyard.cli.table import table
+from modelyard.optimisation.units import units
 
-_HEADER = ("variant", "accuracy", "interval", "lost", "size", "memory", "p50 ms", "p99 ms", "rows/s", "verdict")
+_HEADER = ("variant", "accuracy", "interval", "lost", "size", "memory", "p50 ms", "p99 ms", "rate", "verdict")
 
 
 def measured(row: Mapping[str, Any], metric: str) -> str:
@@ -20,8 +21,10 @@ def findings(facts: Mapping[str, Any]) -> str:
     """The table of variants on the select split, the chosen one marked, below it the report split's figures and, of a lesson,
     what it was worth."""
     metric = facts["metric"]
+    unit, rate = units(metric)
     rows = [_row(row) for row in facts["table"]]
-    header = [metric if name == "accuracy" else name for name in _HEADER]
+    named = {"accuracy": metric, "lost": "lost %" if unit == "percent" else "lost", "rate": rate}
+    header = [named.get(name, name) for name in _HEADER]
     parts = [table(header, rows, spare=("interval", "p99 ms", "memory")), _report(facts["report"], metric)]
     parts += [_lesson(split, found, metric) for split, found in facts.get("distillation", {}).items()]
     return "\n".join(parts)
@@ -45,7 +48,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _report(report: Mapping[str, Any], metric: str) -> str:
     lost = report["drop"]
-    points = f"{lost['value']:.2f} points lost ({lost['low']:.2f} to {lost['high']:.2f})"
+    points = f"{lost['value']:.2f} {units(metric)[0]} lost ({lost['low']:.2f} to {lost['high']:.2f})"
     own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
     return f"on {report['rows']} rows kept for the report:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
 
@@ -55,7 +58,7 @@ def _lesson(split: str, found: Mapping[str, Any], metric: str) -> str:
     gain, against = found["gain"], found.get("against", "the same student from scratch")  # facts of before do not say
     lines = [f"the lesson, on {found['rows']} rows of {split} (control: {against}):"]
     lines += [f"  {name:<9} {metric} {_interval(found[name])}" for name in ("teacher", "distilled", "control")]
-    return "\n".join([*lines, f"  gain {gain['value']:.2f} points ({gain['low']:.2f} to {gain['high']:.2f})"])
+    return "\n".join([*lines, f"  gain {gain['value']:.2f} {units(metric)[0]} ({gain['low']:.2f} to {gain['high']:.2f})"])
 
 
 def _interval(figure: Mapping[str, float]) -> str:

@@ -33,7 +33,7 @@ _BESIDE = re.compile(
     r"(config|generation_config|preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z_-]+_config\.json|[0-9]+_Pooling/config\.json"
     r"|vocab\.txt|merges\.txt|tokenizer\.model|spiece\.model|(source|target)\.spm"
-    r"|chat_template\.jinja|LICENSE(\.txt|\.md)?|NOTICE"
+    r"|chat_template\.jinja|(LICENSE|NOTICE)(\.txt|\.md)?"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 

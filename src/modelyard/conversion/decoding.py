@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Whole:
 
 
 class Stepwise:
-    """Graphs with a cache as a `BatchEngine` of whole texts: all but `STEPS` tokens at once, and those one by one."""
+    """Graphs with a cache as a `BatchEngine` of whole texts: half of all but `STEPS` tokens at once, then the other half, and
+    those `STEPS` one by one."""
 
     def __init__(self, decoder: BatchEngine, encoder: BatchEngine | None) -> None:
         self._decoder, self._encoder = decoder, encoder
@@ -70,7 +72,8 @@ class Stepwise:
             kept = {"encoder_attention_mask": mask, **_past(made)}
         past = self._nothing(len(ids), kept)
         prompt, told = ids.shape[1] - STEPS, []
-        for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, ids.shape[1]))):
+        cuts = sorted({0, prompt // 2, *range(prompt, ids.shape[1] + 1)})
+        for start, stop in pairwise(cuts):
             seen = {"attention_mask": mask[:, :stop]} if self._encoder is None else kept
             made = self._decoder.forward({"input_ids": ids[:, start:stop], **seen, **past})
             told.append(made["logits"])
@@ -142,7 +145,8 @@ def samples(model: Any, folder: Path) -> Iterator[dict[str, Array]]:
 
 def _tokens(folder: Path, vocabulary: int) -> Array:
     try:
-        said = np.array(open_tokenizer(folder)(_TEXT)["input_ids"], np.int64)
+        with hub():
+            said = np.array(open_tokenizer(folder)(_TEXT)["input_ids"], np.int64)
     except Invalid:
         said = np.random.default_rng(0).integers(0, vocabulary, 97)
     return said[said < vocabulary]

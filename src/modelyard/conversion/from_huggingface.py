@@ -26,7 +26,6 @@ from modelyard.kinds import JobContext
 from modelyard.plugins import load
 
 _INDEX = "model.safetensors.index.json"
-_PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 # What a class of transformers is named by its end → task, the class that opens it.
 _PAIR = ("translation", "AutoModelForSeq2SeqLM")
 TASKS = {
@@ -120,7 +119,7 @@ def _copy(upload: Path, out: Path) -> list[str]:
             weights = {_INDEX, *json.loads(inside(upload, _INDEX).read_bytes())["weight_map"].values()}
         except (ValueError, KeyError, AttributeError) as error:
             raise Invalid(f"{_INDEX} is not one: {error}.") from error
-    wanted = {CONFIG, *COMPANIONS, *_PAPERS, *weights, *filter(sentences.KEPT.fullmatch, names)}
+    wanted = {CONFIG, *COMPANIONS, *weights, *filter(sentences.KEPT.fullmatch, names)}
     for name in sorted(weights):
         inside(upload, name)  # raises `Invalid` where it is missing, `Unsafe` where it lies outside
     for name in names:

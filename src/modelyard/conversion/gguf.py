@@ -21,7 +21,7 @@ from torch import Tensor
 
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.files import inside
-from modelyard.engines.huggingface import copy_companions, open_model, open_tokenizer
+from modelyard.engines.huggingface import copy_companions, ends, open_model, open_tokenizer
 from modelyard.errors import Invalid
 from modelyard.tensors import Array
 
@@ -202,6 +202,9 @@ def _special(writer: Any, folder: Path, total: int) -> None:
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None and number < total:
             getattr(writer, f"add_{name}_token_id")(number)
+    others = [number for number in ends(folder) if number != tokenizer.eos_token_id and number < total]
+    for name, number in zip(("eot", "eom"), others, strict=False):  # of a turn, of a message: other readers stop there, too
+        getattr(writer, f"add_{name}_token_id")(number)
     first = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
     template = folder / "chat_template.jinja"

@@ -2,15 +2,18 @@
 verifies.
 
 The library traces the module itself, so a version that is a graph alone has no form there. A file is made for one row at a time
-(`engines/litert`). Weights stay in float32.
+(`engines/litert`). Weights stay in float32. The library brings JAX along, which would stay with
+whoever converts, so it has a process of its own: `python -m modelyard.conversion.litert VERSION ASKED OUT`.
 """
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import litert_torch  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,13 +21,17 @@ from torch import Tensor, nn
 from modelyard.conversion.base import first_line
 from modelyard.conversion.cards import tensor_cards
 from modelyard.conversion.tracing import quiet
+from modelyard.engines.aside import aside
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.litert import opened, signature_of
 from modelyard.engines.torch import SOURCES, in_order, load_module
 from modelyard.errors import Invalid
+from modelyard.plugins import load
 from modelyard.tensors import Array, TensorSpec
 
 FILE = "model.tflite"
+_ROWS = "rows.npz"
+_LONGEST = 1800.0  # seconds
 
 
 class LiteRtConverter:
@@ -37,13 +44,14 @@ class LiteRtConverter:
             )
         if wide := [spec.name for spec in card.inputs if spec.shape is None or -1 in spec.shape[1:]]:
             raise Invalid(f"A LiteRT file has fixed sizes, and {', '.join(wide)} may be of any: state its dims past the batch.")
-        module = _Named(_named_plainly(load_module(folder, card), card.module.file), card).eval()
-        rows = {spec.name: torch.from_numpy(np.array(samples[spec.name][:1])) for spec in card.inputs}
-        try:
-            with quiet():
-                litert_torch.convert(module, sample_kwargs=rows).export(str(out / FILE))
-        except Exception as error:
-            raise Invalid(f"{card.module.name} cannot be converted to LiteRT: {first_line(error)}") from error
+        with tempfile.TemporaryDirectory() as asked:
+            card.save(Path(asked))
+            np.savez(f"{asked}/{_ROWS}", *(samples[spec.name][:1] for spec in card.inputs))
+            said = aside("modelyard.conversion.litert", [str(folder), asked, str(out)], lambda: None, _LONGEST)
+        if said is None:
+            said = f"{card.module.name} cannot be converted to LiteRT: its converter died, or took over {_LONGEST:.0f} s."
+        if said:
+            raise Invalid(said)
         found = signature_of(opened(out / FILE, 1), FILE)
         made = ModelCard(
             task=card.task,
@@ -86,3 +94,30 @@ def _named_plainly(module: nn.Module, file: str) -> nn.Module:
         if type(part).__module__.startswith(SOURCES):
             type(part).__module__ = Path(file).stem
     return module
+
+
+def main(folder: Path, asked: Path, out: Path) -> str:
+    """Convert the version in `folder` by the card and rows in `asked`; why it cannot be done, or nothing."""
+    try:
+        _convert(folder, asked, out)
+    except Invalid as error:
+        return error.message
+    return ""
+
+
+def _convert(folder: Path, asked: Path, out: Path) -> None:
+    card = ModelCard.load(asked)
+    assert card.module is not None
+    module = _Named(_named_plainly(load_module(folder, card), card.module.file), card).eval()
+    with np.load(asked / _ROWS) as arrays:  # which reads no pickles
+        rows = {spec.name: torch.from_numpy(arrays[f"arr_{number}"]) for number, spec in enumerate(card.inputs)}
+    convert = load("litert_torch:convert")
+    try:
+        with quiet():
+            convert(module, sample_kwargs=rows).export(str(out / FILE))
+    except Exception as error:
+        raise Invalid(f"{card.module.name} cannot be converted to LiteRT: {first_line(error)}") from error
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"\n{json.dumps(main(*map(Path, sys.argv[1:])))}\n")

@@ -19,12 +19,14 @@ import openvino_genai as genai
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
 from modelyard.engines.gguf import widen
+from modelyard.engines.huggingface import ends
 from modelyard.engines.openvino import reason
 from modelyard.errors import Invalid, Unavailable
 from modelyard.tensors import Call, Reply, Signature, Tensor
 
 MOST = 128  # tokens of an answer, where neither the call nor its grant says
 _CACHE = 1  # GiB for what was read and said of all calls
+_UNKNOWN_KIND = "gguf_tensor_to_f16"  # of what OpenVINO says where it does not know a tensor's kind
 _BROKEN = "\ufffd"  # stands for a letter of which not all bytes are there yet
 
 
@@ -39,11 +41,16 @@ def _opened(path: Path, scheduler: Any, options: dict[str, Any]) -> Any:
     """The pipeline of a file; OpenVINO knows no tensors of five bits, so that those are shown to it in eight."""
     try:
         return genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", options)
-    except (RuntimeError, IndexError):
+    except RuntimeError as error:
+        if _UNKNOWN_KIND not in str(error):
+            raise
         with tempfile.TemporaryDirectory() as folder:
             wide = Path(folder, path.name)
             try:
                 fits = widen(path, wide)
+            except OSError as full:
+                said = f"There is no room to show '{path.name}' to OpenVINO in eight bits, which five bits become for it."
+                raise Invalid(said) from full
             except (ValueError, IndexError, KeyError):  # it is broken, as OpenVINO said in its words
                 fits = False
             if not fits:
@@ -69,6 +76,7 @@ class GenAiEngine:
         except (RuntimeError, IndexError) as error:  # of a file that lacks what it reads
             raise Invalid(f"OpenVINO GenAI refuses '{path.name}': {reason(error, path)}") from error
         self._tokenizer = self._pipe.get_tokenizer()
+        self._ends = set(ends(folder))  # OpenVINO takes one from the file
         self._card, self._numbers = card, count()
         self._running: dict[str, _Running] = {}
         self._ended: list[tuple[str, Reply, bool]] = []
@@ -84,7 +92,7 @@ class GenAiEngine:
             self._ended.append((call.id, Reply((), 0), True))
             return
         config = genai.GenerationConfig()
-        config.max_new_tokens = most
+        config.max_new_tokens, config.stop_token_ids = most, self._ends
         config.ignore_eos = bool(call.parameters.get("ignore_end", False))  # for who measures
         config.do_sample = float(call.parameters.get("temperature", 0.0)) > 0
         if config.do_sample:

@@ -16,7 +16,7 @@ import numpy as np
 
 from modelyard.tensors import Array
 
-_BLOCK = 32  # weights
+_OLD, _NEW = 22, 34  # bytes of 32 weights
 _FIVE, _EIGHT = gguf.GGMLQuantizationType.Q5_0, gguf.GGMLQuantizationType.Q8_0
 
 
@@ -27,16 +27,17 @@ def widen(path: Path, out: Path) -> bool:
     tensors = reader.tensors
     if all(tensor.tensor_type != _FIVE for tensor in tensors):
         return False
-    data = [_eight(tensor.data) if tensor.tensor_type == _FIVE else tensor.data for tensor in tensors]
     lines, at = bytearray(), 0
-    for tensor, array in zip(tensors, data, strict=True):
+    for tensor in tensors:
         lines += _line(tensor, at)
-        at += _padded(array.nbytes, reader.alignment)
+        size = tensor.data.nbytes
+        at += _padded(size // _OLD * _NEW if tensor.tensor_type == _FIVE else size, reader.alignment)
     before = reader.data[: tensors[0].field.offset].tobytes()
     with out.open("wb") as file:
         file.write(before + lines)
         file.write(bytes(_padded(file.tell(), reader.alignment) - file.tell()))
-        for array in data:
+        for tensor in tensors:
+            array = _eight(tensor.data) if tensor.tensor_type == _FIVE else tensor.data
             file.write(np.ascontiguousarray(array).data)
             file.write(bytes(_padded(array.nbytes, reader.alignment) - array.nbytes))
     return True
@@ -51,12 +52,12 @@ def _line(tensor: Any, at: int) -> bytes:
 
 def _eight(packed: Array) -> Array:
     """Blocks of a scale (2 bytes), the fifth bits (4) and the low four (16), of 32 codes from -16 → of a scale and 32 INT8."""
-    blocks = packed.reshape(-1, 22)
+    blocks = packed.reshape(-1, _OLD)
     fifth = np.unpackbits(blocks[:, 2:6], axis=-1, bitorder="little") << 4
     low = np.concatenate([blocks[:, 6:] & 15, blocks[:, 6:] >> 4], axis=-1)
     codes = (low | fifth).astype(np.int8) - np.int8(16)
     wide = np.concatenate([blocks[:, :2], codes.view(np.uint8)], axis=-1)
-    return wide.reshape(*packed.shape[:-1], packed.shape[-1] // 22 * (2 + _BLOCK))
+    return wide.reshape(*packed.shape[:-1], packed.shape[-1] // _OLD * _NEW)
 
 
 def _padded(size: int, alignment: int) -> int:

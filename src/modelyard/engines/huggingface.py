@@ -6,17 +6,20 @@ config.json, safetensors, the files of a tokenizer or an image processor.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modelyard.engines.files import inside
 from modelyard.errors import Invalid
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+PAPERS = tuple(name + end for name in ("LICENSE", "NOTICE") for end in ("", ".txt", ".md"))
 # What goes from a base to what is made of it, beside the weights and their config.
 COMPANIONS = (
     "tokenizer.json",
@@ -31,8 +34,9 @@ COMPANIONS = (
     "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
     "preprocessor_config.json",
+    *PAPERS,
 )
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -83,7 +87,19 @@ def open_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def copy_companions(base: Path, folder: Path) -> None:
-    for name in COMPANIONS:
+def copy_companions(base: Path, folder: Path, names: Iterable[str] = COMPANIONS) -> None:
+    """Copy what `base` has of these, and `folder` has not."""
+    for name in names:
         if (base / name).is_file() and not (folder / name).exists():
             shutil.copyfile(base / name, folder / name)
+
+
+def ends(folder: Path) -> list[int]:
+    """The tokens that end an answer, by the folder's generation_config.json; none where it names none."""
+    if not (folder / GENERATION).is_file():
+        return []
+    try:
+        said = json.loads(inside(folder, GENERATION).read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise Invalid(f"{GENERATION} is no JSON object: {error}.") from error
+    return [number for number in (said if isinstance(said, list) else [said]) if type(number) is int and number >= 0]

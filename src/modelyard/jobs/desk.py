@@ -146,7 +146,8 @@ class Desk:
         with self._db.begin() as session:
             parent = service.get(session, job.project, job.id)
             asked = active.child(question.body)
-            reuse = question.body["submission"].get("reuse") is True
+            known = question.body["submission"].get("reuse")
+            reuse = known if isinstance(known, dict) else None
             child = service.submit(session, principal, asked, self._kinds, nodes=nodes, parent=parent, reuse=reuse)
         active.has_children = True
         return child.id

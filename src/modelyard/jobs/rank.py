@@ -145,7 +145,13 @@ class RankContext:
         return self._gang.resume
 
     def submit(
-        self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, ranks: int = 1, reuse: bool = False
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        ranks: int = 1,
+        reuse: Mapping[str, Any] | None = None,
     ) -> str:
         submission = {"kind": kind, "config": dict(config), "inputs": dict(inputs), "ranks": ranks, "reuse": reuse}
         return str(self._ask({"type": "submit", "submission": submission}))

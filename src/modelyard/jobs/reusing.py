@@ -1,8 +1,12 @@
-"""A child job that was done before: of the same kind, configuration, ranks and versions. Whoever submits it so may have what
-came of it then, at once and for nothing. Called by `service.submit`, in its transaction.
+"""A child job that was done before: of the same kind, configuration, ranks and versions, and by the same means, as far as
+it said. Whoever submits it so may have what came of it then, at once and for nothing. Called by `service.submit`, in its
+transaction.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import select
 
@@ -15,8 +19,9 @@ from modelyard.tenancy import ledger
 _MOST = 1000  # of the newest children of a kind that are looked through
 
 
-def find(session: Session, asked: JobRow) -> JobRow | None:
-    """The newest child of the same project that was asked the same and succeeded."""
+def find(session: Session, asked: JobRow, known: Mapping[str, Any]) -> JobRow | None:
+    """The newest child of the same project that was asked the same and succeeded, and whose first rank reported what is
+    `known`, such as the versions of libraries."""
     alike = (JobRow.project == asked.project, JobRow.kind == asked.kind, JobRow.ranks == asked.ranks)
     done = (JobRow.state == State.succeeded.value, JobRow.parent.is_not(None))
     query = (
@@ -26,8 +31,9 @@ def find(session: Session, asked: JobRow) -> JobRow | None:
         .limit(_MOST)
     )
     wanted = (asked.config, asked.inputs, None)  # pinned references: what they mean never changes
-    same = next((row.id for row in session.execute(query) if (row.config, row.inputs, row.target) == wanted), None)
-    return session.get(JobRow, same) if same else None
+    same = [row.id for row in session.execute(query) if (row.config, row.inputs, row.target) == wanted]
+    found = (session.get_one(JobRow, one) for one in same)
+    return next((row for row in found if known.items() <= row.facts.get("0", {}).items()), None)
 
 
 def take(session: Session, row: JobRow, before: JobRow) -> None:

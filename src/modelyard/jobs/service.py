@@ -34,13 +34,14 @@ def submit(
     *,
     nodes: Sequence[Node],
     parent: Job | None = None,
-    reuse: bool = False,
+    reuse: Mapping[str, Any] | None = None,
 ) -> Job:
     """Queue a job. Raises `NotFound` (kind, inputs, the job it resumes), `Invalid` (config, roles, ranks, target, what differs
     from the job it resumes), each saying what there is, and `Forbidden` (priority).
 
     `nodes` are all there are; `parent` is the job that submits this one, whose priority, limits and ranks' resources it gets.
-    `reuse`: where another child was asked the same before, the job ends at once with what that came to.
+    `reuse`: where another child was asked the same before, and reported these facts, the job ends at once with what that
+    came to.
     """
     kind = kinds.get(asked.kind)
     config = submission.check_config(kind, asked.config, asked.ranks)
@@ -77,7 +78,7 @@ def submit(
     records.append(session, row.id, None, [("state", {"state": State.queued.value})])
     detail = {"kind": asked.kind, "inputs": row.inputs, "target": row.target, "parent": row.parent, "resume": row.resume}
     ledger.audit(session, principal.project, principal.key, "job.submit", row.id, detail)
-    if reuse and (before := reusing.find(session, row)) is not None:
+    if reuse is not None and (before := reusing.find(session, row, reuse)) is not None:
         reusing.take(session, row, before)
     session.refresh(row)
     return records.load(row)

@@ -134,7 +134,7 @@ def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Resul
     shaping = [step for step in steps if not isinstance(step, Quantize)]
     encoder = "transformers" in subject.card.engines and (subject.card.transform or {}).get("name") == "text"
     if other := next((step for step in steps if for_language(step) and not (encoder and isinstance(step, Distil))), None):
-        more = " and encoders of texts" if isinstance(other, Distil) else ""
+        more = " and encoders of texts that come with their Hugging Face folder" if isinstance(other, Distil) else ""
         raise Invalid(f"'{show(other)}' is for language models{more}; this one is for {subject.card.task}.")
     out = context.work / ("float" if isinstance(steps[-1], Quantize) else name)
     shape = _teach_encoder if encoder else _shape

@@ -67,35 +67,32 @@ def told(measured: Sequence[Measured], choice: Choice | None = None) -> list[dic
     ]
 
 
-def choose(measured: Sequence[Measured], goal: Goal, max_drop: float) -> Choice:
-    """The best by `goal` among the verified that lose at most `max_drop` points; ties go to the more accurate, the smaller,
+def choose(measured: Sequence[Measured], goal: Goal, max_drop: float, unit: str = "points") -> Choice:
+    """The best by `goal` among the verified that lose at most `max_drop`, in `unit`; ties go to the more accurate, the smaller,
     then by name. Raises `Invalid`, saying how close the nearest came, where there is none."""
     cost = _COSTS[goal]
     fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(cost(m))]
     if not fit:
-        raise Invalid(_nearest(measured, goal, max_drop))
+        raise Invalid(_nearest(measured, goal, max_drop, unit))
     best = min(fit, key=lambda m: (cost(m), m.drop, -m.accuracy, m.size, m.variant))
-    return Choice(best.variant, {m.variant: _verdict(m, best, m in fit, goal, max_drop) for m in measured})
+    verdicts = {m.variant: "within the budget" if m in fit else _refused(m, max_drop, unit) for m in measured}
+    return Choice(best.variant, {**verdicts, best.variant: f"best {goal} within {max_drop:g} {unit}"})
 
 
-def _verdict(m: Measured, best: Measured, fits: bool, goal: Goal, max_drop: float) -> str:
-    if m is best:
-        return f"best {goal} within {max_drop:g} points"
-    if fits:
-        return "within the budget"
+def _refused(m: Measured, max_drop: float, unit: str) -> str:
     if not m.verified:
         return "not verified"
-    return f"loses {m.drop:.2f} points" if math.isfinite(m.drop) and m.drop > max_drop else "not measured"
+    return f"loses {m.drop:.2f} {unit}" if math.isfinite(m.drop) and m.drop > max_drop else "not measured"
 
 
-def _nearest(measured: Sequence[Measured], goal: Goal, max_drop: float) -> str:
+def _nearest(measured: Sequence[Measured], goal: Goal, max_drop: float, unit: str) -> str:
     known = [m for m in measured if m.verified and math.isfinite(m.drop)]
     if not known:
         return "No variant could be verified against the original; the job's log says why."
     nearest = min(known, key=lambda m: (m.drop, m.variant))
     if nearest.drop <= max_drop:
-        return f"No variant within {max_drop:g} points has a {goal} that could be measured: choose another goal."
+        return f"No variant within {max_drop:g} {unit} has a {goal} that could be measured: choose another goal."
     return (
-        f"No variant stays within {max_drop:g} points of the original: the nearest, {nearest.variant}, loses "
+        f"No variant stays within {max_drop:g} {unit} of the original: the nearest, {nearest.variant}, loses "
         f"{nearest.drop:.2f} (interval {nearest.drop_low:.2f} to {nearest.drop_high:.2f}). Allow more with max_accuracy_drop."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,12 +46,15 @@ class Subject:
 
     def answers(self, metric: Metric, most: int, context: JobContext) -> tuple[Answers, Array]:
         """To the report split, of at most so many tokens; and what was wanted."""
+        context.allow(_PATIENT)
         opened = ENGINES.get(self.card.engines[0])(self.folder, self.card)
+        context.allow()
         stream = hasattr(opened, "step")
         engine = Greedy(cast(StreamEngine, opened), most, context.check) if stream else cast(BatchEngine, opened)
         try:
-            run = self.source.found if metric in FOUND else self.source.run
-            return run(engine, SPLIT, context.check)
+            if metric not in FOUND:
+                return self.source.run(engine, SPLIT, context.check)
+            return self.source.found(engine, SPLIT, metric, context.check)
         finally:
             engine.close()
 
@@ -72,10 +75,13 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     second, _ = variant.answers(metric, config.max_tokens, context)
     slices = by_label(original.source.labels, wanted) | within
     how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
-    evidence = compare(first, second, wanted, metric, **how)
+    context.allow(_PATIENT)  # metrics of many texts take a while to draw again
+    tokens = config.max_tokens if any("gguf" in one.card.files for one in (original, variant)) else None
+    evidence = replace(compare(first, second, wanted, metric, **how), usual=metric == original.source.metric, tokens=tokens)
     pair = first.only(kept).predicted, second.only(kept).predicted, wanted[kept]
     labels, drawn = original.source.labels, (config.confidence, config.seed)
     more = {"others": by_metric(*pair, others, *drawn), "f1": by_class(*pair, labels, *drawn) if labels else None}
+    context.allow()
     publish(config, inputs, evidence, outputs, context, more)
     context.progress(3, 3)
 
@@ -86,6 +92,8 @@ def by_columns(dataset: Dataset, columns: Sequence[str], source: Source) -> dict
     found: dict[str, Array] = {}
     for column in columns:
         if column == source.target:
+            if not source.labels:
+                raise Invalid(f"'{column}' is what the model answers, and has no classes: slice by another column.")
             continue
         if column == "label" and source.labels:
             raise Invalid("Slices by a column named 'label' would be taken for the classes: give it another name.")

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from modelyard.errors import Invalid
 from modelyard.kinds import Config, Pinned
-from modelyard.optimisation.evidence import Counted
+from modelyard.optimisation.evidence import TOKENS, Counted
 
 
 class EvaluateConfig(Config):
@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
 
     slices: tuple[str, ...] = Field(default=(), max_length=10)
     metric: Literal["accuracy", "r2", "spearman", Counted] | None = None
-    max_tokens: int = Field(default=128, ge=1, le=4096)
+    max_tokens: int = Field(default=TOKENS, ge=1, le=4096)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
 

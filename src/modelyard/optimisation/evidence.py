@@ -18,6 +18,7 @@ Counted = Literal["wer", "bleu", "chrf", "rouge", "mrr", "recall@1", "recall@10"
 Metric = Literal["accuracy", "r2", "spearman", "perplexity", Counted]
 COUNTED = frozenset(get_args(Counted))  # metrics of `counts`: a mean, or of sums, over rows
 ERRORS = frozenset({"wer"})  # metrics of which more is worse, 0 is perfect, and 1 what no answer would have
+TOKENS = 128  # of each answer of a language model, unless an evaluation says another number
 _FEWEST = 30  # rows, below which resampling says nothing
 _STEPS = 200  # between the quantiles that are kept, of 0 to 1
 _SUREST = 0.999  # that a thousand resamples can be
@@ -108,7 +109,8 @@ class Evidence:
     answer, up to 1 (equal labels, texts or places; of numbers the metric of the variant's against the original's).
     `calibration`: expected calibration error of the original and the variant (15 bins of equal mass), None where no scores are
     known. `columns`: those that slices were asked for by. `left_out`: rows of the split that were not counted, because they are
-    in another one too."""
+    in another one too. `usual`: by the metric that nobody had to ask for. `tokens`: the most of each answer, of language
+    models."""
 
     metric: Metric
     split: str
@@ -120,6 +122,8 @@ class Evidence:
     slices: Mapping[str, Drop] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     left_out: int = 0
+    usual: bool = True
+    tokens: int | None = None
 
     @property
     def rows(self) -> int:
@@ -129,6 +133,13 @@ class Evidence:
     def knows(self) -> bool:
         """Whether the original is better than no answer at all; beside one that is not nothing can be lost."""
         return self.original < 1 if self.metric in ERRORS else self.original > 0
+
+    @property
+    def losable(self) -> float:
+        """The points that whoever answers nothing right would lose; infinite where there is no end to them."""
+        if self.metric not in COUNTED:
+            return math.inf
+        return 100 * (1 - self.original if self.metric in ERRORS else self.original)
 
     def least_agreement(self, confidence: float, times: float = 1.0) -> float:
         """The agreement that is reached at this confidence: Wilson's lower bound of equal answers, were there `times` as many
@@ -151,6 +162,8 @@ class Evidence:
             "columns": list(self.columns),
             "agreement": self.agreement,
             "calibration": list(self.calibration) if self.calibration else None,
+            "usual": self.usual,
+            "tokens": self.tokens,
         }
 
     @classmethod
@@ -184,6 +197,8 @@ class Evidence:
             slices,
             tuple(str(name) for name in body["columns"]),
             int(body["left_out"]),
+            bool(body.get("usual", True)),  # evidence of before has neither
+            None if body.get("tokens") is None else int(body["tokens"]),
         )
 
 

@@ -22,7 +22,8 @@ from modelyard.tensors import DATATYPES, Array
 
 _CHUNK = 64
 _TEXTS: tuple[Metric, ...] = ("rouge", "chrf", "bleu", "wer", "accuracy")  # by which texts that are answered can be judged
-FOUND: tuple[Metric, ...] = ("mrr", "recall@1", "recall@10")  # the same of texts that are found by their embeddings
+# The same of texts that are found by their embeddings, each with the places that are as good as the first.
+FOUND: Mapping[Metric, int] = {"mrr": 1, "recall@1": 1, "recall@10": 10}
 _USUAL: Mapping[str | None, Metric] = {"automatic-speech-recognition": "wer", "translation": "chrf"}
 TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
 
@@ -97,15 +98,25 @@ class Source:
         answers = self._whole(parts)
         return answers, answers.predicted if self.metric == "spearman" else wanted
 
-    def found(self, engine: BatchEngine, split: str, check: Callable[[], None] = lambda: None) -> tuple[Answers, Array]:
+    def found(
+        self, engine: BatchEngine, split: str, metric: Metric, check: Callable[[], None] = lambda: None
+    ) -> tuple[Answers, Array]:
         """Of each row of a split one by the place at which the text that belongs to it comes among those of all rows, by the
-        cosine of embeddings; another text that is as near comes before it. And the texts that belong to the rows."""
+        cosine of embeddings; another text that is as near comes before it. And the texts that belong to the rows. Raises
+        `Invalid` where there are so few that `metric` finds each."""
         columns = self._dataset.columns(split, [*self._features, self._pair])
+        there, first = len(set(columns[self._pair])), FOUND[metric]
+        if there <= first:
+            raise Invalid(f"{metric} is 1 of any model: among {there} texts each is one of the first {first}. Give more rows.")
         ours, theirs = (_unit(self._embedded(engine, columns[name], check)) for name in (self._features[0], self._pair))
         texts = columns[self._pair]
         places = []
         for row, own in enumerate(ours):
+            if not row % _CHUNK:
+                check()
             near = theirs @ own
+            if not np.isfinite(near).all():
+                raise Invalid("An embedding holds NaN or infinity: nothing is near to it or far from it.")
             places.append(1 + int((~(near < near[row]) & (texts != texts[row])).sum()))
         return Answers(1 / np.array(places, np.float64)), texts
 

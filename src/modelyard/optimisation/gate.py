@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import Field
 
 from modelyard.kinds import Config
-from modelyard.optimisation.evidence import Drop, Evidence, Metric
+from modelyard.optimisation.evidence import TOKENS, Drop, Evidence, Metric
 
 SPLIT = "report"  # nothing was made or chosen by it
 _MOST_TIMES = 1e6  # the seen rows, past which no number of rows is stated
+_ALL = 100.0  # points: who allows these asks for nothing
 _TOLD, _KEPT = 4, 20  # slices that a refusal names, that are kept with a decision
 
 
@@ -82,9 +83,10 @@ def decide(policy: GatePolicy, evidence: Evidence | None) -> Decision:
     of the confidence: a variant that is outside one of the budgets passes with a chance of at most 1 - confidence
     (intersection–union test: R. L. Berger, 1982, Technometrics 24, 295–300)."""
     if evidence is None:
-        return Decision(False, ("It was not evaluated.",))
-    if policy.metric not in (None, evidence.metric):  # its points are others, and say nothing of this budget
-        return Decision(False, (f"It was evaluated by {evidence.metric}, and not by {policy.metric}.",), complete=False)
+        return Decision(False, (f"It was not evaluated{f' by {policy.metric}' if policy.metric else ''}.",))
+    if not counts(policy, evidence):  # its points are others, and say nothing of this budget
+        wanted = f"by {policy.metric}" if policy.metric else "by what is usual for these answers"
+        return Decision(False, (f"It was evaluated by {evidence.metric}, and not {wanted}.",), complete=False)
     missing = tuple(_missing(policy, evidence))
     checks = tuple(_checks(policy, evidence))
     failed = [check for check in checks if not check.met]
@@ -92,6 +94,12 @@ def decide(policy: GatePolicy, evidence: Evidence | None) -> Decision:
     settles = not missing and failed and all(check.needed is not None for check in failed)
     needed = max((check.needed or 0 for check in failed), default=0) if settles else None
     return Decision(not reasons, reasons, needed, checks, complete=not missing)
+
+
+def counts(policy: GatePolicy, evidence: Evidence) -> bool:
+    """Whether it was evaluated by what the policy judges by: the metric it names, else the usual one. Whoever evaluates does
+    not choose what a gate decides by."""
+    return evidence.usual if policy.metric is None else evidence.metric == policy.metric
 
 
 def loosened(present: GatePolicy | None, wanted: GatePolicy | None) -> tuple[str, ...]:
@@ -123,6 +131,11 @@ def _missing(policy: GatePolicy, evidence: Evidence) -> Iterator[str]:
     if not evidence.knows:
         seen = f"{evidence.metric} {evidence.original:.3g}"
         yield f"Its baseline knows nothing of these rows ({seen}), so nothing can be lost there."
+    elif evidence.losable <= policy.max_accuracy_drop < _ALL:
+        seen = f"{evidence.metric} {evidence.original:.3g}"
+        yield f"Its baseline has {evidence.losable:.3g} points to lose ({seen}), all of which may be lost: nothing is shown."
+    if evidence.tokens is not None and evidence.tokens < TOKENS:
+        yield f"Its answers were cut at {evidence.tokens} tokens; at least {TOKENS} are asked for: leave out max_tokens."
     if policy.max_slice_drop is not None and not evidence.slices:
         yield "It was not evaluated by class or slice: add --slice COLUMN."
     for column in policy.slices:

@@ -56,7 +56,7 @@ def answering(folder: Path, card: ModelCard, out: Path) -> tuple[Path, ModelCard
         out.mkdir()
         shutil.copyfile(inside(folder, card.files["gguf"]), out / _COPY)
         return out, card.changed(files={"gguf": _COPY})
-    if card.task == "text-generation" and card.engines[0] == "transformers":
+    if card.task == "text-generation" and "transformers" in card.engines:
         out.mkdir()
         return out, CONVERTERS.get("gguf").convert(folder, card, out, {})
     return folder, card

@@ -7,25 +7,21 @@ sets up, and the version's files as far as they are mapped; not the code of libr
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from modelyard.engines.aside import aside
 from modelyard.engines.base import ENGINES, ModelCard
 from modelyard.tensors import Array
 
 _STEP = 1 << 16  # bytes; two runs of the same differ by a few pages
 _LONGEST = 60.0  # seconds
-_BEAT = 0.2
 
 
 def memory(folder: Path, batches: Sequence[Mapping[str, Array]], work: Path, check: Callable[[], None]) -> float:
@@ -38,35 +34,6 @@ def memory(folder: Path, batches: Sequence[Mapping[str, Array]], work: Path, che
             np.savez(file, *(batch[name] for name in names))
         found = aside("modelyard.optimisation.memory", [str(folder), *files], check, _LONGEST)
     return found if isinstance(found, int) else float("nan")
-
-
-def aside(module: str, words: Sequence[str], check: Callable[[], None], longest: float) -> Any:
-    """What a fresh process that runs a module says last, as JSON; None where it does not end well within `longest` seconds."""
-    with tempfile.TemporaryFile() as said:
-        ended = _ran([sys.executable, "-P", "-m", module, *words], said, check, longest)
-        said.seek(0)
-        with contextlib.suppress(ValueError, IndexError):
-            return json.loads(said.read().splitlines()[-1]) if ended else None
-    return None
-
-
-def _ran(command: Sequence[str], said: IO[bytes], check: Callable[[], None], longest: float) -> bool:
-    # Gangs keep memory that was freed; replicas give it back.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, env=environment)
-    except OSError:
-        return False
-    until = time.monotonic() + longest
-    try:
-        while process.poll() is None and time.monotonic() < until:
-            check()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_BEAT)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode == 0
 
 
 def held(folder: Path) -> int:

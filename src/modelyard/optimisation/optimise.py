@@ -28,7 +28,7 @@ from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fr
 from modelyard.optimisation.examples import Examples, Source
 from modelyard.optimisation.measure import MANY, ONE, UNKNOWN, measure, rows
 from modelyard.optimisation.memory import memory
-from modelyard.optimisation.publish import REPORT, Findings, publish
+from modelyard.optimisation.publish import REPORT, Findings, machine, publish
 from modelyard.optimisation.steps.config import epochs
 from modelyard.optimisation.study import study
 from modelyard.optimisation.variants import Subject, Variant, make
@@ -42,6 +42,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
     version too. Raises `Invalid` where the version is a variant, cannot be converted, or no variant is within the budget."""
     check_inputs(inputs)
+    context.report(environment=machine())
     if ModelCard.load(inputs["model"].view.local()).task == "text-generation":
         load("modelyard.optimisation.language.run:run")(config, inputs, outputs, context)
         return

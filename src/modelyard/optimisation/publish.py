@@ -4,26 +4,32 @@ people (README.md), for programs (optimisation.json) and for the catalogue (meta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from modelyard.conversion.importing import describe_metadata
 from modelyard.conversion.readme import write as write_readme
 from modelyard.engines.files import inside
+from modelyard.engines.huggingface import PAPERS, copy_companions
 from modelyard.kinds import Input, Outputs
 from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
+_LIBRARIES = (
+    *("modelyard", "torch", "onnxruntime", "onnxscript", "openvino", "openvino-genai", "ai-edge-litert", "litert-torch"),
+    *("torch-pruning", "transformers", "numpy"),
+)
 _NAMES = {"accuracy": "accuracy", "r2": "R²", "spearman": "Spearman's ρ", "perplexity": "perplexity"}
 
 
@@ -60,8 +66,10 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
         "machine": machine(),
         **findings.more,
     }
+    original = findings.inputs["model"].view.local()
     if tokenizer := (variant.card.transform or {}).get("tokenizer"):
-        shutil.copyfile(inside(findings.inputs["model"].view.local(), tokenizer), variant.folder / tokenizer)
+        shutil.copyfile(inside(original, tokenizer), variant.folder / tokenizer)
+    copy_companions(original, variant.folder, PAPERS)
     (variant.folder / REPORT).write_text(json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
     score = findings.report["chosen"]["value"] if chosen else row["accuracy"]
     title = f"{findings.inputs['model'].reference}, {variant.name}"
@@ -85,12 +93,16 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where latencies were measured; they hold nowhere else."""
+    """Where figures were made, and by what; they hold nowhere else."""
+    there = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            there[name] = version(name)
     return {
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in ("onnxruntime", "openvino", "ai-edge-litert", "torch") if find_spec(name)},
+        **there,
         "threads": 1,
     }
 
@@ -106,11 +118,11 @@ def _processor() -> str:
 
 def readme(findings: Findings) -> str:
     """The table and the report in prose."""
-    name, config = _NAMES[findings.metric], findings.config
+    name, config, (unit, rate) = _NAMES[findings.metric], findings.config, units(findings.metric)
     lines = [
         f"Optimised from `{findings.inputs['model'].reference}` on `{findings.inputs['dataset'].reference}`"
-        f"{_within(config, name)}. Figures of the select split, one thread; intervals at {config.confidence:.0%}.\n",
-        f"| variant | {name} | interval | lost (points) | bytes | memory | p50 ms | p99 ms | rows/s | verdict |",
+        f"{_within(config, name, unit)}. Figures of the select split, one thread; intervals at {config.confidence:.0%}.\n",
+        f"| variant | {name} | interval | lost ({unit}) | bytes | memory | p50 ms | p99 ms | {rate} | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in findings.table),
     ]
@@ -123,17 +135,16 @@ def readme(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _within(config: OptimiseConfig, name: str) -> str:
+def _within(config: OptimiseConfig, name: str, unit: str) -> str:
     """What it was chosen by, where there was a choice."""
     if config.max_accuracy_drop > 100:
         return ""
-    unit = "percent" if name == "perplexity" else "points"
     return f" for {config.goal}, at most {config.max_accuracy_drop:g} {unit} of {name} lost"
 
 
 def of_steps(findings: Findings) -> list[str]:
     """How the variant was made, and what a teacher was worth."""
-    lines = []
+    lines, unit = list[str](), units(findings.metric)[0]
     if steps := findings.more.get("steps"):
         lines.append("\nMade by these steps, which `--with` takes again:\n")
         lines += [f"1. `{step['step']}`{_zeros(step)}" for step in steps]
@@ -148,7 +159,7 @@ def of_steps(findings: Findings) -> list[str]:
                 f"| {name} | {found[name]['value']:.4f} | {found[name]['low']:.4f} to {found[name]['high']:.4f} |"
                 for name in ("teacher", "distilled", "control")
             ),
-            f"\nThe distilled student gains {gain['value']:.2f} points on it ({gain['low']:.2f} to {gain['high']:.2f}).",
+            f"\nThe distilled student gains {gain['value']:.2f} {unit} on it ({gain['low']:.2f} to {gain['high']:.2f}).",
         ]
     return lines
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -26,7 +27,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+from onnxruntime.quantization.calibrate import HistogramCollector, create_calibrator, save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -38,7 +39,8 @@ from modelyard.optimisation.steps.config import Quantize
 from modelyard.tensors import Array
 
 _CHUNK = 32
-_BINS, _KEPT_BINS = 512, 128  # of a tensor's histogram, and the fewest of them that a range is made of
+# Of a tensor's histogram; and of entropy the fewest that a range is made of: of the 128 that onnxruntime takes that is all.
+_BINS, _KEPT_BINS = {"entropy": 512, "percentile": 2048}, 128
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -102,8 +104,8 @@ class Graph:
         raise Invalid(f"'{name}' is no layer that eight bits change; {hint}.")
 
     def _static(self, target: Path, nodes: list[str] | None, excluded: list[str]) -> None:
-        if self.step.calibration == "entropy" and not self.ranges.exists():
-            self._find_by_entropy()
+        if self.step.calibration in _BINS and not self.ranges.exists():
+            self._find_by_histograms()
         quantize_static(
             self.path,
             target,
@@ -117,18 +119,18 @@ class Graph:
             calibration_cache_path=self.ranges,
             nodes_to_quantize=nodes,
             nodes_to_exclude=excluded,
-            extra_options={"CalibPercentile": self.step.percentile} if self.step.calibration == "percentile" else {},
         )
 
-    def _find_by_entropy(self) -> None:
-        """As `quantize_static` would, but for the bins: of the 128 that it takes the least that may be kept is all of them."""
-        augmented = self.path.with_suffix(".augmented.onnx")
+    def _find_by_histograms(self) -> None:
+        """As `quantize_static` would, but that it holds what all tensors of all rows come to."""
+        method, augmented = self.step.calibration, self.path.with_suffix(".augmented.onnx")
+        own = {"num_quantized_bins": _KEPT_BINS} if method == "entropy" else {"percentile": self.step.percentile}
         try:
-            bins = {"num_bins": _BINS, "num_quantized_bins": _KEPT_BINS}
-            operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
-            calibrator = create_calibrator(self.path, operators, augmented, CalibrationMethod.Entropy, extra_options=bins)
-            for chunk in iter(_Reader(self.calibration).get_next, None):  # it holds what all tensors of a call of it come to
-                calibrator.collect_data(_Reader(chunk))
+            operators, options = sorted({*QDQRegistry, *QLinearOpsRegistry}), {"num_bins": _BINS[method], **own}
+            calibrator = create_calibrator(self.path, operators, augmented, _METHODS[method], extra_options=options)
+            settings = ("method", "symmetric", "num_bins", "num_quantized_bins", "percentile", "scenario")
+            calibrator.collector = HistogramCollector(*(getattr(calibrator, name) for name in settings))
+            calibrator.collector.histogram_dict = _histograms(calibrator, self.calibration)
             save_tensors_data(calibrator.compute_data(), self.ranges)
         finally:
             augmented.unlink(missing_ok=True)
@@ -146,15 +148,42 @@ class Graph:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Rows in chunks of one size, as onnxruntime's calibration asks for them: its histograms take no other."""
+    """Rows in chunks, as onnxruntime's calibration asks for them."""
 
     def __init__(self, samples: Mapping[str, Array]) -> None:
-        rows = count(samples)
-        size = next(size for size in range(min(rows, _CHUNK), 0, -1) if rows % size == 0)
-        self._chunks = iter([{k: v[i : i + size] for k, v in samples.items()} for i in range(0, rows, size)])
+        starts = range(0, count(samples), _CHUNK)
+        self._chunks = iter([{k: v[i : i + _CHUNK] for k, v in samples.items()} for i in starts])
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._chunks, None)
+
+
+def _histograms(calibrator: Any, samples: Mapping[str, Array]) -> dict[str, tuple[Any, ...]]:
+    """Of each tensor the counts, their edges, its least and its greatest value, as onnxruntime's collector keeps them of all
+    rows at once. They run twice, a chunk at a time: bins lie where they should once the ends are known."""
+    ends: dict[str, Array] = {}
+    for name, array in _seen(calibrator, samples):
+        here = np.array([np.nanmin(array), np.nanmax(array)])
+        before = ends.get(name, here)
+        ends[name] = np.array([min(before[0], here[0]), max(before[1], here[1])])
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, array in _seen(calibrator, samples):
+        far = np.abs(ends[name]).max()
+        values, span = (np.abs(array), (0, far)) if calibrator.symmetric else (array, (-far, far))
+        counts, edges = np.histogram(values, calibrator.num_bins, range=span)
+        counts += found[name][0] if name in found else 0
+        found[name] = (counts, edges.astype(array.dtype), *ends[name])
+    return found
+
+
+def _seen(calibrator: Any, samples: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """The tensors whose ranges are looked for, chunk by chunk."""
+    session = calibrator.infer_session
+    names = [given.name for given in session.get_outputs()]
+    for chunk in iter(_Reader(samples).get_next, None):
+        for name, array in zip(names, session.run(None, chunk), strict=True):
+            if name in calibrator.tensors_to_calibrate:
+                yield name, array
 
 
 @contextmanager

@@ -25,8 +25,10 @@ ELEMENTS: Mapping[str, Any] = {
     "BYTES": list[str],
 }
 _PAST = "past_key_values."  # what a decoder has read: nothing, before the first token
+_LOOKED_BACK_AT = ".encoder."  # and this is the source, which is never nothing
 _MAX_RANK = 32
 _MAX_DIM = 1 << 40
+_MOST_OF_NOTHING = 1 << 20
 _BF16 = np.dtype(np.uint16)
 _LARGEST = float(np.finfo(np.float32).max)
 _BINARY = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items() if name != "BYTES"} | {"BF16": _BF16}
@@ -62,7 +64,8 @@ def merged(parts: Sequence[Flat]) -> dict[str, Array]:
     of them does not fit the datatype."""
     spec = parts[0].spec
     elements = list(chain.from_iterable([part.elements for part in parts]))
-    return {spec.name: numbers(elements, spec).reshape(-1, *parts[0].shape[1:])}
+    rows = sum(part.shape[0] for part in parts)
+    return {spec.name: numbers(elements, spec).reshape(rows, *parts[0].shape[1:])}
 
 
 def chosen(
@@ -110,12 +113,15 @@ def check_shape(shape: list[int], spec: TensorSpec, least: int = 1) -> None:
         expected = (-1,) * len(shape)
     if len(shape) != len(expected):
         raise Invalid(f"Input '{spec.name}' has shape {shape[:_MAX_RANK]}; expected {list(expected)}.")
+    past = spec.name.startswith(_PAST) and _LOOKED_BACK_AT not in spec.name
     for dim, (size, wanted) in enumerate(zip(shape, expected, strict=True)):
-        low = 0 if dim and spec.name.startswith(_PAST) else least
+        low = 0 if dim and wanted == -1 and past else least
         if size != wanted and wanted != -1:
             raise Invalid(f"Input '{spec.name}' has shape {shape}; expected {list(expected)}.")
         if not low <= size <= _MAX_DIM:
             raise Invalid(f"Input '{spec.name}' has shape {shape}; expected sizes from {low} to {_MAX_DIM}.")
+    if 0 in shape and max(shape) > _MOST_OF_NOTHING:
+        raise Invalid(f"Input '{spec.name}' has shape {shape}: of nothing there are at most {_MOST_OF_NOTHING} rows.")
 
 
 def count(shape: list[int]) -> str:

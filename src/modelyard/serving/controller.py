@@ -227,8 +227,8 @@ class Controller:
                     self._start(deployment, known[generation])
             case Stop(token):
                 if token not in self._told:  # once: it ends when the calls it has are answered
-                    self._told.add(token)
                     self._executor.stop_replica(token, self._settings.call_timeout)
+                    self._told.add(token)
             case MarkReady(token, health, pid):
                 self._change(token, lambda session, row: _ready(session, row, health, pid))
                 self._space.measured(token, health)

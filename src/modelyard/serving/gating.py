@@ -16,7 +16,7 @@ from modelyard.catalogue.types import Version
 from modelyard.db import Session
 from modelyard.errors import Conflict, Forbidden, Invalid, NotFound, not_found
 from modelyard.optimisation.evidence import Evidence
-from modelyard.optimisation.gate import Decision, GatePolicy, decide, loosened
+from modelyard.optimisation.gate import Decision, GatePolicy, counts, decide, loosened
 from modelyard.serving.tables import DeploymentRow, ReleaseRow
 from modelyard.tenancy import service as tenancy
 from modelyard.tenancy.ledger import audit
@@ -99,7 +99,7 @@ def judged(session: Session, version: Version, policy: GatePolicy | None, by: st
         return
     if artefact == version.artefact:
         return
-    found = evaluations(session, version.project, version.artefact, artefact)
+    found = [one for one in evaluations(session, version.project, version.artefact, artefact) if _counts(policy, one)]
     if not (counting := list(_counting(found, policy.dataset))):
         yield Held(by, policy, policy.baseline, None, decide(policy, None))
     for several in counting:
@@ -192,6 +192,14 @@ def _artefact(session: Session, project: str, reference: str) -> str:
     return catalogue.resolve(session, project, "model", reference).artefact
 
 
+def _counts(policy: GatePolicy, evaluation: Evaluation) -> bool:
+    """Whether it is of the metric that the policy judges by. What is no evidence counts: it refuses."""
+    try:
+        return counts(policy, Evidence.from_json(evaluation.evidence))
+    except Invalid:
+        return True
+
+
 def _counting(found: list[Evaluation], dataset: str | None) -> Iterator[list[Evaluation]]:
     """The evaluations that count, by dataset: those on its newest version that there are any on; of the dataset that is asked
     for alone, where one is."""
@@ -236,6 +244,7 @@ def _refusal(deployment: str, version: Version, refused: list[Held]) -> str:
     first = refused[0]
     dataset = first.evaluation.dataset_reference if first.evaluation else first.policy.dataset or "DATASET"
     command = f"modelyard evaluate {version.reference} --against {first.baseline} --on {dataset}"
+    command += f" --metric {first.policy.metric}" if first.policy.metric else ""
     return (
         f"The gate does not let {version.reference} through to '{deployment}'. {' '.join(parts)} Evaluate it: `{command}`. "
         "An admin key that has a name may pass it all the same, audited: --override REASON."

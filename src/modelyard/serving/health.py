@@ -52,7 +52,7 @@ def read(frame: HealthFrame, memory: int | None) -> Health:
         told = frame.stats.get("memory", 0)
         memory = min(max(told, 0), _MEMORY) if isinstance(told, int) else 0
     done, refused = (_count(frame.stats.get(name)) for name in ("units", "refused"))
-    peers = _count(frame.stats["peers"]) if "peers" in frame.stats else None
+    peers = told if isinstance(told := frame.stats.get("peers"), int) and told >= 0 else None
     return Health(state, metadata, _error(frame.error), frame.queue_depth, frame.steps, memory, done, refused, peers)
 
 

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from modelyard.errors import Crashed, ModelyardError, TimedOut
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 
-# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then. Sooner, but
-# not before each had the time to, where none is connected any more: they let go of what is not in their routes.
-DRAIN, LEFT = timedelta(seconds=1.0), timedelta(seconds=0.35)
+# A replica leaves the routes this long before it is asked to end: every gateway has polled the revision by then. Sooner where
+# none is connected any more, since they let go of what is not in their routes; asked once each had the time to poll.
+DRAIN, LEFT = timedelta(seconds=1.0), timedelta(seconds=0.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Patience:
 class Observed:
     """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
     answer, or not asked). `stuck`: since when it holds calls and computes none, or does not answer; `swollen`: it has grown
-    far beyond what it took when it was ready; `served`: it has answered a call."""
+    far beyond what it took when it was ready; `served`: it has answered a call; `left`: how long ago it was asked when it said
+    that nobody is connected to it (None: it did not)."""
 
     token: str
     generation: int
@@ -55,6 +56,7 @@ class Observed:
     stuck: timedelta = timedelta()
     swollen: bool = False
     served: bool = False
+    left: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,9 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
     if replica.state == ReplicaState.draining:
         if not replica.alive:
             return Forget(replica.token)
-        left = replica.health is not None and replica.health.peers == 0
-        return Stop(replica.token) if at - replica.changed >= (LEFT if left else DRAIN) else None
+        since = at - replica.changed
+        left = replica.left is not None and since - replica.left >= LEFT
+        return Stop(replica.token) if left or since >= DRAIN else None
     if replica.state == ReplicaState.distrusted:
         return MarkLost(replica.token, Crashed("The replica told a gateway what no replica tells, and was ended."))
     if replica.health is not None and replica.health.error is not None:

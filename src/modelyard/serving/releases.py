@@ -147,9 +147,9 @@ def end_trial(session: Session, row: DeploymentRow, why: str) -> None:
 def wake(session: Session, project: str, name: str) -> None:
     """Somebody calls a deployment: it is in use, and where it is asleep it wakes."""
     row = get(session, project, name)
-    row.used = now()
     stable = session.get_one(ReleaseRow, (row.id, row.stable))
-    if stable.replicas == 0:
+    if stable.replicas == 0:  # its turn, where there is not room for all, is that of who asked first
+        row.used = now()
         stable.replicas, stable.state = 1, DeploymentState.pending
         bump(session)
 

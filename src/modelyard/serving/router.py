@@ -140,7 +140,7 @@ class Link:
 
     def close(self) -> None:
         """Close for good."""
-        self.retired = True
+        self.retired, self.up = True, False
         self._connecting.cancel()
         self._channel.close()
 
@@ -259,10 +259,7 @@ class Router:
         for endpoint in self._links.keys() - set(endpoints):
             link = self._links.pop(endpoint)
             link.retired = True
-            if link.calls:
-                self._old.add(link)
-            else:
-                link.close()
+            self._old.add(link)
 
     def number(self) -> int:
         """A fresh id for a call."""
@@ -271,7 +268,7 @@ class Router:
 
     def send(self, call: Underway) -> None:
         """Send a call to the replica of its group that has the least to do."""
-        link = call.group.pick()
+        link = call.group.newest.pick()
         if link is None:
             call.ended(Usage(), _NO_REPLICA)
         else:

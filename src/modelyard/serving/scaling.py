@@ -136,11 +136,14 @@ class Holder:
 
 def make_room(need: int, room: Room, held: Sequence[Holder]) -> list[int] | None:
     """Which deployments to put to sleep, least recently used first, so that one more replica of `need` bytes has room, and the
-    spare is there again: none where that is so already, None where even all of them would not make room."""
+    spare is there again, where it can be: none where that is so already, None where even all of them would not make room."""
+    staying = [one for one in held if not one.yields]
+    memory, replicas = sum(one.memory for one in staying) + need, sum(one.replicas for one in staying) + 1
+    spare = room.spare if _fits(memory, replicas + room.spare, room) else 0  # where it cannot be had, nobody sleeps for it
     memory, replicas = sum(one.memory for one in held) + need, sum(one.replicas for one in held) + 1
     asleep: list[int] = []
     for one in sorted((one for one in held if one.yields), key=lambda one: one.used):
-        if _fits(memory, replicas + room.spare, room):
+        if _fits(memory, replicas + spare, room):
             break
         asleep.append(one.deployment)
         memory, replicas = memory - one.memory, replicas - one.replicas

@@ -127,7 +127,9 @@ class Space:
         needs = [
             self._need(session, row.project, known[row.id, r.generation]) for r in replicas if (row.id, r.generation) in known
         ]
-        yields = other and row.trial is None and releases.options_of(row).min_replicas == 0
+        at = now()
+        called = all(r.state == ReplicaState.ready and at - r.changed >= _AGAIN for r in replicas)  # by those who woke it
+        yields = called and other and row.trial is None and releases.options_of(row).min_replicas == 0
         return Holder(row.id, sum(needs), len(replicas), row.used.timestamp(), yields)
 
     def _need(self, session: Session, project: str, release: ReleaseRow) -> int:

@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 
+from modelyard.db import now
 from modelyard.jobs.types import ProcessStatus
 from modelyard.metrics import UNEXPECTED
-from modelyard.serving.planning import Observed
+from modelyard.serving.planning import DRAIN, Observed
 from modelyard.serving.scaling import Load, Loads
 from modelyard.serving.tables import ReplicaRow
 from modelyard.serving.types import Health, ReplicaState
@@ -32,7 +33,7 @@ _TIMES, _MORE = 2.0, 512 << 20
 @dataclass(slots=True)
 class _Known:
     """`since`: when it last moved: it held no call, had computed more, or was not asked before. `served`: it ever answered;
-    `done` and `refused`, counted so far."""
+    `done` and `refused`, counted so far. `left`: when it was asked, if it said that nobody is connected to it."""
 
     health: Health | None
     steps: int
@@ -41,6 +42,7 @@ class _Known:
     served: bool = False
     done: int | None = None
     refused: int = 0
+    left: float | None = None
 
 
 class Watch:
@@ -52,32 +54,35 @@ class Watch:
         self._loads: dict[tuple[int, int], Loads] = {}
         self._asked = float("-inf")
         self._pool = ThreadPoolExecutor(8, "probe")  # one that hangs keeps nobody waiting
-        self._underway: dict[str, Future[Health | None]] = {}
+        self._underway: dict[str, tuple[Future[Health | None], float]] = {}
 
     def look(self, rows: Sequence[ReplicaRow]) -> None:
-        """Ask those that come and go now, and those that are ready where it is time."""
+        """Ask those that are starting now, those that are leaving until they must go anyway, and those that are ready where it
+        is time."""
         at = self._clock()
         self._known = {row.token: known for row in rows if (known := self._known.get(row.token))}
-        wanted: tuple[ReplicaState, ...] = (ReplicaState.starting, ReplicaState.draining)
+        wanted: tuple[ReplicaState, ...] = (ReplicaState.starting,)
         if at - self._asked >= EVERY:
             self._asked, wanted = at, (*wanted, ReplicaState.ready)
         for row in rows:
-            if row.state in wanted and row.token not in self._underway:
-                self._underway[row.token] = self._pool.submit(self._probe, row.address)
-        wait(self._underway.values(), _PATIENCE)
+            if (row.state in wanted or _leaves(row)) and row.token not in self._underway:
+                self._underway[row.token] = self._pool.submit(self._probe, row.address), at
+        wait([answer for answer, _ in self._underway.values()], _PATIENCE)
         self._take({row.token for row in rows}, at)
         if ReplicaState.ready in wanted:
             self._count(rows, at)
 
     def _take(self, tokens: Collection[str], at: float) -> None:
         """Note the answers that have come."""
-        for token in [token for token, answer in self._underway.items() if answer.done()]:
-            answer = self._underway.pop(token)
+        for token in [token for token, (answer, _) in self._underway.items() if answer.done()]:
+            answer, asked = self._underway.pop(token)
             if (error := answer.exception()) is not None:
                 UNEXPECTED.labels("controller").inc()
                 _log.warning("a replica could not be asked", token=token, error=repr(error)[:300])
             if token in tokens:
-                self._note(token, None if error is not None else answer.result(), at)
+                health = None if error is not None else answer.result()
+                self._note(token, health, at)
+                self._known[token].left = asked if health is not None and health.peers == 0 else None
 
     def observed(self, row: ReplicaRow, status: ProcessStatus | None) -> Observed:
         known = self._known.get(row.token)
@@ -96,6 +101,7 @@ class Watch:
             timedelta(seconds=stuck),
             known is not None and _swollen(known),
             known is not None and known.served,
+            None if known is None or known.left is None else timedelta(seconds=self._clock() - known.left),
         )
 
     def load(self, release: tuple[int, int], tokens: Sequence[str]) -> Load:
@@ -131,6 +137,11 @@ class Watch:
         self._loads = {release: self._loads.get(release, Loads()) for release in asked}
         for release, counts in asked.items():
             self._loads[release].add(at, *counts)
+
+
+def _leaves(row: ReplicaRow) -> bool:
+    """Whether it is worth asking who is connected to it still: on this machine, where that is as good as now."""
+    return row.state == ReplicaState.draining and row.address.startswith("/") and now() - row.changed < DRAIN
 
 
 def _new(known: _Known) -> tuple[int, int, int]:

@@ -64,7 +64,12 @@ _USUAL = (Plan(quantize=Quantize(method="q8_0")), Plan(quantize=Quantize(method=
 
 
 def wanted(config: OptimiseConfig) -> tuple[Plan, ...]:
-    """The variants to make. Raises `Invalid` for steps that are not for language models."""
+    """The variants to make. Raises `Invalid` for steps and variants that are not for language models."""
+    if not config.steps and config.variants != OptimiseConfig.model_fields["variants"].default:
+        raise Invalid(
+            f"'variants' are of graphs ({', '.join(config.variants)}); of a language model ask for one by steps, as "
+            f"quantize:{GGUF[0]} (there are {', '.join(GGUF)}), or for none: then q8_0 and q4_0 are made."
+        )
     plan = Plan()
     for step in config.steps:
         if not for_language(step):

@@ -37,6 +37,7 @@ from modelyard.optimisation.language.walk import Walk
 from modelyard.optimisation.measure import UNKNOWN, Speed
 from modelyard.optimisation.publish import Findings, publish
 from modelyard.optimisation.steps.text import show
+from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
 from modelyard.training.recipes.packing import Blocks
 
@@ -82,7 +83,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     if lesson:
         more["distillation"] = {"select": worth(lesson, subject.select, subject.own, config, context.check)}
     context.report(table=told(rows), **by, **more)
-    choice = choose(rows[1:], config.goal, config.max_accuracy_drop)
+    choice = choose(rows[1:], config.goal, config.max_accuracy_drop, units(METRIC)[0])
     table = told(rows, choice)
     report, evaluations, of_lesson = judge(subject, variants, choice.variant, config, context, lesson)
     if lesson:

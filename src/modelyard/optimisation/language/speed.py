@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from modelyard.engines.aside import aside
 from modelyard.engines.base import ENGINES, ModelCard, StreamEngine
 from modelyard.errors import Invalid
 from modelyard.optimisation.measure import UNKNOWN, Speed
-from modelyard.optimisation.memory import aside, grown, held
+from modelyard.optimisation.memory import grown, held
 from modelyard.tensors import Call, Tensor
 
 STREAMS = 8

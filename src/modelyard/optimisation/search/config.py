@@ -23,7 +23,8 @@ class SearchConfig(Config):
     """`trials` jobs of kind `optimise` at most, `parallel` at once (None: as many as fit), each a chain of steps out of `space`
     (as text, `channels=[0,0.5],quantize=[none,static-int8]`, or as an object; None: the usual for such a model). None begins
     that would likely end after `time_budget` seconds. `reuse`: a trial that another search
-    made before, of the same versions and configuration, is taken as it came out. The rest is as of `optimise`."""
+    made before, of the same versions and configuration, on such a machine with the same libraries, is taken as it came out.
+    The rest is as of `optimise`."""
 
     max_accuracy_drop: float = Field(default=1.0, ge=0, le=100)
     goal: Goal = "latency"

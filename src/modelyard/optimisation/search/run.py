@@ -27,6 +27,7 @@ from modelyard.optimisation.choose import Measured, choose
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.publish import REPORT as OPTIMISED
+from modelyard.optimisation.publish import machine
 from modelyard.optimisation.search.budget import Took, epochs_left
 from modelyard.optimisation.search.config import SearchConfig
 from modelyard.optimisation.search.front import losses, pareto
@@ -86,7 +87,9 @@ class Search(Parent):
         same = {name: getattr(self.config, name) for name in ("confidence", "seed", "seconds")}
         # Whatever it loses is a result; whether that is too much is this job's to say.
         asked = {**made, **same, "max_accuracy_drop": _ANY}
-        return self.context.submit("optimise", asked, self.references, reuse=self.config.reuse)
+        # What its job would report as well: figures of other libraries, or of another machine, are not its own.
+        known = {"environment": machine()} if self.config.reuse else None
+        return self.context.submit("optimise", asked, self.references, reuse=known)
 
     def judge(self, trial: Trial) -> None:
         """Stop a trial that trains and gets nowhere."""
@@ -209,7 +212,10 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
     if (folder / OPTIMISED).exists():
         raise Invalid(f"{inputs['model'].reference} is what an optimise job made; search from the version it was made from.")
     card = ModelCard.load(folder)
-    metric = Source(folder, card, Dataset.open(inputs["dataset"].view.local())).metric
+    source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
+    if source.writes:
+        raise Invalid("The model answers texts as they are: there is nothing to search among; `evaluate` says how good it is.")
+    metric = source.metric
     if config.space is not None:
         return config.space, metric
     trains = card.module is not None
