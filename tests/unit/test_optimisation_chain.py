@@ -110,9 +110,7 @@ def test_quantize_alone_is_of_the_original(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["prune:weights=0.5", "quantize:q4_0", "distil:layers=2"])
 def test_steps_for_language_models_are_refused(tmp_path: Path, step: str) -> None:
-    with pytest.raises(
-        Invalid, match=f"'{step}' is for language models(| and .*); this one is for"
-    ):
+    with pytest.raises(Invalid, match=f"'{step}' is for language models(| and .*); this one is for"):
         made(tmp_path, step)
 
 
