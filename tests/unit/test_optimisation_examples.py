@@ -215,7 +215,7 @@ def test_what_belongs_together_is_found_by_its_embeddings(tmp_path: Path) -> Non
     source = Source(version, ModelCard.load(version), data)
     assert (source.metric, source.features) == ("spearman", ("asked",))
     assert source.judges("recall@10") == ("recall@10", "mrr", "recall@1")
-    answers, wanted = source.found(OnnxEngine(version, ModelCard.load(version)), "report")
+    answers, wanted = source.found(OnnxEngine(version, ModelCard.load(version)), "report", "mrr")
     one, two = (tiny_language.embeddings(tmp_path / "bert", model, texts, normalised=True) for texts in (asked, theirs))
     near, other = one @ two.T, np.array(theirs)[None] != np.array(theirs)[:, None]
     places = 1 + ((near >= np.diagonal(near)[:, None]) & other).sum(axis=1)
@@ -240,5 +240,8 @@ def test_embeddings_that_are_all_the_same_find_nothing(tmp_path: Path) -> None:
         def forward(self, batch):
             return {name: np.ones_like(array) for name, array in super().forward(batch).items()}
 
-    found, _ = Source(version, ModelCard.load(version), data).found(Same(version, ModelCard.load(version)), "report")
+    source, same = Source(version, ModelCard.load(version), data), Same(version, ModelCard.load(version))
+    found, _ = source.found(same, "report", "mrr")
+    with pytest.raises(Invalid, match="recall@10 is 1 of any model: among 3 texts each is one of the first 10"):
+        source.found(same, "report", "recall@10")
     assert (1 / found.predicted).tolist() == [7.0] * 9  # the two that belong to equal texts do not come before it
