@@ -141,6 +141,7 @@ class Graph:
             self.path,
             target,
             weight_type=QuantType.QUInt8 if convolves else QuantType.QInt8,
+            per_channel=self.step.per_channel and not convolves,  # onnxruntime's ConvInteger knows one zero point
             reduce_range=True,
             nodes_to_quantize=nodes,
             nodes_to_exclude=excluded,
