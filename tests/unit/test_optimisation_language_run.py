@@ -202,7 +202,7 @@ def test_scales_that_are_tuned_lose_less(inputs, tmp_path):
     assert lost[4] < 0.9 * lost[0]
 
 
-def test_the_mean_weight_has_so_many_bits_and_the_file_says_which_have_eight(inputs, tmp_path):
+def test_the_mean_weight_has_so_many_bits_and_the_file_says_which_have_more(inputs, tmp_path):
     outputs, context = optimised(inputs, tmp_path, steps=["quantize:q4_0,bits=5.2"])
     (name,) = outputs.published
     assert name == "q4_0-5.2bits"

@@ -196,9 +196,10 @@ def test_only_a_call_wakes_what_sleeps(db: Database) -> None:
         assert revision(session) > before
         row = session.get_one(ReleaseRow, (1, 1))
         assert (row.replicas, row.state) == (1, "pending")
-        before = revision(session)
+        before, turn = revision(session), session.get_one(DeploymentRow, 1).used
         releases.wake(session, "team", "d")
         assert revision(session) == before
+        assert session.get_one(DeploymentRow, 1).used == turn, "who asks again keeps the turn of who asked first"
     with pytest.raises(NotFound), db.begin() as session:
         releases.wake(session, "other", "d")
 
