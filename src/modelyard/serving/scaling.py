@@ -49,11 +49,12 @@ class Demand(NamedTuple):
 def scale(demand: Demand, options: Options) -> int:
     """How many replicas to want. By Little's law so many that what is outstanding is done within the latency target. What is
     refused for it is never outstanding: where there is a target the rate counts too, and where all there are refuse, there is
-    one more, whatever was measured. None after `idle` seconds without a call. Only a call wakes what sleeps."""
+    one more, whatever was measured. None after `idle` seconds without a call, where none is computed any more. Only a call
+    wakes what sleeps."""
     load, there = demand.load, demand.replicas
     if there == 0:
         return 0 if options.min_replicas == 0 else options.min_replicas
-    if options.min_replicas == 0 and demand.quiet >= options.idle and load.falling == 0:
+    if options.min_replicas == 0 and demand.quiet >= options.idle and load.rising == 0:
         return 0
     each = calls_each(options, load.us_a_row)
     row = 0.0 if options.latency_target is None else (load.us_a_row or 0.0) / 1e6 / BUSY  # of a replica's seconds
