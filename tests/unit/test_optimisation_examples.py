@@ -16,6 +16,7 @@ from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
+from modelyard.optimisation.embeddings import alike
 from modelyard.optimisation.evaluate import score
 from modelyard.optimisation.examples import Source
 from modelyard.testing import FakeEngine
@@ -91,7 +92,8 @@ def texts(tmp_path: Path) -> Source:
 
 def test_of_texts_it_counts_how_alike_the_original_finds_them(texts: Source) -> None:
     original = Embeds()
-    found = texts.truth(original, texts.examples("select"))
+    select = texts.examples("select")
+    found = texts.truth(select, lambda: texts.predict(original, select.inputs))
     assert texts.metric == "spearman"
     assert (found.wanted == texts.predict(original, found.inputs)).all()
     assert len(set(found.wanted.tolist())) > 90
@@ -102,11 +104,16 @@ def test_of_texts_it_counts_how_alike_the_original_finds_them(texts: Source) -> 
     assert wanted is answers.predicted
 
 
-def test_a_batch_of_texts_is_as_long_as_its_longest(texts: Source) -> None:
+def test_texts_go_by_length_in_batches_as_long_as_their_longest(texts: Source) -> None:
     engine, inputs = Embeds(), texts.examples("select").inputs
     whole = inputs["attention_mask"].sum(axis=1)
     texts.predict(engine, inputs)
-    assert engine.widths == [whole[:64].max(), whole[64:].max()]
+    texts.run(engine, "select")
+    assert engine.widths == 2 * [sorted(whole)[63], whole.max()]
+    one_by_one = np.concatenate(
+        [engine.forward({k: v[i : i + 1] for k, v in inputs.items()})["sentence_embedding"] for i in range(100)]
+    )
+    np.testing.assert_allclose(texts.predict(engine, inputs), alike(one_by_one), atol=1e-6)
     typical = texts.typical(inputs, 32)
     lengths = typical["attention_mask"].sum(axis=1)
     assert sorted(lengths) == sorted(whole[:32])

@@ -21,9 +21,10 @@ from modelyard.engines.base import ENGINES, BatchEngine, ModelCard, StreamEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation.comparison import by_class, by_column, by_label, by_metric, compare
+from modelyard.optimisation.embeddings import FOUND
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
 from modelyard.optimisation.evidence import Drop, Evidence, Metric, Paired
-from modelyard.optimisation.examples import FOUND, Answers, Source
+from modelyard.optimisation.examples import Answers, Source
 from modelyard.optimisation.greedy import Greedy, answering
 from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array

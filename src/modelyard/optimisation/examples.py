@@ -17,13 +17,13 @@ from modelyard.data.tokens import MAX_CALL_TOKENS
 from modelyard.data.transforms import Transform, build, softmax
 from modelyard.engines.base import BatchEngine, ModelCard
 from modelyard.errors import Invalid
+from modelyard.optimisation import embeddings
+from modelyard.optimisation.embeddings import FOUND
 from modelyard.optimisation.evidence import Metric
 from modelyard.tensors import DATATYPES, Array
 
 _CHUNK = 64
 _TEXTS: tuple[Metric, ...] = ("rouge", "chrf", "bleu", "wer", "accuracy")  # by which texts that are answered can be judged
-# The same of texts that are found by their embeddings, each with the places that are as good as the first.
-FOUND: Mapping[Metric, int] = {"mrr": 1, "recall@1": 1, "recall@10": 10}
 _USUAL: Mapping[str | None, Metric] = {"automatic-speech-recognition": "wer", "translation": "chrf"}
 TRAINING = "training.json"  # what training leaves beside the card: which features and target a module was trained on
 
@@ -47,7 +47,7 @@ class Answers:
     confidence: Array | None = None
 
     def only(self, kept: Array) -> Answers:
-        """Those of some rows: BOOL [rows]."""
+        """Those of some rows: BOOL [rows], or INT64 positions."""
         return Answers(self.predicted[kept], None if self.confidence is None else self.confidence[kept])
 
 
@@ -90,12 +90,13 @@ class Source:
         """What a model answers to a whole split, and what was wanted. Rows are decoded as they are needed, so that it may be
         larger than memory takes once decoded; `check` is called before each batch."""
         columns, wanted = self._read(split)
+        lengths = np.array([len(text) for text in columns[self._features[0]]]) if self._kind == "text" else None
         parts = []
-        for i in range(0, len(wanted), _CHUNK):
+        for at in (turns := _turns(len(wanted), lengths)):
             check()
-            inputs = self._engine_inputs({name: values[i : i + _CHUNK] for name, values in columns.items()})
+            inputs = self._engine_inputs({name: values[at] for name, values in columns.items()})
             parts.append(self._answers(self._transform.after(engine.forward(inputs))))
-        answers = self._whole(parts)
+        answers = self._whole(parts, turns)
         return answers, answers.predicted if self.metric == "spearman" else wanted
 
     def found(
@@ -108,23 +109,13 @@ class Source:
         there, first = len(set(columns[self._pair])), FOUND[metric]
         if there <= first:
             raise Invalid(f"{metric} is 1 of any model: among {there} texts each is one of the first {first}. Give more rows.")
-        ours, theirs = (_unit(self._embedded(engine, columns[name], check)) for name in (self._features[0], self._pair))
+        ours, theirs = (self._embedded(engine, columns[name], check) for name in (self._features[0], self._pair))
         texts = columns[self._pair]
-        places = []
-        for row, own in enumerate(ours):
-            if not row % _CHUNK:
-                check()
-            near = theirs @ own
-            if not np.isfinite(near).all():
-                raise Invalid("An embedding holds NaN or infinity: nothing is near to it or far from it.")
-            places.append(1 + int((~(near < near[row]) & (texts != texts[row])).sum()))
-        return Answers(1 / np.array(places, np.float64)), texts
+        return Answers(1 / embeddings.places(ours, theirs, texts, check)), texts
 
-    def truth(self, original: BatchEngine, examples: Examples) -> Examples:
-        """The examples with what is wanted of texts: how alike the original makes them."""
-        if self.metric != "spearman":
-            return examples
-        return replace(examples, wanted=self.predict(original, examples.inputs))
+    def truth(self, examples: Examples, predicted: Callable[[], Array]) -> Examples:
+        """The examples with what is wanted of texts: how alike the original makes them, `predicted` by it."""
+        return replace(examples, wanted=predicted()) if self.metric == "spearman" else examples
 
     def cut(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Rows of texts without the places that none of them fills; anything else as it is."""
@@ -181,18 +172,18 @@ class Source:
 
     def answers(self, engine: BatchEngine, inputs: Mapping[str, Array], check: Callable[[], None] = lambda: None) -> Answers:
         """As `predict`, and how sure the model is."""
-        rows = len(next(iter(inputs.values())))
-        batches = (self.cut({k: v[i : i + _CHUNK] for k, v in inputs.items()}) for i in range(0, rows, _CHUNK))
+        rows, mask = len(next(iter(inputs.values()))), inputs.get("attention_mask") if self._kind == "text" else None
         parts = []
-        for batch in batches:
+        for at in (turns := _turns(rows, None if mask is None else mask.sum(axis=1))):
             check()
+            batch = self.cut({name: values[at] for name, values in inputs.items()})
             parts.append(self._answers(self._transform.after(engine.forward(batch))))
-        return self._whole(parts)
+        return self._whole(parts, turns)
 
-    def _whole(self, parts: Sequence[Answers]) -> Answers:
-        """The answers of all batches; of embeddings, how alike each row and another are."""
-        whole = _joined(parts)
-        return Answers(_alike(whole.predicted)) if self.metric == "spearman" else whole
+    def _whole(self, parts: Sequence[Answers], turns: Sequence[Array]) -> Answers:
+        """The answers of all batches, in the order of their rows; of embeddings, how alike each row and another are."""
+        whole = _joined(parts).only(np.argsort(np.concatenate(turns)))
+        return Answers(embeddings.alike(whole.predicted)) if self.metric == "spearman" else whole
 
     def _read(self, split: str) -> tuple[dict[str, Array], Array]:
         """The columns that the model is shown, and the target."""
@@ -332,15 +323,22 @@ class Source:
     def _embedded(self, engine: BatchEngine, texts: Array, check: Callable[[], None]) -> Array:
         """FP64 [rows, dim]."""
         parts = []
-        for i in range(0, len(texts), _CHUNK):
+        for at in (turns := _turns(len(texts), np.array([len(text) for text in texts]))):
             check()
-            parts.append(self._answers(self._transform.after(engine.forward(self._tokens(texts[i : i + _CHUNK])))).predicted)
-        return np.concatenate(parts)
+            parts.append(self._answers(self._transform.after(engine.forward(self._tokens(texts[at])))).predicted)
+        found: Array = np.concatenate(parts)[np.argsort(np.concatenate(turns))]
+        return found
 
     def _positions(self, labels: Array) -> Array:
         """Names of labels → their positions in the dataset; -1, never right, for one that it does not have."""
         known = {name: position for position, name in enumerate(self._labels or ())}
         return np.array([known.get(v.decode() if isinstance(v, bytes) else str(v), -1) for v in labels], np.int64)
+
+
+def _turns(rows: int, lengths: Array | None) -> list[Array]:
+    """INT64 positions of rows by batch: as they come, or by length, so that few places of a batch of texts are only filled."""
+    order = np.arange(rows) if lengths is None else np.argsort(lengths, kind="stable")
+    return [order[i : i + _CHUNK] for i in range(0, rows, _CHUNK)]
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
@@ -351,20 +349,6 @@ def _joined(parts: Sequence[Answers]) -> Answers:
 
 def _filled(array: Array, width: int, fill: int) -> Array:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
-
-
-def _alike(embeddings: Array) -> Array:
-    """FP64 [rows]: the cosine of each row's embedding and another's, the same one of every model. `embeddings`: [rows, dim]."""
-    order = np.random.default_rng(0).permutation(len(embeddings))
-    unit = _unit(embeddings[order])
-    found = np.empty(len(order))
-    found[order] = (unit * np.roll(unit, 1, axis=0)).sum(axis=1)
-    return found
-
-
-def _unit(embeddings: Array) -> Array:
-    found: Array = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    return found
 
 
 def _texts(values: Array) -> Array:

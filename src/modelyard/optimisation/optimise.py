@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from modelyard.optimisation.comparison import by_label, compare
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
 from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fresh
-from modelyard.optimisation.examples import Examples, Source
+from modelyard.optimisation.examples import Answers, Examples, Source
 from modelyard.optimisation.measure import MANY, ONE, UNKNOWN, measure, rows
 from modelyard.optimisation.memory import memory
 from modelyard.optimisation.publish import REPORT, Findings, machine, publish
@@ -55,16 +55,17 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     for step, row in enumerate(table):
         context.metric(step, **{key: float(value) for key, value in row.to_json().items() if type(value) in (int, float)})
     context.report(  # stays, if none is chosen
-        metric=subject.source.metric, goal=config.goal, table=told(table), **found_by(made, "select", subject, config)
+        metric=subject.source.metric, goal=config.goal, table=told(table), **found_by(made, subject, config)
     )
     context.progress(ahead + 3, ahead + _STEPS)
     choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
     rows = told(table, choice)
-    report = judge(subject, next(v for v in variants if v.name == choice.variant), config, context)
+    answered = answer(subject, variants, context)
+    report = judge(answered, choice.variant, subject, config)
     context.progress(ahead + 4, ahead + _STEPS)
-    more = found_by(made, "report", subject, config)
+    more = found_by(made, subject, config, answered)
     context.report(table=rows, chosen=choice.variant, report=report, **more)
-    evaluations = evaluate(subject, variants, config, context)
+    evaluations = evaluate(answered, subject, config, context)
     findings = Findings(config, inputs, subject.source.metric, rows, report, choice.variant, evaluations, more)
     for variant in sorted(variants, key=lambda variant: variant.name == choice.variant):
         if variant.verified:
@@ -88,7 +89,8 @@ def read(inputs: Mapping[str, Input]) -> Subject:
     if any(spec.shape is not None and spec.shape[0] != -1 for spec in card.inputs):
         raise Invalid("The model takes batches of one fixed size only; optimising needs an open batch (dim 0).")
     engine = cast(BatchEngine, ENGINES.get(card.engines[0])(folder, card))
-    return Subject(folder, card, engine, source, source.truth(engine, source.examples("select")))
+    select = source.examples("select")
+    return Subject(folder, card, engine, source, source.truth(select, lambda: source.predict(engine, select.inputs)))
 
 
 def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, context: JobContext) -> list[Measured]:
@@ -117,52 +119,62 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     ]
 
 
-def evaluate(subject: Subject, variants: list[Variant], config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The report split, and what the original and every verified variant answer to it, by name."""
+
+    examples: Examples
+    answers: Mapping[str, Answers]
+
+
+def answer(subject: Subject, variants: list[Variant], context: JobContext) -> Answered:
+    """Raises `Invalid` where the split is empty."""
+    source = subject.source
+    examples = source.examples(SPLIT)
+    engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.verified and v.engine is not None}}
+    answers = {name: source.answers(engine, examples.inputs, context.check) for name, engine in engines.items()}
+    return Answered(source.truth(examples, lambda: answers[ORIGINAL].predicted), answers)
+
+
+def evaluate(answered: Answered, subject: Subject, config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
     """Of every verified variant what the report split shows, which nothing was chosen by; none where it can show nothing."""
-    source, found = subject.source, dict[str, Any]()
+    source, found, rows = subject.source, dict[str, Any](), answered.examples
     try:
         check_labels(subject.card, source)
         kept = fresh(source, context)
-        rows = source.truth(subject.engine, source.examples(SPLIT))
-        original = source.answers(subject.engine, rows.inputs, context.check)
         slices = by_label(source.labels, rows.wanted)
-        for variant in variants:
+        original = answered.answers[ORIGINAL]
+        for name, answers in answered.answers.items():
             context.check()
-            if variant.verified and variant.engine is not None:
-                answers = source.answers(variant.engine, rows.inputs, context.check)
+            if name != ORIGINAL:
                 evidence = compare(
                     original, answers, rows.wanted, source.metric, split=SPLIT, slices=slices, kept=kept, seed=config.seed
                 )
-                found[variant.name] = described(evidence, "model")
+                found[name] = described(evidence, "model")
     except Invalid as error:
         context.log(f"The variants were not evaluated on the report split: {error.message}")
     return found
 
 
-def judge(subject: Subject, chosen: Variant, config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
+def judge(answered: Answered, chosen: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:
     """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
-    assert chosen.engine is not None
-    source, metric = subject.source, subject.source.metric
-    examples = source.truth(subject.engine, source.examples("report"))
-    engines = {ORIGINAL: subject.engine, "chosen": chosen.engine}
-    predictions = {name: source.predict(engine, examples.inputs, context.check) for name, engine in engines.items()}
-    report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen.name}
+    examples, metric = answered.examples, subject.source.metric
+    predictions = {name: answered.answers[variant].predicted for name, variant in ((ORIGINAL, ORIGINAL), ("chosen", chosen))}
+    report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen}
     for name, predicted in predictions.items():
         report[name] = _figures(predicted, examples, metric, config)
     lost = drop(predictions[ORIGINAL], predictions["chosen"], examples.wanted, metric, config.confidence, config.seed)
     return {**report, "drop": lost.to_json()}
 
 
-def found_by(made: chain.Result, split: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:
-    """What steps have to tell beside the table: each of them, and of a lesson what it was worth on both splits so far."""
+def found_by(made: chain.Result, subject: Subject, config: OptimiseConfig, report: Answered | None = None) -> dict[str, Any]:
+    """What steps have to tell beside the table: each of them, and of a lesson what it was worth on the splits seen so far."""
     if not config.steps:
         return {}
     told: dict[str, Any] = {"steps": list(made.told)}
     if made.lesson is None:
         return told
-    splits = ("select",) if split == "select" else ("select", "report")
-    source, engine = subject.source, subject.engine
-    examples = {name: subject.select if name == "select" else source.truth(engine, source.examples(name)) for name in splits}
+    examples = {"select": subject.select} | ({SPLIT: report.examples} if report else {})
     return told | {"distillation": {name: study(subject, made.lesson, found, config) for name, found in examples.items()}}
 
 
