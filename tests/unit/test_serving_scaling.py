@@ -63,7 +63,8 @@ def test_it_does_not_shrink_to_what_would_refuse():
 def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
     asked = options(0, 4, idle=60)
     assert scale(demand(1, quiet=61), asked) == 0
-    assert scale(demand(1, quiet=61, falling=1), asked) == 1  # somebody waits
+    assert scale(demand(1, quiet=61, rising=1, falling=1), asked) == 1  # somebody waits
+    assert scale(demand(1, quiet=61, falling=8), asked) == 0  # somebody waited half a minute ago
     assert scale(demand(1, quiet=59), asked) == 1
     assert scale(demand(0, quiet=0), asked) == 0
     assert scale(demand(0), options(2)) == 2  # it may not sleep any more

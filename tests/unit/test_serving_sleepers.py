@@ -136,3 +136,24 @@ def test_who_has_no_key_wakes_nobody(tmp_path):
     bench = Bench(tmp_path, routes=[route(**SLEEPS)])
     with pytest.raises(Unauthorized):
         bench.gateway.admit(URL, (), time.time())
+
+
+def test_who_is_put_to_sleep_again_while_calls_wait_is_woken_again(monkeypatch):
+    monkeypatch.setattr(sleepers, "AGAIN", 0.05)
+    late = ((b"authorization", b"Bearer another"),)
+
+    async def scene():
+        held, asked = Sleepers(), []
+        held.waker = lambda route, credentials: asked.append(credentials)
+        held.hold(route(**SLEEPS), GOOD, 0.02, lambda: None)
+        held.hold(route(**SLEEPS), late, 5.0, lambda: None)
+        held.look(lambda name: route(**SLEEPS))
+        assert asked == [GOOD]
+        await asyncio.sleep(0.06)
+        held.look(lambda name: route(state=DeploymentState.pending, endpoints=(), wakes=True))
+        assert asked == [GOOD]
+        held.look(lambda name: route(**SLEEPS))
+        held.look(lambda name: route(**SLEEPS))
+        assert asked == [GOOD, late]  # by the key of one that still waits
+
+    run(scene)

@@ -92,6 +92,10 @@ class Gateway:
         self.keyring.replace(state.keys)
         self._quotas.know(state.keys, state.quotas, time.time())
         self._set_routes(state.routes)
+        self.look_after_sleepers()
+
+    def look_after_sleepers(self) -> None:
+        """Let calls go on whose deployment is awake, and ask for those that sleep."""
         self.sleepers.look(self._routes.get)
 
     def _set_routes(self, routes: Iterable[Route]) -> None:

@@ -149,6 +149,7 @@ async def _hurry(gateway: Gateway) -> None:
     while True:
         await asyncio.sleep(HURRY)
         if gateway.sleepers.any:
+            gateway.look_after_sleepers()
             gateway.refresh(lambda seen: None)
 
 

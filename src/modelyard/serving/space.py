@@ -52,7 +52,7 @@ class Space:
             if asleep is None:
                 row = session.get(ReleaseRow, (release.deployment, release.generation))
                 if row is not None:
-                    row.error, row.retry_at = _why(need, held, room), now() + _AGAIN
+                    row.error, row.retry_at = _why(need, held, room, deployment.id), now() + _AGAIN
                     bump(session)
                 return False
             slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
@@ -170,11 +170,12 @@ def granted(asked: int, taken: int, cores: Sequence[int]) -> int:
     return max(1, min(asked, cores[0] - taken)) if len(cores) == 1 else 1
 
 
-def _why(need: int, held: Sequence[Holder], room: Room) -> str:
-    taken = sum(one.memory for one in held)
+def _why(need: int, held: Sequence[Holder], room: Room, deployment: int) -> str:
+    taken, there = sum(one.memory for one in held), sum(one.replicas for one in held)
     limit = f"{room.memory // _MIB} MiB" + (f" and {room.replicas} replicas" if room.replicas else "")
-    there = sum(one.replicas for one in held)
+    own = sum(one.replicas for one in held if one.deployment == deployment)
+    ours = f" ({own} of this deployment, which answer until the new one does)" if own else ""
     return (
-        f"No room for a replica of about {need // _MIB} MiB: {taken // _MIB} MiB in {there} replicas are held by others, "
-        f"which do not give way, of {limit} (serving_memory, serving_replicas)."
+        f"No room for a replica of about {need // _MIB} MiB: {taken // _MIB} MiB in {there} replicas{ours} do not give way, of "
+        f"{limit}. Raise serving_memory or serving_replicas, undeploy another, or let others sleep (min_replicas 0)."
     )
