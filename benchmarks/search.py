@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -126,7 +127,7 @@ def dominated(points: Sequence[tuple[float, ...]], worst: Sequence[float]) -> fl
         return max(0.0, worst[0] - min((point[0] for point in points), default=worst[0]))
     levels = sorted({point[-1] for point in points if point[-1] < worst[-1]})
     total = 0.0
-    for level, above in zip(levels, [*levels[1:], worst[-1]], strict=True):
+    for level, above in pairwise([*levels, worst[-1]]):
         total += (above - level) * dominated([point[:-1] for point in points if point[-1] <= level], worst[:-1])
     return total
 
