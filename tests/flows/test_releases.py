@@ -208,6 +208,8 @@ def test_calls_by_grpc_are_held_until_what_sleeps_is_awake(platform: Yard) -> No
                 client.infer("loir", [inputs], headers=headers)
         assert platform.deployment("loir")["state"] == "asleep"
         headers = {"authorization": key(platform)["Authorization"]}
+        assert client.is_model_ready("loir", headers=headers)  # as good as: a call waits until it is
+        assert platform.deployment("loir")["state"] == "asleep"
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: client.infer("loir", [inputs], headers=headers), range(8)))
     assert [answer.as_numpy("y").tolist() for answer in answers] == [[[1.0]]] * 8
