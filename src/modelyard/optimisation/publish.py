@@ -23,6 +23,7 @@ from modelyard.kinds import Input, Outputs
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
+from modelyard.training.gang import processors
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
@@ -103,6 +104,7 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         **there,
+        "processors": processors(),
         "threads": 1,
     }
 
@@ -132,6 +134,8 @@ def readme(findings: Findings) -> str:
         f"\nOn the report split, which nothing was chosen by, {findings.chosen} reaches {name} {chosen['value']:.4f} "
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
+    if out := findings.report["left_out"]:
+        lines.append(f"Of that split {out:,} were left out, since they are in calibrate or select as well.")
     return "\n".join(lines)
 
 
