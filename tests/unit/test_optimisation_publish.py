@@ -41,7 +41,7 @@ BROKEN = {
     "verdict": "not verified",
     "chosen": False,
 }
-REPORT = {"original": {"value": 0.96}, "chosen": {"value": 0.961, "low": 0.94, "high": 0.98}}
+REPORT = {"left_out": 0, "original": {"value": 0.96}, "chosen": {"value": 0.961, "low": 0.94, "high": 0.98}}
 
 
 @pytest.fixture

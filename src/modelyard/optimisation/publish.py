@@ -24,6 +24,7 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.examples import TRAINING
 from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
+from modelyard.training.gang import processors
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
@@ -104,6 +105,7 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         **there,
+        "processors": processors(),
         "threads": 1,
     }
 
@@ -133,6 +135,8 @@ def readme(findings: Findings) -> str:
         f"\nOn the report split, which nothing was chosen by, {findings.chosen} reaches {name} {chosen['value']:.4f} "
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
+    if out := findings.report["left_out"]:
+        lines.append(f"Of that split {out:,} were left out, since they are in calibrate or select as well.")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation.choose import Choice as Chosen
 from modelyard.optimisation.choose import Measured, choose
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
+from modelyard.optimisation.evaluation import fresh
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.publish import REPORT as OPTIMISED
 from modelyard.optimisation.publish import machine
@@ -36,6 +37,7 @@ from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
 from modelyard.plugins import load
+from modelyard.training.gang import processors
 from modelyard.training.split import Split
 from modelyard.training.sweep.parent import Parent, reference
 from modelyard.training.sweep.space import Choice
@@ -63,7 +65,7 @@ class Search(Parent):
         references = {role: reference(role, given) for role, given in inputs.items()}
         super().__init__(context, references, config.trials, config.parallel)
         self.config, self.model, self.dataset = config, inputs["model"].reference, inputs["dataset"].reference
-        self.space, self.metric = _looked_at(config, inputs)
+        self.space, self.metric = _looked_at(config, inputs, context)
         points = candidates(self.space)
         self.costs = {json.dumps(point, sort_keys=True): epochs(Point(**point).steps()) for point in points}
         self.total = min(self.total, len(points))
@@ -87,7 +89,7 @@ class Search(Parent):
         same = {name: getattr(self.config, name) for name in ("confidence", "seed", "seconds")}
         # Whatever it loses is a result; whether that is too much is this job's to say.
         asked = {**made, **same, "max_accuracy_drop": _ANY}
-        # What its job would report as well: figures of other libraries, or of another machine, are not its own.
+        # What its job would report as well: figures of other libraries, another machine or more processors are not its own.
         known = {"environment": machine()} if self.config.reuse else None
         return self.context.submit("optimise", asked, self.references, reuse=known)
 
@@ -201,13 +203,16 @@ class Search(Parent):
         ways = [word for step in steps for word in ("--with", step)] or ["--set", 'variants=["fp32"]']
         unusual = {name: getattr(self.config, name) for name in ("seed", "seconds", "confidence")}
         unusual = {name: value for name, value in unusual.items() if value != OptimiseConfig.model_fields[name].default}
-        ways += [word for name, value in unusual.items() for word in ("--set", f"{name}={value:g}")]
+        ways += [word for name, value in unusual.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+        ways += ["--cpus", str(processors())] if processors() > 1 else []
         words = ["modelyard", "optimize", self.model, "--on", self.dataset, *ways]
-        return shlex.join([*words, "--max-accuracy-drop", f"{self.config.max_accuracy_drop:g}", "--goal", self.config.goal])
+        budget = json.dumps(self.config.max_accuracy_drop)
+        return shlex.join([*words, "--max-accuracy-drop", budget, "--goal", self.config.goal])
 
 
-def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mapping[str, Choice], str]:
-    """The space, and the metric. Raises `Invalid` where the version is a variant, or does not fit the data."""
+def _looked_at(config: SearchConfig, inputs: Mapping[str, Input], context: JobContext) -> tuple[Mapping[str, Choice], str]:
+    """The space, and the metric. Raises `Invalid` where the version is a variant, or does not fit the data, or where the
+    report split can show nothing."""
     folder = inputs["model"].view.local()
     if (folder / OPTIMISED).exists():
         raise Invalid(f"{inputs['model'].reference} is what an optimise job made; search from the version it was made from.")
@@ -215,6 +220,7 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
     source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
     if source.writes:
         raise Invalid("The model answers texts as they are: there is nothing to search among; `evaluate` says how good it is.")
+    fresh(source, context)
     metric = source.metric
     if config.space is not None:
         return config.space, metric
