@@ -44,8 +44,14 @@ class FakeLink:
 
 
 class FakeGroup:
+    gone = False
+
     def __init__(self, links: list[FakeLink]) -> None:
         self.links = links
+
+    @property
+    def newest(self) -> Any:
+        return self
 
 
 class FakeRouter:

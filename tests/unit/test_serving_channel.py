@@ -148,6 +148,35 @@ def test_closing_writes_what_was_sent():
     assert len(frames(end.transport.written)) == 1
 
 
+def test_a_channel_that_finishes_writes_large_bodies_to_the_end_first():
+    end = End(limit=1).connect()
+    end.channel.send_whole(PartFrame(1, 0, 1, b"a" * 2_000_000))
+    end.channel.send(EndFrame(1, Usage(1, 2), 0))
+    end.channel.finish()
+    end.loop.settle()
+    assert not end.transport.closed
+    while end.transport.waiting:
+        end.transport.drained()
+        end.loop.settle()
+    assert end.transport.closed
+    *parts, last = frames(end.transport.written)
+    assert b"".join(part.data for part in parts) == b"a" * 2_000_000
+    assert isinstance(last, EndFrame)
+
+
+def test_a_channel_that_finishes_has_nothing_more_to_write():
+    end = End().connect()
+    end.channel.finish()
+    assert end.transport.closed
+
+
+def test_closing_waits_for_no_peer():
+    end = End(limit=1).connect()
+    end.channel.send_whole(call(1, b"a" * 2_000_000))
+    end.channel.close()
+    assert end.transport.closed
+
+
 def test_nothing_is_written_to_a_peer_that_died_in_the_same_turn():
     end = End().connect()
     end.channel.send_whole(call(1, b"x" * (3 * PIECE)))

@@ -6,16 +6,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from test_serving_service import deploy
 
-from modelyard.db import Base, Database
+from modelyard.db import Base, Database, now
 from modelyard.errors import Internal, Unavailable
 from modelyard.jobs.types import ProcessStatus
 from modelyard.metrics import UNEXPECTED
+from modelyard.serving import releases
 from modelyard.serving.controller import Controller
+from modelyard.serving.directory import Directory
+from modelyard.serving.scaling import Room
 from modelyard.serving.tables import DeploymentRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentState, Health, ReplicaState
 from modelyard.serving.watch import Watch
@@ -223,4 +227,79 @@ def test_where_both_lose_replicas_alike_the_canary_stays(tmp_path: Path) -> None
             scene.processes.kill(token)
         scene.tick(3)
     assert note(scene) == (2, None)
+    scene.db.close()
+
+
+def called(scene: Scene, minutes: float) -> None:
+    """All deployments were called last so long from now, and all replicas became what they are long ago."""
+    with scene.db.begin() as session:
+        session.query(DeploymentRow).update({"used": now() + timedelta(minutes=minutes)})
+        session.query(ReplicaRow).update({"changed": now() - timedelta(hours=1)})
+
+
+def unfinished(folder: Path, why: str, **asked: object) -> Scene:
+    """Version 1 answers, beside version 2 that has failed or finds no room."""
+    scene = Scene(folder, min_replicas=0, **asked)
+    called(scene, 1)
+    scene.tick(3)
+    scene.old, scene.said = scene.replicas(), replace(READY, state=ReplicaState.starting, error=Internal("no luck"))
+    if why == "no room":
+        scene.controller._space._room = lambda: Room(0, 1)  # type: ignore[method-assign]
+    deploy(scene.db, 2, min_replicas=0, **asked)
+    scene.tick(20, pauses=False)
+    found = scene.release(2)
+    assert (found.state, found.replicas) == ("pending" if why == "no room" else "failed", 1)
+    assert found.error is not None
+    assert scene.replicas() == scene.old
+    scene.said = READY
+    return scene
+
+
+@pytest.mark.parametrize(("why", "version"), [("no luck", "1"), ("no room", "2")])
+def test_what_answers_beside_a_release_that_is_not_whole_gives_way_and_a_call_alone_wakes_it(
+    tmp_path: Path, why: str, version: str
+) -> None:
+    scene = unfinished(tmp_path, why)
+    scene.controller._space._room = lambda: Room(0, 1)  # type: ignore[method-assign]
+    deploy(scene.db, name="e", min_replicas=0)
+    for _ in range(8):
+        called(scene, 0)
+        scene.tick(pauses=False)
+    assert scene.release(1).replicas == 0
+    assert [scene.release(n).state for n in (1, 2)] == ["asleep", "failed" if why == "no luck" else "asleep"]
+    with scene.db.begin() as session:
+        assert [row.deployment for row in session.query(ReplicaRow)] == [2]
+        releases.wake(session, "team", "d")
+    for _ in range(8):
+        called(scene, 0)
+        scene.tick(pauses=False)
+    with scene.db.read() as session:
+        routes = {route.deployment: route for route in Directory().read(session)}
+    assert (routes["d"].state, routes["d"].version, routes["e"].state) == ("ready", version, "asleep")
+    scene.db.close()
+
+
+def test_what_answers_beside_a_release_that_failed_is_scaled_and_sleeps(tmp_path: Path) -> None:
+    scene = unfinished(tmp_path, "no luck", max_replicas=3, idle=1)
+    scene.old, scene.said = [], replace(READY, depth=20)
+    scene.tick(3)
+    assert scene.release(1).replicas > 1
+    scene.said = READY
+    scene.tick(3)
+    called(scene, -1)
+    scene.tick()
+    assert (scene.release(1).replicas, scene.release(1).state) == (0, DeploymentState.asleep)
+    assert (scene.release(2).state, scene.release(2).error) == (DeploymentState.failed, "no luck")
+    scene.db.close()
+
+
+def test_what_answers_does_not_sleep_while_another_release_is_on_its_way(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, min_replicas=0, idle=1)
+    called(scene, 1)
+    scene.tick(3)
+    scene.old, scene.said = scene.replicas(), replace(READY, state=ReplicaState.starting)
+    deploy(scene.db, 2, min_replicas=0, idle=1)
+    called(scene, -1)
+    scene.tick(3)
+    assert (scene.replicas(), scene.release(1).replicas) == (scene.old, 1)
     scene.db.close()

@@ -22,6 +22,7 @@ from modelyard.serving.http import MAX_HEAD, InferenceProtocol
 from modelyard.serving.metrics import exposition
 from modelyard.serving.turns import LINGER, MAX_PIPELINED
 from modelyard.serving.types import DeploymentState
+from modelyard.tenancy.quota import Quota
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 
@@ -612,6 +613,48 @@ async def test_without_any_key_nothing_is_looked_up(c):
     c.feed(post(auth=""))
     assert not follower.asked
     assert c.answers()[0][0] == 401
+
+
+def upload(c, then):
+    """A call whose body is whole only after `then`, when all replicas that it was admitted to have left the routes."""
+    c.feed(post(b"one ", length=8))
+    c.protocol.turns[0].admission.group.gone = True
+    then()
+    c.feed(b"more")
+
+
+@scene(keys=[record(quota=Quota(0.001, 1))])
+async def test_an_upload_goes_to_what_serves_when_it_is_whole_and_counts_once_against_a_quota(c):
+    state = State(2, [record(quota=Quota(0.001, 1))], [route(version="4")])
+    upload(c, lambda: c.gateway.apply(state))
+    [call] = c.router.sent
+    assert (call.frame.data, call.frame.version) == (b"one more", "4")
+    c.router.answer(call)
+    c.feed(post())
+    assert [status for status, _, _ in c.answers()] == [200, 429]
+
+
+@scene()
+async def test_an_upload_to_a_deployment_that_fell_asleep_is_held(c):
+    asleep = route(state=DeploymentState.asleep, endpoints=(), wakes=True)
+    upload(c, lambda: c.gateway.apply(State(2, [record()], [asleep])))
+    assert c.gateway.sleepers.any
+    assert not c.transport.written
+    c.gateway.apply(State(3, [record()], [route()]))
+    await c.settle()
+    assert [call.frame.data for call in c.router.sent] == [b"one more"]
+    c.router.answer(c.router.sent[0])
+    assert c.answers()[0][0] == 200
+
+
+@scene()
+async def test_an_upload_to_a_deployment_that_is_gone_is_told_so(c):
+    upload(c, lambda: c.gateway.apply(State(2, [record()], [])))
+    assert not c.router.sent
+    assert [status for status, _, _ in c.answers()] == [404]
+    c.gateway.apply(State(3, [record()], [route()]))
+    c.feed(post())
+    assert len(c.router.sent) == 1
 
 
 # Order

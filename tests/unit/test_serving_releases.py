@@ -16,7 +16,7 @@ from modelyard.errors import Conflict, Invalid, NotFound
 from modelyard.serving import observations, releases, service
 from modelyard.serving.directory import Directory
 from modelyard.serving.feedback import Label, take
-from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow
+from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
 from modelyard.serving.types import DeploymentRequest, DeploymentState, Seen, TrialKind
 from modelyard.serving.verdict import Evidence, Tally
 from modelyard.tenancy import ledger
@@ -148,6 +148,71 @@ def test_rolled_back_the_one_before_serves_again(db: Database) -> None:
     with db.read() as session:
         [route] = Directory().read(session)
     assert route.version == "1"
+
+
+def test_what_serves_stays_while_one_after_another_does_not_become_whole(db: Database) -> None:
+    deploy(db, 2, replicas=2)
+    replica(db, "two", 2)
+    with db.begin() as session:  # one of two was ready
+        session.query(ReleaseRow).filter_by(generation=2).update({"signature": {"inputs": []}, "state": "ready"})
+    deploy(db, 3, replicas=2)
+    assert shown(db).previous == "m@1"
+    with db.read() as session:
+        [route] = Directory().read(session)
+        known = {row.generation: row for row in session.query(ReleaseRow)}
+        asked = releases.wanted(session.get_one(DeploymentRow, 1), known)
+    assert [endpoint.token for endpoint in route.endpoints] == ["one"]
+    assert [(one.generation, one.replicas) for one in asked] == [(3, 2), (1, 1)]
+
+
+def test_what_serves_though_it_was_never_whole_stays_where_the_one_before_is_lost(db: Database) -> None:
+    deploy(db, 2, replicas=2)
+    replica(db, "two", 2)
+    with db.begin() as session:
+        session.query(ReleaseRow).filter_by(generation=2).update({"signature": {"inputs": []}, "state": "ready"})
+        session.query(ReplicaRow).filter_by(token="one").delete()
+    deploy(db, 3, replicas=2)
+    with db.read() as session:
+        [route] = Directory().read(session)
+    assert [endpoint.token for endpoint in route.endpoints] == ["two"]
+
+
+def test_rolled_back_from_what_was_never_whole_the_one_that_answers_goes_on(db: Database) -> None:
+    deploy(db, 2, replicas=3)
+    replica(db, "two", 2)
+    with db.begin() as session:
+        session.query(ReleaseRow).filter_by(generation=2).update({"signature": {"inputs": []}, "state": "ready"})
+    back = verb(db, releases.roll_back)
+    assert (back.model, back.state, back.previous) == ("m@1", "ready", "m@2")
+    with db.read() as session:
+        [route] = Directory().read(session)
+        known = {row.generation: row for row in session.query(ReleaseRow)}
+        asked = releases.wanted(session.get_one(DeploymentRow, 1), known)
+    assert (route.version, [endpoint.token for endpoint in route.endpoints]) == ("1", ["one"])
+    assert [(one.generation, one.replicas) for one in asked] == [(1, 1)]
+
+
+def test_a_release_that_failed_wakes_nobody_and_the_one_before_it_does(db: Database) -> None:
+    deploy(db, min_replicas=0)
+    with db.begin() as session:
+        asleep = {"replicas": 0, "state": DeploymentState.asleep}
+        session.query(ReleaseRow).update(asleep)
+        session.query(ReplicaRow).delete()
+    deploy(db, 2, min_replicas=0)
+    with db.begin() as session:
+        releases.wake(session, "team", "d")
+        assert session.get_one(ReleaseRow, (1, 1)).replicas == 0, "the new one is on its way"
+        failed = {"state": DeploymentState.failed, "error": "no luck"}
+        session.query(ReleaseRow).filter_by(generation=2).update(failed)
+    with db.read() as session:
+        [route] = Directory().read(session)
+    assert (route.version, route.state, route.wakes) == ("1", DeploymentState.asleep, True)
+    with db.begin() as session:
+        releases.wake(session, "team", "d")
+    assert (shown(db).model, shown(db).state, shown(db).error) == ("m@2", "failed", "no luck")
+    with db.read() as session:
+        row = session.get_one(ReleaseRow, (1, 1))
+        assert (row.replicas, row.state) == (1, "pending")
 
 
 def test_a_rollback_ends_a_trial_first(db: Database) -> None:

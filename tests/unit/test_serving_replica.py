@@ -16,6 +16,7 @@ from serving_fakes import FakeTransport, call, frames
 from modelyard.data.transforms import build
 from modelyard.engines.base import ENGINES, ModelCard, TensorCard
 from modelyard.errors import Internal, Invalid, NotFound
+from modelyard.serving import peers
 from modelyard.serving.frames import (
     PIECE,
     BodyFrame,
@@ -24,6 +25,7 @@ from modelyard.serving.frames import (
     EndFrame,
     HealthFrame,
     PartFrame,
+    Usage,
     append,
 )
 from modelyard.serving.model import Model, Spec, load
@@ -379,6 +381,49 @@ async def test_draining_with_nothing_to_do():
     failed.replica.failed(Invalid("x"))
     failed.replica.drain()
     assert failed.stopped == [1]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_last_answers_are_taken_however_slowly_before_a_drained_replica_ends(tmp_path, monkeypatch, reads):
+    monkeypatch.setattr(peers, "_IDLE", 0.2)
+    size = 40 * PIECE
+
+    @scene
+    async def test():
+        bench, loop, connected = Bench(), asyncio.get_running_loop(), asyncio.Event()
+
+        def protocol():
+            connected.set()
+            return bench.replica.protocol()
+
+        server = await loop.create_unix_server(protocol, tmp_path / "r.sock")
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "r.sock", limit=PIECE)
+        await connected.wait()
+        bench.channel.connection_lost(None)
+        [peer] = bench.replica.peers
+        peer.channel.send_whole(PartFrame(1, 0, 1, b"y" * size))
+        peer.channel.send(EndFrame(1, Usage(1, 1), 0))
+        bench.replica.drain()
+        assert bench.stopped == [0]
+        parting, began, taken = asyncio.ensure_future(peers.part(bench.replica.peers)), loop.time(), []
+        parting.add_done_callback(lambda _: taken.append(not bench.replica.peers))
+        if not reads:
+            await parting
+            assert loop.time() - began < 5
+        else:
+            decoder, got = Decoder(), []
+            while data := await reader.read(PIECE):
+                got += decoder.feed(data)
+                await asyncio.sleep(0.02)
+            await parting
+            assert loop.time() - began > 0.4
+            assert sum(len(frame.data) for frame in got[:-1]) == size
+            assert isinstance(got[-1], EndFrame)
+        assert taken == [reads]
+        writer.close()
+        server.close()
+
+    test()
 
 
 @scene

@@ -315,6 +315,19 @@ async def test_a_call_admitted_before_goes_to_those_that_serve_since(router, rep
 
 
 @over(2)
+async def test_a_group_is_gone_once_all_its_replicas_have_left_the_routes(router, replicas, group):
+    assert not group.gone  # about to be connected
+    await eventually(lambda: all(link.up for link in group.links))
+    router.keep([replicas[1].endpoint])
+    assert not group.gone
+    asked = Asked(group, 1)
+    group.links[1].send(asked)
+    router.keep([])
+    assert group.gone, "what still ends its calls takes no more"
+    await asked.done
+
+
+@over(2)
 async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, group):
     await eventually(lambda: all(link.up for link in group.links))
     group.links[1]._heard -= 60

@@ -187,6 +187,24 @@ def test_of_what_a_shadow_says_without_end_little_is_kept(tmp_path):
     assert made.gateway.observed()[0].evidence.agreement.n == 0
 
 
+def test_what_is_left_of_an_answer_whose_client_went_away_is_kept_and_compared_by_nobody(tmp_path):
+    made, connection = bench(tmp_path, trial(TrialKind.shadow, 100)), Connection()
+    made.gateway.apply(State(3, [record()], [route(cache=True, trial=trial(TrialKind.shadow, 100))]))
+    left = call(made, connection)
+    left.part(b"first", None)
+    left.abandon()
+    for piece in (b"second", b"third"):
+        left.part(piece, None)
+    left.ended(Usage(1, 1), None)
+    assert made.router.sent == [left]
+    whole = call(made, connection)
+    made.router.answer(whole, b"whole")
+    assert connection.answers[-1] == (200, b"whole")
+    assert len(made.router.sent) == 3  # with the copy
+    call(made, connection)
+    assert connection.answers[-1] == (200, b"whole")
+
+
 def test_no_more_copies_are_under_way_than_there_is_room_for(tmp_path):
     made, connection = bench(tmp_path, trial(TrialKind.shadow, share=100)), Connection()
     for _ in range(COPIES + 10):

@@ -68,6 +68,7 @@ class Channel(asyncio.Protocol):
         self._turns: deque[int] = deque()
         self._scheduled = False
         self._paused = False
+        self._finishing = False
         self._broken: Exception | None = None
 
     @property
@@ -110,8 +111,13 @@ class Channel(asyncio.Protocol):
         for frame in body.then if body is not None else ():
             self.send(frame)
 
+    def finish(self) -> None:
+        """Close once all that was sent is written, however long the peer takes for it."""
+        self._finishing = True
+        self._flush()
+
     def close(self) -> None:
-        """Close once what was sent is written."""
+        """Close now: of large bodies that leave in pieces the rest is cut off."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -126,6 +132,8 @@ class Channel(asyncio.Protocol):
         if self._turns and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+        elif self._finishing and not self._turns:
+            cast(asyncio.Transport, self._transport).close()
 
     @property
     def _may_write(self) -> bool:

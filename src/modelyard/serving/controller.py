@@ -139,7 +139,7 @@ class Controller:
         if deployment is not None:
             stable = releases_of[deployment.stable]
             busy = busy or bool(stable.retry_at)
-            busy = self._scale(deployment, stable, rows) or busy
+            busy = self._scale(deployment, releases_of, rows) or busy
             if deployment.trial is not None:
                 self._judge(deployment, releases_of[deployment.trial])
         return busy
@@ -166,29 +166,33 @@ class Controller:
                 row.address = address = status.address
                 self._change(row.token, partial(_move, address))
 
-    def _scale(self, deployment: DeploymentRow, stable: ReleaseRow, rows: Sequence[ReplicaRow]) -> bool:
-        """Want as many replicas as what is outstanding asks for. True where that is another number than before."""
-        options = releases.options_of(deployment)
-        serving = [row for row in rows if row.generation == stable.generation and row.state == ReplicaState.ready]
-        if not serving and stable.replicas:
+    def _scale(self, deployment: DeploymentRow, known: Mapping[int, ReleaseRow], rows: Sequence[ReplicaRow]) -> bool:
+        """Want as many replicas of the release that answers as what is outstanding asks for, but no fewer while another is on
+        its way. True where that is another number than before."""
+        options, stable = releases.options_of(deployment), known[deployment.stable]
+        ready = [row for row in rows if row.state == ReplicaState.ready]
+        release = known[releases.answering(deployment, stable, {row.generation for row in ready})]
+        serving = [row for row in ready if row.generation == release.generation]
+        if not serving and release.replicas:
             return False  # it is on its way, or broken: what is asked of it cannot be seen
         tokens = [row.token for row in serving]
-        load = self._watch.load((deployment.id, stable.generation), tokens)
+        load = self._watch.load((deployment.id, release.generation), tokens)
         changed = max((row.changed for row in serving), default=deployment.used)
         quiet = (now() - max(deployment.used, changed)).total_seconds()
-        whole = len(serving) >= stable.replicas and (now() - changed).total_seconds() > RISING
-        wanted = scale(Demand(stable.replicas, quiet, load, whole), options)
-        if wanted == stable.replicas or (not stable.settled and wanted < stable.replicas):
+        whole = len(serving) >= release.replicas and (now() - changed).total_seconds() > RISING
+        wanted = scale(Demand(release.replicas, quiet, load, whole), options)
+        rolling = not stable.settled and (release is stable or stable.error is None)
+        if wanted == release.replicas or (rolling and wanted < release.replicas):
             return False
         with self._db.begin() as session:
-            row = session.get(ReleaseRow, (stable.deployment, stable.generation))
-            if row is None or row.replicas != stable.replicas:
+            row = session.get(ReleaseRow, (release.deployment, release.generation))
+            if row is None or row.replicas != release.replicas:
                 return False
             row.replicas = wanted
             if not wanted:
                 row.state = DeploymentState.asleep
             bump(session)
-        _log.info("scaled", deployment=deployment.name, replicas=wanted, before=stable.replicas)
+        _log.info("scaled", deployment=deployment.name, replicas=wanted, before=release.replicas)
         return True
 
     def _judge(self, deployment: DeploymentRow, tried: ReleaseRow) -> None:

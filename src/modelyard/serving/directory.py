@@ -85,27 +85,26 @@ def _read(row: Row[Any]) -> Any:
 
 
 def _route(facts: _Facts) -> Route:
-    """The stable release once it has as many ready replicas as are wanted, until then the one that served before."""
+    """The release that answers, or is waited for."""
     row, known = _read(facts[0]), {release.generation: _read(release) for release in facts[1]}
     ready: dict[int, list[Any]] = {}
     for replica in map(_read, facts[2]):
         ready.setdefault(replica.generation, []).append(replica)
     stable, options = known[row.stable], releases.options_of(row)
-    serving, replicas = stable, ready.get(row.stable, [])
-    if not stable.settled and row.previous is not None and (before := ready.get(row.previous)):
-        serving, replicas = known[row.previous], before
+    generation = releases.answering(row, stable, ready)
+    serving, replicas = known[generation], ready.get(generation, [])
     return Route(
         project=row.project,
         deployment=row.name,
         model=serving.model,
         version=str(serving.version),
-        state=DeploymentState.ready if replicas else DeploymentState(stable.state),
+        state=DeploymentState.ready if replicas else DeploymentState(serving.state),
         endpoints=_endpoints(replicas),
-        metadata=(replicas[0].signature if replicas else stable.signature) or {},
+        metadata=(replicas[0].signature if replicas else serving.signature) or {},
         error=stable.error,
         trial=_trial(row, known, ready),
         cache=options.cache,
-        wakes=options.min_replicas == 0 and stable.state != DeploymentState.failed,
+        wakes=options.min_replicas == 0 and serving.state != DeploymentState.failed,
         identity=" ".join(map(str, releases.served(serving))),
     )
 

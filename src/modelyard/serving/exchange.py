@@ -52,6 +52,7 @@ class Exchange(Underway):
     body: bytes | bytearray = b""
     keep_alive = True
     whole = False
+    in_pieces = False  # the body was not whole with the head
     streams = True  # parts may be passed on before the end
     open = False  # more follows what is in `response`
     held = 0  # bytes of room that the answer takes beyond `SMALL`
@@ -222,7 +223,8 @@ class Exchange(Underway):
                 self._pass_on(None, b"", last=True)
             else:
                 self._connection.answer(self, 200, self._answer_head, self._answer)
-                self._show()
+                if not self._gone:  # else what came after that is a fragment
+                    self._show()
                 self._answer = b""
         self.drop()
 

@@ -153,8 +153,9 @@ class Gateway:
         else:
             self._follower.refresh(done)
 
-    def wait(self, refusal: ModelyardError, call: Waiter, done: Done) -> None:
-        """Call `done` once what was refused may be looked at again: the database was seen, or the deployment is awake."""
+    def wait(self, refusal: ModelyardError | None, call: Waiter, done: Done) -> None:
+        """Call `done` once what was refused, if it was, may be looked at again: the database was seen, or the deployment is
+        awake."""
         if isinstance(refusal, Asleep) and isinstance(refusal.of, Route):
             self.sleepers.hold(refusal.of, call.credentials, self._left(call.began), lambda: done(True))
         else:
@@ -215,15 +216,15 @@ class Gateway:
             raise NotFound(f"Deployment '{deployment}' serves no version '{version[:30]}'; it serves '{route.version}'.")
         return route
 
-    def admit(self, url: bytes, credentials: Credentials, now: float) -> Admission | None:
-        """Whether a POST of `url` is a call, and may be made now, which takes it from its quotas; None where no door answers
-        there. `now` is a time.time()."""
+    def admit(self, url: bytes, credentials: Credentials, now: float, paid: bool = False) -> Admission | None:
+        """Whether a POST of `url` is a call, and may be made now, which takes it from its quotas unless it was `paid` before;
+        None where no door answers there. `now` is a time.time()."""
         admission = self._admissions.get((url, credentials))
         if admission is None or now >= admission.until:
             admission = self._admit(url, credentials, now)
             if admission is None:
                 return None
-        if admission.buckets is not None:
+        if admission.buckets is not None and not paid:
             take(admission.buckets, now)
         return admission if admission.canary is None else admission.turn()
 

@@ -72,9 +72,11 @@ class InferenceProtocol(Turns):
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._break(400, "The request is not valid HTTP/1.1.")
-        if len(data) >= LARGE_READ and self.incoming is not None and not self.flow.read_paused:
-            self.flow.pause_reading()  # until the next turn of the loop: uvloop would read up to 8 MB while all others wait
-            self.loop.call_soon(self._read_on)
+        if self.incoming is not None:
+            self.incoming.in_pieces = True
+            if len(data) >= LARGE_READ and not self.flow.read_paused:
+                self.flow.pause_reading()  # until the next turn of the loop: uvloop would read up to 8 MB while all others wait
+                self.loop.call_soon(self._read_on)
         if completed != self._completed:
             self._fed = 0
             if between and self._between and completed + 1 == self._completed:
@@ -245,7 +247,7 @@ class InferenceProtocol(Turns):
             forwarded = {name: value for name, value in exchange.head.items() if name != "x-request-id"}
             self._known = Known.of(data[:start], exchange.url, exchange.credentials, forwarded, told)
 
-    def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError) -> None:
+    def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError | None) -> None:
         """Hold a request until the gateway knows more, or a deployment is awake."""
         self._held += 1
         self.flow.pause_reading()
@@ -259,7 +261,8 @@ class InferenceProtocol(Turns):
             return
         refusal: ModelyardError | None = None
         try:
-            exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time())
+            paid = exchange.admission is not None
+            exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time(), paid)
         except ModelyardError as error:
             if self.gateway.may_wake(error, exchange.began):
                 self._wait(exchange, special, error)
@@ -274,7 +277,11 @@ class InferenceProtocol(Turns):
         if exchange.refusal is not None:
             exchange.refuse(exchange.refusal)
         elif exchange.admission is not None:
-            exchange.send()
+            if exchange.in_pieces and exchange.admission.group.newest.gone:  # the routes changed while the body came
+                exchange.in_pieces = False
+                self._wait(exchange, {}, None)
+            else:
+                exchange.send()
 
     def _judge(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError | None) -> None:
         """What the headers say of the body. A refusal is answered when a small body is whole, else at once."""

@@ -12,6 +12,9 @@ from modelyard.serving.doors import Question
 from modelyard.serving.frames import CallFrame, Frame
 from modelyard.serving.traces import is_sampled
 
+_LOOK = 0.01  # seconds between two looks at what gateways have taken
+_IDLE, _MOST = 1.0, 60.0  # seconds that are waited for a gateway that takes nothing, and in all
+
 
 class Peer:
     """A connection from a gateway, and its calls that are not ended."""
@@ -21,6 +24,24 @@ class Peer:
     ) -> None:
         self.calls: dict[int, Pending] = {}
         self.channel = Channel(loop, lambda frame: received(self, frame), lambda _: lost(self), ANSWERS)
+
+
+async def part(peers: set[Peer]) -> None:
+    """Close every connection once its gateway has taken the last answers; one that takes no more of them is not waited for.
+    `peers` are those that are not lost."""
+    for peer in list(peers):
+        peer.channel.finish()
+    clock = asyncio.get_running_loop().time
+    end, idle, left = clock() + _MOST, clock() + _IDLE, _untaken(peers)
+    while peers and clock() < min(end, idle):
+        await asyncio.sleep(_LOOK)
+        before, left = left, _untaken(peers)
+        if left < before:
+            idle = clock() + _IDLE
+
+
+def _untaken(peers: set[Peer]) -> int:
+    return sum(peer.channel.backlog for peer in peers)
 
 
 class Pending:

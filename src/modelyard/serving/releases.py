@@ -7,7 +7,7 @@ transaction each; the processes follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from sqlalchemy import and_, delete, or_, select
@@ -88,11 +88,14 @@ def write(session: Session, row: DeploymentRow, asked: Served, task: str, share:
 
 
 def move(session: Session, row: DeploymentRow, generation: int) -> None:
-    """Make a generation the stable one. The one before stays known, if it ever served: until the new one is whole it answers,
-    and `roll_back` comes back to it."""
+    """Make a generation the stable one. The one that served stays known: until the new one is whole it answers, and `roll_back`
+    comes back to it. It is the stable one, if it ever served; while that was never whole, the one before it, as long as that
+    answers."""
     stable = session.get(ReleaseRow, (row.id, row.stable))
     if stable is not None and stable.signature and stable.generation != generation:
-        row.previous = stable.generation
+        ready = _ready(session, row)
+        if stable.settled or row.previous is None or (row.previous not in ready and row.stable in ready):
+            row.previous = stable.generation
     row.stable = generation
     kept = {row.stable, row.previous, row.trial}
     for old in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment == row.id)):
@@ -128,8 +131,10 @@ def roll_back(session: Session, caller: Principal, name: str) -> None:
         assert row.previous is not None
         previous = session.get_one(ReleaseRow, (row.id, row.previous))
         stable = session.get_one(ReleaseRow, (row.id, row.stable))
-        previous.state, previous.error, previous.failures, previous.retry_at = DeploymentState.pending, None, 0, None
-        previous.replicas, previous.settled = max(1, stable.replicas), False
+        previous.error, previous.failures, previous.retry_at = None, 0, None
+        previous.settled = not stable.settled and row.previous in _ready(session, row)  # it answers, and goes on
+        if not previous.settled:
+            previous.state, previous.replicas = DeploymentState.pending, max(1, stable.replicas)
         row.stable, row.previous = row.previous, row.stable
         row.note = f"Rolled back from {stable.reference} by hand."
         row.updated = now()
@@ -145,13 +150,54 @@ def end_trial(session: Session, row: DeploymentRow, why: str) -> None:
 
 
 def wake(session: Session, project: str, name: str) -> None:
-    """Somebody calls a deployment: it is in use, and where it is asleep it wakes."""
+    """Somebody calls a deployment: it is in use, and where it is asleep it wakes; while its stable release was never whole and
+    is in trouble, so does the one before."""
     row = get(session, project, name)
-    stable = session.get_one(ReleaseRow, (row.id, row.stable))
-    if stable.replicas == 0:  # its turn, where there is not room for all, is that of who asked first
+    stable, *before = _asked(row, _known(session, row))
+    asked = [stable, *before] if stable.error is not None else [stable]
+    asleep = [one for one in asked if not one.replicas and one.state != DeploymentState.failed]
+    if asleep:  # its turn, where there is not room for all, is that of who asked first
         row.used = now()
-        stable.replicas, stable.state = 1, DeploymentState.pending
+        for release in asleep:
+            release.replicas, release.state = 1, DeploymentState.pending
         bump(session)
+
+
+def put_to_sleep(session: Session, row: DeploymentRow) -> bool:
+    """Want no replica of a deployment until somebody calls it; a release that has failed still says so. False where none is
+    wanted."""
+    asked = [one for one in _asked(row, _known(session, row)) if one.state != DeploymentState.failed]
+    if not any(release.replicas for release in asked):
+        return False
+    for release in asked:
+        release.replicas, release.state, release.retry_at = 0, DeploymentState.asleep, None
+    bump(session)
+    return True
+
+
+def answering(row: DeploymentRow, stable: ReleaseRow, ready: Container[int]) -> int:
+    """The generation that calls go to, or wait for, where those in `ready` have a replica: the stable one once it was whole,
+    until then the one before, if it has one; and where neither has, the stable one unless it has failed."""
+    if stable.settled or row.previous is None:
+        return row.stable
+    waits = row.stable not in ready and stable.state == DeploymentState.failed
+    return row.previous if row.previous in ready or waits else row.stable
+
+
+def _ready(session: Session, row: DeploymentRow) -> set[int]:
+    """The generations that have a ready replica."""
+    here = (ReplicaRow.deployment == row.id) & (ReplicaRow.state == ReplicaState.ready)
+    return set(session.scalars(select(ReplicaRow.generation).where(here)))
+
+
+def _known(session: Session, row: DeploymentRow) -> dict[int, ReleaseRow]:
+    return {one.generation: one for one in session.scalars(select(ReleaseRow).where(ReleaseRow.deployment == row.id))}
+
+
+def _asked(row: DeploymentRow, known: Mapping[int, ReleaseRow]) -> list[ReleaseRow]:
+    """The stable release, and the one before it while that was never whole."""
+    stable = known[row.stable]
+    return [stable] if stable.settled or row.previous is None else [stable, known[row.previous]]
 
 
 def options_of(row: DeploymentRow) -> Options:
@@ -208,10 +254,7 @@ def wanted(row: DeploymentRow | None, known: Mapping[int, ReleaseRow]) -> list[W
     """The releases that should run: the stable one, the one before it while that is not whole, one on trial."""
     if row is None:
         return []
-    stable = known[row.stable]
-    asked = [stable]
-    if not stable.settled and row.previous is not None:
-        asked.append(known[row.previous])
+    asked = _asked(row, known)
     if row.trial is not None:
         asked.append(known[row.trial])
     return [Wanted(one.generation, one.replicas, DeploymentState(one.state), one.retry_at, one.settled) for one in asked]

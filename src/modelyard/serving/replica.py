@@ -53,7 +53,7 @@ from modelyard.serving.frames import (
     Usage,
 )
 from modelyard.serving.model import Model, Spec, load
-from modelyard.serving.peers import Peer, Pending
+from modelyard.serving.peers import Peer, Pending, part
 from modelyard.serving.polling import Polling
 from modelyard.serving.sockets import listen
 from modelyard.serving.stats import Stats, keep_loaded, resident
@@ -374,12 +374,7 @@ async def serve(spec: Spec) -> int:
     path.unlink(missing_ok=True)  # noqa: ASYNC240 - a local path, at the very end
     server.close()
     loading.cancel()
-    for peer in list(replica.peers):
-        peer.channel.close()
-    for _ in range(100):  # until the last answers are taken
-        if not replica.peers:
-            break
-        await asyncio.sleep(0.01)
+    await part(replica.peers)
     return code
 
 

@@ -275,6 +275,11 @@ class Group:
             group = group.newer
         return group
 
+    @property
+    def gone(self) -> bool:
+        """Whether none of them is in the routes any more, or can be reached."""
+        return all(link.retired or link.up is False for link in self.links)
+
     def pick(self, but: Link | None = None) -> Link | None:
         """The link for the next call, never `but`; None where none is up or about to be."""
         links = self.links

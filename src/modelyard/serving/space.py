@@ -17,7 +17,7 @@ from modelyard.jobs.types import Node
 from modelyard.serving import releases
 from modelyard.serving.scaling import Holder, Room, guess, make_room
 from modelyard.serving.tables import DeploymentRow, MeasureRow, ReleaseRow, ReplicaRow
-from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.serving.types import Health, ReplicaState
 from modelyard.settings import Settings
 from modelyard.storage import Artefacts
 from modelyard.telemetry import log
@@ -144,13 +144,10 @@ class Space:
     def _put_to_sleep(self, session: Session, deployment: int) -> bool:
         """False where it gives way no more: somebody has just wanted it to stay."""
         row = session.get(DeploymentRow, deployment)
-        stable = session.get(ReleaseRow, (deployment, row.stable)) if row is not None else None
-        if row is None or stable is None or not stable.replicas or releases.options_of(row).min_replicas:
+        if row is None or releases.options_of(row).min_replicas or not releases.put_to_sleep(session, row):
             return False
-        stable.replicas, stable.state = 0, DeploymentState.asleep
         staying = (ReplicaRow.deployment == deployment) & (ReplicaRow.state != ReplicaState.draining)
         session.execute(update(ReplicaRow).where(staying).values(state=ReplicaState.draining, changed=now()))
-        bump(session)
         _log.info("put to sleep to make room", deployment=row.name)
         return True
 
