@@ -232,6 +232,7 @@ class Nosy(nn.Linear):
         super().__init__(2, 1, bias=False)
         if (child := os.fork()) == 0:
             facts = {"nice": os.nice(0), "session": came_of(os.setsid), "data": resource.getrlimit(resource.RLIMIT_DATA)[0]}
+            facts["file"] = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
             weighed = Path("/proc/self/autogroup")
             facts["weighed"] = weighed.read_text().split()[-1] if weighed.exists() else "5"
             Path(os.environ["HOME"], "facts").write_text(json.dumps(facts))
@@ -254,7 +255,32 @@ def test_users_code_in_a_replica_is_bounded_and_makes_way(
     facts = json.loads((address.parent / "facts").read_text())
     grouped = Path("/proc/sys/kernel/sched_autogroup_enabled")
     weighed = "5" if grouped.exists() and grouped.read_text().strip() == "1" else facts["weighed"]
-    assert facts == {"nice": 5, "session": "PermissionError", "data": 3 << 30, "weighed": weighed}
+    assert facts == {"nice": 5, "session": "PermissionError", "data": 3 << 30, "weighed": weighed, "file": 2 << 30}
+
+
+FILLING = """
+import os
+from pathlib import Path
+from torch import nn
+
+
+class Filling(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1, bias=False)
+        for number in range(3000):
+            Path(os.environ["HOME"], str(number)).touch()
+"""
+
+
+def test_a_replica_that_fills_its_folder_is_ended_and_said_why(
+    local: Executor, model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (model / "model.py").write_text(FILLING)
+    (model / "model.json").write_text((model / "model.json").read_text().replace('"Sum"', '"Filling"'))
+    address = tmp_path_factory.mktemp("r") / "replica.sock"
+    local.start_replica(ReplicaSpec("token3", "torch", model, address, tmp_path / "replica.log"))
+    eventually(lambda: local.replicas()["token3"].exit is not None)
+    assert local.replicas()["token3"].reason == "left more than 2,000 files in its folder"
 
 
 def eventually(condition: Callable[[], Any]) -> None:

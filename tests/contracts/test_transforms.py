@@ -37,6 +37,7 @@ def objects(values) -> np.ndarray:
 
 ENGINE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("output", "FP32", (-1, 1)),))
 PIXELS = Signature((TensorSpec("pixels", "FP32", (-1, 1, 8, 8)),), (TensorSpec("logits", "FP32", (-1, 2)),))
+MATRIX = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("logits", "FP32", (-1, 2)),))
 TOKENS = Signature(
     tuple(TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask", "token_type_ids")),
     (TensorSpec("sentence_embedding", "FP32", (-1, 4)),),
@@ -65,7 +66,7 @@ CASES = {
     ),
     "columns with labels": (
         {"name": "columns", "columns": NUMBERS, "labels": ["no", "yes"], "output": "logits"},
-        PIXELS,
+        MATRIX,
         {"age": np.array([30, 50, 40], np.float32), "rooms": np.array([1, 2, 3]), "town": TOWNS},
         {"logits": np.array([[1, 2], [3, -1], [0, 1]], np.float32)},
     ),

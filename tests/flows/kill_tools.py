@@ -37,8 +37,9 @@ class Ordeal:
     resumed: int = 0
 
 
-def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> Ordeal:
-    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked."""
+def ordeal(folder: Path, seed: int, *, storms: int, kills: int, patience: float = 5.0) -> Ordeal:
+    """`storms` times: work and calls go on while `kills` processes are killed; then all of it is checked. `patience`: seconds
+    that a kill waits at most for the work that was met least."""
     print(f"seed: KILLS_SEED={seed} plays these kills again", flush=True)
     rng, found = random.Random(seed), Ordeal()
     callers: list[Caller] = []
@@ -51,7 +52,8 @@ def ordeal(folder: Path, seed: int, *, storms: int, kills: int) -> Ordeal:
                 for thread in (jobs, moves, caller):
                     thread.start()
                     closing.callback(thread.close)
-                storm(stage.platform, rng, kills, partial(under_way, stage.platform, moves, caller), found.amid)
+                doing = partial(under_way, stage.platform, moves, caller)
+                storm(stage.platform, rng, kills, doing, found.amid, patience)
             check(stage, callers)
             did = dict(jobs.done + moves.done)
             print(f"did {did}; answered {dict(caller.answered)}, cut off {dict(caller.lost)}", flush=True)
@@ -71,7 +73,9 @@ def under_way(platform: Platform, moves: Moves, caller: Caller) -> set[str]:
     return found | {kind for kind, there in told.items() if there}
 
 
-def storm(platform: Platform, rng: random.Random, kills: int, doing: Callable[[], set[str]], amid: Counter[str]) -> None:
+def storm(
+    platform: Platform, rng: random.Random, kills: int, doing: Callable[[], set[str]], amid: Counter[str], patience: float
+) -> None:
     """Kill processes of every role in turn, in random order, at random moments."""
     order: list[str] = []
     for number in range(1, kills + 1):
@@ -85,7 +89,7 @@ def storm(platform: Platform, rng: random.Random, kills: int, doing: Callable[[]
             else:
                 victim = _victim(platform, role, pause, which)
                 if late:
-                    _await(lambda: min(WORK, key=amid.__getitem__) in doing(), 5.0)
+                    _await(lambda: min(WORK, key=amid.__getitem__) in doing(), patience)
             going_on = doing()
             if platform.kill(victim):
                 break

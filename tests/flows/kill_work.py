@@ -96,7 +96,7 @@ class Jobs(Work):
         self._yard.import_dataset("digits", "sklearn:digits", wait=False)
 
     def optimise(self) -> None:
-        self._yard.optimize("base@1", dataset="digits@1", max_accuracy_drop=50, wait=False)
+        self._yard.optimize("base@1", dataset="digits@1", max_accuracy_drop=50, seconds=0.2, wait=False)
 
     def model(self) -> None:
         self._yard.import_model("published", self._folder / "matmul.onnx", wait=False)

@@ -85,7 +85,7 @@ def served(cli: Cli) -> dict[str, Any]:
     assert cli("dataset import digits --from sklearn:digits").items() >= {"name": "digits", "version": 1}.items()
     trained = cli("train digits-cnn --dataset digits@1 --recipe image-classifier --ranks 2 --epochs 3 --follow")
     assert (trained["name"], trained["version"], trained["task"]) == ("digits-cnn", 1, "image-classification")
-    best = cli("optimize digits-cnn@1 --max-accuracy-drop 5 --follow")
+    best = cli("optimize digits-cnn@1 --max-accuracy-drop 5 --set seconds=0.2 --follow")
     assert best["name"] == "digits-cnn"
     assert best["aliases"] == ["best"]
     assert {row["variant"] for row in best["facts"]["table"]} >= {"original", "fp32", "static-int8", "dynamic-int8"}

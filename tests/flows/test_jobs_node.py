@@ -225,3 +225,22 @@ def test_a_child_whose_processes_hold_too_much_together_is_killed(client: LocalE
     start(client, "greedy", code, limits={**limits, "held": 200 << 20})
     assert exit_of(client, "greedy") == -signal.SIGKILL
     assert client.processes()["modest"]["exit"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("open(f'{sys.argv[1]}/x', 'wb').write(b'x' * (2 << 20))", "more than 1,048,576 bytes on disk"),
+        ("for n in range(11): open(f'{sys.argv[1]}/{n}', 'wb')", "more than 10 files"),
+    ],
+)
+def test_a_child_that_fills_its_folder_is_killed(client: LocalExecutor, tmp_path: Path, code: str, what: str) -> None:
+    limits = {"processes": 64, "disk": 1 << 20, "files": 10}
+    for token, done in (("modest", "open(f'{sys.argv[1]}/y', 'wb')"), ("greedy", code)):
+        folder = tmp_path / token
+        folder.mkdir()
+        script = f"import sys, time\n{done}\ntime.sleep(60)"
+        start(client, token, script, str(folder), limits=limits, folder=str(folder))
+    assert exit_of(client, "greedy") == -signal.SIGKILL
+    assert client.processes()["greedy"]["reason"] == f"left {what} in its folder"
+    assert client.processes()["modest"]["exit"] is None

@@ -38,6 +38,7 @@ ALLOWED = {
         "PYTHONDONTWRITEBYTECODE",
         "TZ",
         "RANK",
+        "RANK_CPUS",
         "RANK_GPUS",
     ),
     *("PYTHONHASHSEED", "PYTHONPATH", "TMPDIR", "WORLD_SIZE"),

@@ -22,7 +22,7 @@ GRACE = 3.0
 
 @pytest.mark.timeout(600)
 def test_eight_kills(tmp_path: Path, seed: int) -> None:
-    assert ordeal(tmp_path, seed, storms=1, kills=8).resumed > 0
+    assert ordeal(tmp_path, seed, storms=1, kills=8, patience=1.5).resumed > 0
 
 
 @pytest.fixture(scope="module")

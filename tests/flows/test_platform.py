@@ -51,7 +51,7 @@ def digits(platform: Yard) -> str:
     assert platform.import_dataset("digits", "sklearn:digits")["version"] == 1
     trained = platform.train("digits-cnn", "digits@1", recipe="image-classifier", ranks=2, epochs=4)
     assert trained["name"] == "digits-cnn"
-    best = platform.optimize("digits-cnn@1", max_accuracy_drop=1.0)
+    best = platform.optimize("digits-cnn@1", max_accuracy_drop=1.0, seconds=0.2)
     assert best["version"] > 1
     assert platform.deploy("digits", "digits-cnn@best")["state"] == "ready"
     return "digits"

@@ -51,7 +51,7 @@ def served(platform: Yard) -> dict[str, Any]:
     trained = platform.train("homes", "homes@1", "tabular", ranks=2, **CONFIG)
     assert trained["task"] == "tabular-classification"
     assert trained["metadata"]["metrics"]["select"]["accuracy"] > 0.85
-    best = platform.optimize("homes@1", max_accuracy_drop=2.0)
+    best = platform.optimize("homes@1", max_accuracy_drop=2.0, seconds=0.2)
     assert {"onnx"} == set(best["metadata"]["engines"])
     return platform.deploy("homes", best["reference"])
 

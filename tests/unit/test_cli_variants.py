@@ -29,6 +29,11 @@ def test_variants_stand_side_by_side_with_the_chosen_one_marked() -> None:
     assert "0.00 points lost (-0.50 to 0.50)" in last
 
 
+def test_rows_that_were_left_out_of_the_report_are_told() -> None:
+    text = findings({"metric": "accuracy", "table": [row("original")], "report": REPORT | {"left_out": 3}})
+    assert "on 270 rows kept for the report (3 left out):" in text
+
+
 def test_a_narrow_terminal_keeps_the_verdict_and_breaks_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     rows = [row("original", verdict="original"), row("dynamic-int8", chosen=True, verdict="best latency within 1 points")]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.conversion.importing import run
 from modelyard.engines.base import ModelCard
-from modelyard.errors import Invalid
+from modelyard.errors import Invalid, Unsafe
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -87,6 +87,45 @@ def test_a_shard_that_the_index_names_must_be_there(upload, tmp_path):
     (upload / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001.safetensors"}}))
     with pytest.raises(Invalid, match="model-00001"):
         imported(upload, tmp_path)
+
+
+def test_a_pickle_that_the_index_names_is_refused_unread(upload, tmp_path):
+    (upload / "w.bin").write_bytes(b"no pickle is read")
+    (upload / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "w.bin"}}))
+    with pytest.raises(Unsafe, match=r"names w\.bin; weights are read from files that end in \.safetensors"):
+        imported(upload, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[], {"weight_map": []}, {"weight_map": {"w": None}}, {"weight_map": {"w": ["a"]}}, {"weight_map": {"w": 1, "v": "a"}}],
+)
+def test_an_index_of_another_form_is_refused(upload, tmp_path, index):
+    (upload / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Invalid, match="is not one"):
+        imported(upload, tmp_path)
+
+
+def test_weights_in_shards_are_taken_from_where_the_index_says(upload, tmp_path):
+    weights = load_file(upload / "model.safetensors")
+    (upload / "model.safetensors").unlink()
+    (upload / "parts" / "deep").mkdir(parents=True)
+    names = {name: f"parts/deep/{at % 2}.safetensors" for at, name in enumerate(weights)}
+    for shard in set(names.values()):
+        save_file({name: weights[name] for name in weights if names[name] == shard}, upload / shard, metadata={"format": "pt"})
+    (upload / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert imported(upload, tmp_path)["metadata"]["parameters"] == 9616
+
+
+def test_of_several_folders_the_one_whose_config_is_named_is_taken_whole(upload, tmp_path):
+    tiny_language.llama(upload / "b", seed=1)
+    (upload / "LICENSE").write_text("of the other")
+    version = imported(upload, tmp_path, file="b/config.json")
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (version["folder"] / name).read_bytes() == (upload / "b" / name).read_bytes()
+    assert (version["folder"] / "model.safetensors").read_bytes() != (upload / "model.safetensors").read_bytes()
+    assert not (version["folder"] / "LICENSE").exists()
+    assert "LICENSE" in (version["folder"] / "README.md").read_text()
 
 
 def test_the_folder_says_itself_what_it_is(upload, tmp_path):

@@ -97,6 +97,32 @@ def test_the_tokens_are_the_tokenizer_s(tmp_path):
     assert fields["tokenizer.chat_template"].contents() == tiny_language.CHAT
 
 
+def templates(folder, *names):
+    """The folder's chat templates as older versions of transformers wrote several."""
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    listed = [{"name": name, "template": f"{name}: {tiny_language.CHAT}"} for name in names]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": listed}))
+
+
+def test_of_several_chat_templates_the_default_is_written(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    tiny_language.llama(folder, **SIZE)
+    templates(folder, "tool_use", "default")
+    out.mkdir()
+    CONVERTERS.get("gguf").convert(folder, CARD, out, {})
+    assert gguf.GGUFReader(out / FILE).fields["tokenizer.chat_template"].contents() == f"default: {tiny_language.CHAT}"
+
+
+def test_several_chat_templates_without_a_default_are_refused(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    tiny_language.llama(folder, **SIZE)
+    templates(folder, "tool_use", "rag")
+    out.mkdir()
+    with pytest.raises(Invalid, match="chat templates are tool_use, rag;"):
+        CONVERTERS.get("gguf").convert(folder, CARD, out, {})
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     folder = tmp_path / "model"
     tiny_language.llama(folder, **SIZE)

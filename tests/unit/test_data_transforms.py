@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from modelyard.data.transforms import build, classify, softmax
-from modelyard.errors import Invalid, NotFound
+from modelyard.errors import Internal, NotFound
 
 
 def test_none_is_the_identity():
@@ -29,6 +29,6 @@ def test_classify_names_the_most_likely():
     assert np.allclose(answer["scores"].sum(axis=1), 1)
 
 
-def test_classify_refuses_another_number_of_logits():
-    with pytest.raises(Invalid, match=r"shape \[1, 3\] where \[n, 2\] .*was expected"):
+def test_another_number_of_logits_is_the_models_fault():
+    with pytest.raises(Internal, match=r"shape \[1, 3\] where \[n, 2\] .*was expected"):
         classify(np.zeros((1, 3), np.float32), ["no", "yes"])

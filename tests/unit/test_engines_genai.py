@@ -112,6 +112,13 @@ def test_who_is_cancelled_is_not_heard_of_again_and_its_id_is_free(engine):
     assert units(drive(engine, "goes")["goes"]) == 2
 
 
+def test_text_that_is_not_utf8_is_the_callers_fault(engine):
+    given = Tensor("text", "BYTES", np.array([b"ab\xff"], dtype=object))
+    with pytest.raises(Invalid, match=r"Row 0 of 'text': byte 2 is not UTF-8 text"):
+        engine.add(Call("bad", "p", "d", "1", (given,)))
+    assert not drive(engine, steps=1)
+
+
 def test_a_seed_gives_the_same_text_again(engine):
     found = []
     for name in ("a", "b"):

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_models import MATRIX, matmul, save
 
+from modelyard.conversion.cards import tensor_cards
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine, check, external_files, signature_of
 from modelyard.errors import Invalid, Unsafe
@@ -43,6 +44,27 @@ def test_text_goes_in_and_out_as_bytes(tmp_path: Path) -> None:
     )
     given = np.array(["grüße".encode(), b""], dtype=object)
     assert OnnxEngine(tmp_path, card).forward({"t": given})["u"].tolist() == given.tolist()
+
+
+def test_text_that_is_not_utf8_is_the_callers_fault(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["t"], ["u"])],
+        "text",
+        [helper.make_tensor_value_info("t", TensorProto.STRING, ["n", 2])],
+        [helper.make_tensor_value_info("u", TensorProto.STRING, ["n", 2])],
+    )
+    save(graph, tmp_path / "t.onnx")
+    signature, _ = signature_of(tmp_path / "t.onnx")
+    card = ModelCard(
+        task="feature-extraction",
+        engines=("onnx",),
+        files={"onnx": "t.onnx"},
+        inputs=tensor_cards(signature.inputs),
+        outputs=tensor_cards(signature.outputs),
+    )
+    given = np.array([[b"a", b"b"], [b"c", b"ab\xff"], [b"\xff", b""]], dtype=object)
+    with pytest.raises(Invalid, match=r"Row 1 of 't': byte 2 is not UTF-8 text"):
+        OnnxEngine(tmp_path, card).forward({"t": given})
 
 
 def test_the_session_is_single_threaded_and_does_not_spin(tmp_path: Path) -> None:

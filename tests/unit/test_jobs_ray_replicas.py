@@ -33,7 +33,8 @@ class Processes:
         self.exits[token] = 0
 
     def replicas(self) -> Mapping[str, ProcessStatus]:
-        return {token: ProcessStatus(token, 7, self.exits.get(token)) for token in self.specs}
+        exits = {token: self.exits.get(token) for token in self.specs}
+        return {t: ProcessStatus(t, 7, code, reason="" if code is None else "left much") for t, code in exits.items()}
 
 
 class Keeper:
@@ -73,7 +74,7 @@ def spec(tmp_path: Path, token: str = "r-1") -> dict[str, Any]:
 
 def test_on_controls_machine_a_replica_listens_where_it_was_told_to(node: Any, processes: Processes, tmp_path: Path) -> None:
     placed = node.start(spec(tmp_path), "")
-    assert placed == ("r-1", 7, None, "", "a/b")
+    assert placed == ("r-1", 7, None, "", "a/b", "")
     assert processes.specs["r-1"].socket == tmp_path / "control" / "r.sock"
     assert node._keeper is None
 
@@ -98,7 +99,7 @@ def test_elsewhere_it_listens_on_the_node_and_is_reached_over_its_bridge(
 def test_what_ended_is_told_and_its_folder_goes(node: Any, tmp_path: Path) -> None:
     node.start(spec(tmp_path), "certificate")
     node.stop("r-1", 1.0)
-    assert [(one.exit, one.group) for one in node.all()] == [(0, "a/b")]
+    assert [(one.exit, one.group, one.status.reason) for one in node.all()] == [(0, "a/b", "left much")]
     assert not (tmp_path / "run/replicas/r-1").exists()
     assert [one.exit for one in node.all()] == [0]
 

@@ -11,6 +11,7 @@ from jobs_office import GATE, Office
 from tenancy_web import Web, error
 
 from modelyard.jobs import records
+from modelyard.jobs import routes as jobs_routes
 from modelyard.jobs.routes import routes
 from modelyard.jobs.types import State
 
@@ -106,6 +107,29 @@ def test_following_waits_for_the_end(room: Room) -> None:
         return (await following).text
 
     assert [e["state"] for e in lines(asyncio.run(scene()))] == ["starting", "running", "succeeded"]
+
+
+def test_a_follower_is_woken_by_the_end(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK", "_LAZY"):
+        monkeypatch.setattr(jobs_routes, name, 600.0)
+    jobs = [submit(room, kind="holds").json()["id"] for _ in range(2)]
+    room.office.until(lambda: room.office.job(jobs[0]).state is State.running)
+
+    async def scene() -> None:
+        ended, waits = (
+            asyncio.create_task(room._ask("GET", f"/api/jobs/{job}/events?follow=true&after=9", headers=_key(room)))
+            for job in jobs
+        )
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(room.ask, "POST", f"/api/jobs/{jobs[0]}/cancel", "team:write")
+        await asyncio.to_thread(room.office.finish, jobs[0])
+        assert (await asyncio.wait_for(ended, 10)).status_code == 200
+        await asyncio.sleep(0.05)
+        assert not waits.done(), "another job's end is none of its business"
+        waits.cancel()
+
+    asyncio.run(scene())
+    assert not room.office.scheduler.followers._waiting
 
 
 def test_a_follower_whose_key_is_revoked_is_let_go(room: Room) -> None:

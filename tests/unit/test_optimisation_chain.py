@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from tiny_models import matmul
 from tiny_networks import classes, context, subject
 
@@ -63,6 +64,26 @@ def test_what_the_variant_loses_is_told_after_each_of_its_epochs_and_of_no_contr
     own = again.source.predict(again.engine, again.select.inputs)
     wanted = again.select.wanted
     assert steps[10]["epoch_drop"] == pytest.approx(100 * (np.mean(own == wanted) - np.mean(answers == wanted)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "steps", [["prune:channels=0.5", "distil:epochs=2,features=0.5"], ["distil:epochs=2,features=0.5,student.width=8"]]
+)
+def test_a_student_that_learns_features_is_watched_too(tmp_path: Path, steps: list[str]) -> None:
+    result, told = made(tmp_path, *steps)
+    (variant,) = result.variants
+    assert variant.verified
+    assert [said["epochs_left"] for said in told.metrics if "epoch_drop" in said] == [1, 0]
+
+
+def test_steps_that_train_use_the_processors_that_the_job_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(Heard, "check", lambda _: used.append(torch.get_num_threads()))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for given in (1, 2):
+        monkeypatch.setenv("RANK_CPUS", str(given))
+        made(tmp_path / str(given), "finetune:epochs=1")
+        assert max(used) == given
 
 
 def test_a_float_chain_ends_as_float(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_right_on_average_and_wrong_on_a_slice_is_refused() -> None:
     assert reason.startswith("It loses 4.00 points where label=a (1,000)")
 
 
+def test_a_language_model_loses_percent_of_its_perplexity() -> None:
+    lost = Resampled(400, 3.0, tuple(3 + step / 1000 for step in range(201)))
+    seen = Evidence("perplexity", "report", 10.0, 10.3, lost, 0.9, slices={"label=a": Resampled(0, 0.0, (0.0,) * 201)})
+    reasons = decide(GatePolicy(max_accuracy_drop=2, max_slice_drop=5), seen).reasons
+    assert reasons[0].startswith("It loses 3.00 percent of all rows (400), at 0.95 confidence up to 3.19; 2 may be lost.")
+    assert "points" not in " ".join(reasons)
+    assert "No row was evaluated where label=a; 5 percent may be lost there." in reasons
+
+
 def test_a_class_without_rows_is_not_proven() -> None:
     seen = found(Paired(3000, 0, 0, 0), slices={"label=a": Paired(3000, 0, 0, 0), "label=b": Paired(0, 0, 0, 0)})
     decision = decide(GatePolicy(max_accuracy_drop=2, max_slice_drop=3), seen)

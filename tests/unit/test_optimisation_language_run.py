@@ -22,13 +22,13 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evidence import Evidence
 
 
-def dataset(folder, *, alike: int = 0, rows: int = 40, train: int | None = None):
-    """Texts by split, no two alike but the first `alike` of calibrate and report."""
+def dataset(folder, *, alike: int = 0, rows: int = 40, train: int | None = None, of: str = "calibrate"):
+    """Texts by split, no two alike but the first `alike` of calibrate (or another) and report."""
     chance, splits = random.Random(0), {}
     for name in ("train", "calibrate", "select", "report"):
         several = train if train and name == "train" else rows
         splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in range(several)]}
-    splits["report"]["text"][:alike] = splits["calibrate"]["text"][:alike]
+    splits["report"]["text"][:alike] = splits[of]["text"][:alike]
     tiny_datasets.write(folder, {"text": Feature(type="text")}, splits, None)
 
 
@@ -175,8 +175,22 @@ def test_variants_of_graphs_are_refused_with_what_to_give_instead(inputs, tmp_pa
 
 def test_texts_that_calibrate_and_judge_are_refused(inputs, tmp_path):
     dataset(tmp_path / "data", alike=10)
-    with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'calibrate' are in select or report as well"):
+    with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'report' are in calibrate or select as well"):
         optimised({**inputs, "dataset": Input("texts@2", {}, FolderView(tmp_path / "data", "cc"))}, tmp_path)
+
+
+def test_texts_that_choose_and_are_reported_are_left_out_or_refused_before_anything_is_made(inputs, tmp_path):
+    for name, alike in (("few", 3), ("many", 10)):
+        (folder := tmp_path / name).mkdir()
+        dataset(folder / "data", alike=alike, of="select")
+        given = {**inputs, "dataset": Input("texts@2", {}, FolderView(folder / "data", "cc"))}
+        if name == "few":
+            _, context = optimised(given, folder, steps=["quantize:q8_0"])
+            assert context.facts["report"]["left_out"] == 3
+        else:
+            with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'report' are in calibrate or select as well"):
+                optimised(given, folder)
+            assert list((folder / "work").iterdir()) == []
 
 
 def test_too_few_texts_are_refused(inputs, tmp_path):

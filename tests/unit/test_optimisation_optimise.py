@@ -9,7 +9,7 @@ import pytest
 from tiny_datasets import table, write
 from tiny_models import matmul, phrases, simple
 
-from modelyard.data.datasets import Feature
+from modelyard.data.datasets import Dataset, Feature
 from modelyard.engines.base import ENGINES, ModelCard
 from modelyard.engines.torch import TorchEngine
 from modelyard.errors import Invalid
@@ -134,6 +134,42 @@ def test_the_report_is_of_the_report_split(done: tuple[FolderOutputs, FolderCont
     }
     others = [made for made in outputs.published.values() if made["alias"] is None]
     assert [made["metadata"]["report"] for made in others] == [None, None]
+
+
+def shared(inputs: dict[str, Input], folder: Path, rows: int) -> dict[str, Input]:
+    """The first rows of the report split are those of select."""
+    whole = Dataset.open(inputs["dataset"].view.local())
+    names = [*whole.features]
+    splits = {split: {name: whole.column(split, name).tolist() for name in names} for split in whole.card.splits}
+    for name in names:
+        splits["report"][name][:rows] = splits["select"][name][:rows]
+    write(folder, whole.features, splits, "target")
+    return {**inputs, "dataset": Input("numbers@3", {}, FolderView(folder, "cc"))}
+
+
+def test_rows_that_were_chosen_by_are_in_no_figure_of_the_report(inputs: dict[str, Input], tmp_path: Path) -> None:
+    given = shared(inputs, tmp_path / "data", 8)
+    outputs, context = optimised(given, tmp_path, variants=("fp32",))
+    subject, report = optimise.read(given), context.facts["report"]
+    held_out = subject.source.examples("report", among=np.arange(8, 80))
+    predicted = subject.source.predict(subject.engine, held_out.inputs)
+    assert (report["rows"], report["left_out"]) == (72, 8)
+    assert report["original"]["value"] == pytest.approx(r2(predicted, held_out.wanted))
+    (made,) = outputs.published.values()
+    found = made["metadata"]["evaluation"]["evidence"]
+    assert (found["rows"], found["left_out"]) == (72, 8)
+    assert found["original"] == pytest.approx(report["original"]["value"])
+    assert found["drop"]["drop"] == pytest.approx(report["drop"]["value"], abs=1e-9)
+    assert "Of that split 8 were left out" in (made["folder"] / "README.md").read_text()
+
+
+def test_a_report_split_that_is_the_select_split_is_refused_before_anything_is_made(
+    inputs: dict[str, Input], tmp_path: Path
+) -> None:
+    given = shared(inputs, tmp_path / "data", 80)
+    with pytest.raises(Invalid, match="80 of 80 rows of the split 'report' are in calibrate or select as well"):
+        optimised(given, tmp_path)
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_the_card_for_people_shows_the_table(done: tuple[FolderOutputs, FolderContext]) -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tiny_models import matmul
+from tiny_datasets import COLUMNS, table
+from tiny_models import matmul, simple
 
+from modelyard.data.datasets import Dataset, Feature
 from modelyard.kinds import FolderOutputs, FolderView, Input
 from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.examples import Source
 from modelyard.optimisation.publish import Findings, machine, publish, readme
 from modelyard.optimisation.variants import Variant
 
@@ -37,7 +41,7 @@ BROKEN = {
     "verdict": "not verified",
     "chosen": False,
 }
-REPORT = {"original": {"value": 0.96}, "chosen": {"value": 0.961, "low": 0.94, "high": 0.98}}
+REPORT = {"left_out": 0, "original": {"value": 0.96}, "chosen": {"value": 0.961, "low": 0.94, "high": 0.98}}
 
 
 @pytest.fixture
@@ -53,10 +57,12 @@ def test_a_variant_is_handed_over_with_its_figures(findings: Findings, tmp_path:
     variant = Variant("fp32", folder, matmul(folder / "model.onnx"), None, True, {"ok": True})
     outputs = FolderOutputs(tmp_path / "out")
     (tmp_path / "LICENSE.md").write_text("free")
+    (tmp_path / "training.json").write_text('{"config": {}}')
     publish(findings, variant, outputs)
     made = outputs.published["fp32"]
     assert (made["folder"] / "LICENSE.md").read_text() == "free"
     assert made["alias"] == "best"
+    assert (made["folder"] / "training.json").read_text() == '{"config": {}}'
     assert made["metadata"]["select"] == ROW
     assert made["metadata"]["report"] == REPORT
     assert made["metadata"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
@@ -70,6 +76,12 @@ def test_the_table_shows_what_failed_too(findings: Findings) -> None:
     )
     assert "| static-int8 | | | | | | | | | not verified |" in text
     assert "fp32 reaches accuracy 0.9610 (0.9400 to 0.9800), the original 0.9600" in text
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.995, 0.999])
+def test_the_confidence_is_said_as_it_is(findings: Findings, confidence: float) -> None:
+    text = readme(replace(findings, config=OptimiseConfig(confidence=confidence)))
+    assert f"intervals at {confidence}." in text
 
 
 def test_a_language_model_loses_percent_and_makes_tokens(findings: Findings) -> None:
@@ -96,3 +108,20 @@ def test_what_was_found_of_a_variant_is_handed_over_with_it_alone(findings: Find
         publish(whole, variant, outputs)
     assert outputs.published["fp32"]["metadata"]["evaluation"] == said
     assert "evaluation" not in outputs.published["static-int8"]["metadata"]
+
+
+def test_what_the_original_was_trained_on_is_what_one_variant_and_another_are_shown(tmp_path: Path) -> None:
+    """Two of its variants can be held against each other, without it."""
+    table(tmp_path / "data", Feature(type="float"), lambda x: x[:, 0].tolist())
+    original = tmp_path / "original"
+    card = simple(original)
+    module = {"inputs": list(COLUMNS[::-1]), "target": "target"}
+    (original / "training.json").write_text(json.dumps({"config": {"recipe": "module", "module": module}}))
+    inputs = {"model": Input("m@1", {}, FolderView(original, "a")), "dataset": Input("d@1", {}, FolderView(tmp_path, "b"))}
+    outputs = FolderOutputs(tmp_path / "out")
+    folder = tmp_path / "fp32"
+    folder.mkdir()
+    variant = Variant("fp32", folder, card, None, True, {"ok": True})
+    publish(Findings(OptimiseConfig(), inputs, "accuracy", [ROW], REPORT, "fp32"), variant, outputs)
+    source = Source(outputs.published["fp32"]["folder"], card, Dataset.open(tmp_path / "data"))
+    assert source.features == COLUMNS[::-1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,56 @@ def test_packed_weights_are_floats_again_once_loaded(tmp_path: Path) -> None:
     wanted = OnnxEngine(tmp_path, card).forward(samples)["y"]
     given = OnnxEngine(tmp_path, card.changed(files={"onnx": "small.onnx"})).forward(samples)["y"]
     assert 0 < np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def recurrent(path: Path) -> None:
+    """x FP32 [n, 3, 4] → an LSTM of 5 → y."""
+    weights = {"w": (1, 20, 4), "r": (1, 20, 5)}
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r"], ["y"], "lstm", hidden_size=5, layout=0)],
+        "recurrent",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1, 3, 5])],
+        [numpy_helper.from_array(RANDOM.standard_normal(shape).astype("f"), name) for name, shape in weights.items()],
+    )
+    save(graph, path)
+
+
+def double(path: Path) -> None:
+    """x FP64 [n, 64] → a product → y."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
+        "double",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["n", 8])],
+        [numpy_helper.from_array(RANDOM.standard_normal((64, 8)), "w")],
+    )
+    save(graph, path)
+
+
+@pytest.mark.parametrize("more", [{}, {"sensitive": 1}, {"sensitive": "auto"}])
+@pytest.mark.parametrize(
+    ("network", "method", "has"),
+    [
+        (recurrent, "weights-int8", "FLOAT of LSTM"),
+        (double, "weights-int8", "DOUBLE of MatMul"),
+        (double, "dynamic-int8", "DOUBLE of MatMul"),
+    ],
+)
+def test_what_eight_bits_do_not_change_is_no_variant(
+    tmp_path: Path, network: Callable[[Path], None], method: str, has: str, more: dict[str, object]
+) -> None:
+    network(tmp_path / "model.onnx")
+    shape, kind = ((9, 3, 4), "f") if network is recurrent else ((9, 64), "d")
+    with pytest.raises(Invalid, match=f"{method} changes no weight of this model, which has {has}; weights in float32 of Conv"):
+        quantised(tmp_path, {"x": np.ones(shape, kind)}, Quantize(method=method, **more))  # type: ignore[arg-type]
+
+
+def test_weights_of_other_layers_that_have_eight_bits_are_enough(tmp_path: Path) -> None:
+    """onnxruntime's quantiser takes an LSTM."""
+    recurrent(tmp_path / "model.onnx")
+    QUANTISERS["dynamic-int8"](tmp_path / "model.onnx", tmp_path / "small.onnx", {})
+    assert {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node} == {"DynamicQuantizeLSTM"}
 
 
 def unnamed(path: Path, *, fed: bool = False) -> dict[str, np.ndarray]:

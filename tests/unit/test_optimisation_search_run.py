@@ -2,6 +2,7 @@
 lost."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,8 +86,8 @@ def office(tmp_path: Path) -> Iterator[Office]:
     office.close()
 
 
-def submit(office: Office, **config: Any) -> Job:
-    inputs = {"model": "model:mixer@1", "dataset": "dataset:classes@1"}
+def submit(office: Office, data: str = "classes@1", **config: Any) -> Job:
+    inputs = {"model": "model:mixer@1", "dataset": f"dataset:{data}"}
     full = {"space": SPACE, "parallel": 1, "max_accuracy_drop": 2.5, **config}
     return office.submit("search", config=full, inputs=inputs, target=TARGET)
 
@@ -182,6 +183,38 @@ def test_figures_of_other_libraries_are_not_taken(office: Office, monkeypatch: p
     office.finish(submit(office, space=space).id)
     office.finish(submit(office, space=space).id)
     assert len(RAN) == 4  # those of here were made once
+
+
+def test_what_fewer_processors_made_is_not_taken_and_the_command_says_how_many(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"space": "heads=[0,0.5],quantize=[none]", "max_accuracy_drop": 2.1234567, "seed": 1234567, "confidence": 0.9876543}
+    office.finish(submit(office, **given).id)
+    RAN.clear()
+    monkeypatch.setenv("RANK_CPUS", "4")
+    for _ in range(2):
+        office.finish(submit(office, **given).id)
+        assert len(RAN) == 2
+    with office.db.read() as session:
+        command = catalogue.resolve(session, "team", "model", "mixer@best").metadata["search"]["command"]
+    assert command == (
+        "modelyard optimize mixer@1 --on classes@1 --set 'variants=[\"fp32\"]' --set seed=1234567 --set confidence=0.9876543 "
+        "--cpus 4 --max-accuracy-drop 2.1234567 --goal latency"
+    )
+
+
+def test_a_report_split_that_shows_nothing_is_told_before_a_trial_begins(office: Office, tmp_path: Path) -> None:
+    classes(tmp_path / "alike")
+    shutil.copyfile(tmp_path / "alike/select/00000.parquet", tmp_path / "alike/report/00000.parquet")
+    manifest = office.artefacts.publish("team", tmp_path / "alike")
+    with office.db.begin() as session:
+        catalogue.record_artefact(session, "team", manifest)
+        catalogue.register(session, "team", kind="dataset", name="classes", artefact=manifest.hash)
+    job = submit(office, data="classes@2")
+    (ended,) = office.finish(job.id)
+    assert ended.error is not None
+    assert "120 of 120 rows of the split 'report' are in calibrate or select as well" in ended.error["message"]
+    assert children(office, job.id) == []
 
 
 def test_nothing_begins_that_would_end_after_the_time_budget(office: Office) -> None:

@@ -36,11 +36,15 @@ def test_a_student_comes_to_believe_what_its_teacher_does(tmp_path: Path, step: 
     assert found.card.module is not None
     student, control = (build_student(found.folder, found.card.module, found.source, {"width": 8}, 5) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), control.parameters(), strict=True))
+    seen: list[nn.Module] = []
+    teaching.watch = lambda network: seen.append(copy.deepcopy(network))  # as a job does after each epoch
     lesson = distil(copy.deepcopy(teacher), student, control, step, teaching)
     rows = teaching.some(100)[0]
     assert belief(lesson.distilled, teacher, rows) < 0.6 * belief(lesson.control, teacher, rows)
     assert [len(teaching.curves[name]) for name in ("distil", "control")] == [4, 4]
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in lesson.distilled.modules())
+    assert len(seen) == 4
+    assert all(torch.equal(a, b) for a, b in zip(seen[-1].parameters(), lesson.distilled.parameters(), strict=True))
     again = build_student(found.folder, found.card.module, found.source, {"width": 8}, 5)
     distil(copy.deepcopy(teacher), again, copy.deepcopy(again), step, learning(found, tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), lesson.distilled.parameters(), strict=True))

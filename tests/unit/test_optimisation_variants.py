@@ -77,6 +77,24 @@ def test_one_that_answers_otherwise_is_not_verified(
     assert len([line for line in context.lines if "not verified" in line]) == 2
 
 
+def test_eight_bits_that_change_no_weight_are_not_verified(tmp_path: Path, context: FolderContext) -> None:
+    card = simple(tmp_path / "version")
+    source = (tmp_path / "version" / "model.py").read_text()
+    (tmp_path / "version" / "model.py").write_text(source.replace("hidden, 1)", "hidden, 1)\n        self.double()"))
+    card = card.changed(
+        inputs=(TensorCard(name="x", datatype="FP64", shape=(-1, 10)),),
+        outputs=(TensorCard(name="output", datatype="FP64", shape=(-1, 1)),),
+    )
+    engine = TorchEngine(tmp_path / "version", card)
+    data = table(
+        tmp_path / "data", Feature(type="float"), lambda x: engine.forward({"x": x.astype("d")})["output"][:, 0].tolist()
+    )
+    rows = Source(tmp_path / "version", card, data)
+    found = made(Subject(tmp_path / "version", card, engine, rows, rows.examples("select")), context)
+    assert [found[name].verified for name in found] == [True, False, False]
+    assert "dynamic-int8 changes no weight of this model, which has DOUBLE of Gemm" in found["dynamic-int8"].proof["reason"]
+
+
 def test_an_imported_graph_is_its_own_float_variant(tmp_path: Path, context: FolderContext) -> None:
     (tmp_path / "version").mkdir()
     y = TensorCard(name="y", datatype="FP32", shape=(-1, 2))

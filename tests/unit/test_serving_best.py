@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import save
 
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.onnx import OnnxEngine
 from modelyard.serving.batching import SPARE
 from modelyard.serving.best import BUDGET, DEFAULT, Best, choose, extended, find, measure, synthetic
 from modelyard.tensors import Signature, TensorSpec
@@ -90,19 +94,48 @@ def test_what_was_not_measured_has_a_size():
 def test_inputs_are_made_from_the_signature():
     signature = Signature(
         (
-            TensorSpec("ids", "INT64", (-1, -1)),
+            TensorSpec("input_ids", "INT64", (-1, -1)),
+            TensorSpec("attention_mask", "INT64", (-1, -1)),
+            TensorSpec("token_type_ids", "INT64", (-1, -1)),
             TensorSpec("pixels", "FP32", (-1, 3, 8, -1)),
             TensorSpec("on", "BOOL", (-1,)),
         ),
         OUT,
     )
-    made = synthetic(signature, {"ids": 0}, 5)
+    made = synthetic(signature, {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}, 5)
     assert {name: (a.dtype.name, a.shape) for name, a in made.items()} == {
-        "ids": ("int64", (5, 64)),
+        "input_ids": ("int64", (5, 64)),
+        "attention_mask": ("int64", (5, 64)),
+        "token_type_ids": ("int64", (5, 64)),
         "pixels": ("float32", (5, 3, 8, 16)),
         "on": ("bool", (5,)),
     }
-    assert all((array == 1).all() for array in made.values())
+    assert {name: {float(value) for value in array.ravel()} for name, array in made.items()} == {
+        "input_ids": {1},
+        "attention_mask": {1},
+        "token_type_ids": {0},
+        "pixels": {1},
+        "on": {1},
+    }
+
+
+def test_a_model_that_knows_one_type_of_tokens_is_measured(tmp_path):
+    """RoBERTa's table of types has one row, so that 1 is out of its bounds."""
+    table = numpy_helper.from_array(np.ones((1, 3), np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "token_type_ids"], ["y"])],
+        "types",
+        [helper.make_tensor_value_info("token_type_ids", TensorProto.INT64, ["n", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "length", 3])],
+        [table],
+    )
+    save(graph, tmp_path / "m.onnx")
+    taken, given = TensorCard(name="token_type_ids", datatype="INT64", shape=(-1, -1)), TensorCard(name="y", datatype="FP32")
+    card = ModelCard(task="feature-extraction", engines=("onnx",), files={"onnx": "m.onnx"}, inputs=(taken,), outputs=(given,))
+    engine = OnnxEngine(tmp_path, card)
+    found = find(engine.forward, engine.signature, {"token_type_ids": 0})
+    assert found is not None
+    assert len(found.times) > 1
 
 
 @pytest.mark.parametrize(

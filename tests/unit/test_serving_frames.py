@@ -25,7 +25,7 @@ FRAMES = st.one_of(
     st.builds(f.CallFrame, IDS, TEXT, TEXT, TEXT, TEXT, TEXT, st.floats(0, 1e12), st.none() | IDS, HEAD, DATA, st.booleans()),
     st.builds(f.BodyFrame, IDS, DATA, st.booleans()),
     st.builds(f.PartFrame, IDS, IDS, IDS, DATA, st.none() | HEAD, st.booleans()),
-    st.builds(f.MoreFrame, IDS, IDS),
+    st.builds(f.MoreFrame, IDS, st.integers(0, 1 << 36)),
     st.builds(f.GrantFrame, IDS, IDS),
     st.builds(f.EndFrame, IDS, USAGE, HELD, FAULT, st.none() | DATA, st.none() | HEAD),
     st.builds(f.CancelFrame, IDS),

@@ -15,11 +15,13 @@ from serving_fakes import FakeTransport
 from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from uvicorn.server import ServerState
 
+from modelyard.serving import sleepers
 from modelyard.serving.follower import State
 from modelyard.serving.frames import PIECE, Fault, Usage, append
 from modelyard.serving.http import MAX_HEAD, InferenceProtocol
 from modelyard.serving.metrics import exposition
 from modelyard.serving.turns import LINGER, MAX_PIPELINED
+from modelyard.serving.types import DeploymentState
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 
@@ -586,6 +588,23 @@ async def test_a_client_that_leaves_during_the_look(c):
     assert not c.router.sent
 
 
+def test_only_so_many_calls_wait_for_what_sleeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(sleepers, "MOST", 1)
+
+    @scene(routes=[route(state=DeploymentState.asleep, endpoints=(), wakes=True)])
+    async def run(c):
+        c.gateway.sleepers.hold(route("other"), (), 5.0, lambda: None)
+        c.feed(post())
+        [(status, headers, _)] = c.answers()
+        assert (status, headers["retry-after"]) == (503, "1")
+        c.gateway.apply(State(2, [record()], [route()]))  # where 'other' is gone
+        c.feed(post())
+        c.router.answer(c.router.sent[0])
+        assert [status for status, _, _ in c.answers()] == [200]
+
+    run(tmp_path)
+
+
 @scene()
 async def test_without_any_key_nothing_is_looked_up(c):
     follower = FakeFollower()
@@ -1102,6 +1121,19 @@ async def test_a_known_head_with_an_id_keeps_it(c):
     for _ in range(2):
         c.feed(post(more="X-Request-Id: mine\r\nInference-Header-Content-Length: 2\r\n"))
     assert [call.frame.head for call in c.router.sent] == [{"x-request-id": "mine", "inference-header-content-length": "2"}] * 2
+
+
+@pytest.mark.parametrize("body", [b"{} ", b"\r\n{}", b"\r\n\r\n"])
+def test_what_follows_a_body_is_not_taken_for_the_end_of_a_head(tmp_path, body):
+    @scene()
+    async def run(c):
+        for tail in (b"\r\n", b"\r\n", b"", b"\r\n", b""):
+            c.feed(post(body) + tail)
+            c.router.answer(c.router.sent[-1])
+        assert [call.frame.data for call in c.router.sent] == [body] * 5
+        assert [status for status, _, _ in c.answers()] == [200] * 5
+
+    run(tmp_path)
 
 
 @scene()

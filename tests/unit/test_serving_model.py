@@ -1,16 +1,22 @@
-"""A model as a replica loads it: in the threads that it was given."""
+"""A model as a replica loads it: in the threads that it was given, with a transform that goes with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
-from tiny_models import matmul
+from onnx import TensorProto, helper
+from tiny_models import matmul, save
 
-from modelyard.engines.base import ModelCard
-from modelyard.serving.model import Spec, load
+from modelyard.data.transforms import build
+from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.onnx import OnnxEngine
+from modelyard.errors import Internal, Invalid
+from modelyard.serving.batching import Waiting, compute
+from modelyard.serving.model import Model, Spec, load
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -38,3 +44,37 @@ def test_a_module_is_computed_in_as_many_threads_as_were_given(tmp_path: Path) -
         assert torch.get_num_threads() == before + 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_model_that_does_not_answer_a_logit_a_label_fails_by_its_own_fault(tmp_path: Path) -> None:
+    """How many it gives is open in the graph, so that nothing shows it before."""
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["pixels"], ["logits"])],
+        "open",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 1, "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", "m"])],
+    )
+    save(graph, tmp_path / "m.onnx")
+    transform = {"name": "image", "height": 2, "width": 2, "channels": 1, "labels": ["a", "b", "c"]}
+    card = ModelCard(
+        task="image-classification",
+        engines=("onnx",),
+        files={"onnx": "m.onnx"},
+        inputs=(TensorCard(name="pixels", datatype="FP32", shape=(-1, 1, -1, -1)),),
+        outputs=(TensorCard(name="logits", datatype="FP32", shape=(-1, -1)),),
+        transform=transform,
+    )
+    model = Model(OnnxEngine(tmp_path, card), build(transform), card.task, "modelyard_onnx")
+    item = Waiting({"pixels": np.ones((1, 1, 2, 2), np.float32)}, 1, 0.0, {})
+    [answer], failed = compute(model.forward, [item])
+    assert isinstance(answer, Internal)
+    assert "[1, 4] where [n, 3]" in answer.message
+    assert failed == 1
+
+
+def test_a_transform_that_the_engines_tensors_do_not_go_with_is_refused_at_load(tmp_path: Path) -> None:
+    engine = OnnxEngine(tmp_path, matmul(tmp_path / "m.onnx"))
+    for columns, said in (("ab", r"makes x:FP32\[-1, 2\]; the model takes x:FP32\[-1, 3\]"), ("abc", "for each of 1 labels")):
+        transform = {"name": "columns", "columns": [{"name": name} for name in columns], "labels": ["a"], "output": "y"}
+        with pytest.raises(Invalid, match=said):
+            Model(engine, build(transform), "tabular-classification", "modelyard_onnx")

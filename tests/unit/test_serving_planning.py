@@ -161,6 +161,15 @@ def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, rel
         assert starts <= max(0, release.replicas - len(fresh))
 
 
+def test_a_replica_that_was_ended_for_what_it_did_is_told_of_with_that():
+    for reason, says in (
+        ("left more than 9 files in its folder", "The replica left more than 9 files in its folder and was ended."),
+        ("", "The replica was killed by signal 9; its log may say why."),
+    ):
+        [lost] = plan(wanted(replicas=1), [replica("a", alive=False, code=-9, reason=reason)], AT, PATIENCE)
+        assert lost.error.message == says
+
+
 def test_until_the_new_release_is_whole_the_one_before_is_kept_whole_too():
     asked = [*wanted(2, 2), *wanted(1, 2, settled=True)]
     here = [replica("new", 2), replica("old", 1), replica("dead", 1, alive=False, code=-9)]

@@ -394,15 +394,133 @@ async def test_more_than_the_grant_is_not_booked_and_counts_as_a_lie(router, rep
 
 
 @over(1)
-async def test_more_is_granted(router, replicas, group):
+async def test_more_is_granted_where_there_is_a_grant_and_not_for_ever(router, replicas, group):
     def more(channel, frame):
         if isinstance(frame, CallFrame):
             channel.send(MoreFrame(frame.id, 100))
 
     replicas[0].answers = more
-    await ask(router, group, 5)
+    asked = Asked(group, 5)
+    asked.frame = call(5, grant=10)
+    router.send(asked)
     await eventually(lambda: len(replicas[0].got) == 2)
-    assert (replicas[0].got[1].id, replicas[0].got[1].units) == (5, 100)
+    assert (replicas[0].got[1].id, replicas[0].got[1].units, asked.frame.grant) == (5, 100, 110)
+    for _ in range(10_000):
+        replicas[0].channels[0].send(MoreFrame(5, 1))
+    await eventually(lambda: router.distrusted)
+    replicas[0].channels[0].send(EndFrame(5, Usage(111, 5), 0))
+    await asked.done
+    assert asked.events == [("ended", 111, None)]
+    assert len(replicas[0].got) == 1 + module._MOST_EXTENSIONS
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_more_of_what_has_no_bound_or_for_no_call_is_a_lie_and_not_answered(tmp_path, number):
+    @over(1)
+    async def run(router, replicas, group):
+        replicas[0].answers = replicas[0].silent
+        await ask(router, group, 5)
+        await eventually(replicas[0].calls)
+        for _ in range(1000):
+            replicas[0].channels[0].send(MoreFrame(number, 100))
+        await eventually(lambda: router.distrusted)
+        assert "asked for more" in router.distrusted["r0"]
+        assert group.links[0]._channel.backlog == 0
+        await asyncio.sleep(0.01)
+        assert len(replicas[0].got) == 1
+
+    run(tmp_path)
+
+
+@over(1)
+async def test_what_nobody_asked_tells_nothing_and_all_the_time_is_a_lie(router, replicas, group):
+    [link] = group.links
+    replicas[0].answers = replicas[0].silent
+    await eventually(lambda: link.up and replicas[0].channels)
+    link._heard -= 60
+    for number in range(500):
+        replicas[0].channels[0].send(HealthFrame(number, "ready"))
+        replicas[0].channels[0].send(EndFrame(number, Usage(), 0))
+    await eventually(lambda: link._strays == 1000)
+    assert (link.state, router.distrusted) == ("silent", {})
+    replicas[0].channels[0].send(PartFrame(7, 0, 0, b""))
+    await eventually(lambda: router.distrusted)
+    assert "more than 1,000 things" in router.distrusted["r0"]
+
+
+@over(1)
+async def test_a_replica_that_answers_nothing_is_not_asked_for_ever(router, replicas, group):
+    replicas[0].answers = replicas[0].silent
+    await eventually(lambda: group.links[0].up)
+    asked_late = await ask(router, group, 3, deadline=50.0)
+    for _ in range(100):
+        router.check(60.0)
+    await asyncio.sleep(0.01)
+    kinds = Counter(type(frame) for frame in replicas[0].got)
+    assert kinds == {CallFrame: 1, CancelFrame: 1, HealthFrame: module._MOST_QUESTIONS}
+    assert asked_late.events == [("late", "timed_out")]
+    for frame in replicas[0].got:
+        replicas[0].echo(replicas[0].channels[0], frame)
+    await eventually(lambda: not group.links[0]._questions)
+
+
+@over(2)
+async def test_a_replica_that_does_not_read_is_given_no_more(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links) and replicas[0].channels)
+    replicas[0].channels[0]._transport.pause_reading()
+    alone = router.group([replicas[0].endpoint])
+    asked = [Asked(alone, number) for number in range(1000)]
+    for one in asked:
+        one.frame = call(one.frame.id, b"x" * 50_000)
+        router.send(one)
+    [link] = alone.links
+    assert module.MOST_UNREAD <= link._channel.unread < module.MOST_UNREAD + 60_000
+    refused = [one for one in asked if one.events]
+    assert {event for one in refused for event in one.events} == {("ended", 0, "overloaded")}
+    assert len(link.calls) + len(refused) == 1000
+    router.again(asked[0], Fault("unavailable", "gone"))  # what it holds goes to others, as ever
+    both = Asked(group, 2000)
+    router.send(both)
+    await both.done
+    assert both.events == [("part", b"r1"), ("ended", 1, None)]
+
+
+@over(1)
+async def test_only_so_many_calls_are_at_a_replica(router, replicas, group):
+    replicas[0].answers = replicas[0].silent
+    asked = [await ask(router, group, number) for number in range(module.MOST_CALLS + 1)]
+    assert [one.events for one in asked if one.events] == [[("ended", 0, "overloaded")]]
+
+
+@over(1)
+async def test_of_a_refused_call_the_rest_of_the_body_is_not_sent(router, replicas, group):
+    replicas[0].answers = replicas[0].refuse
+    asked = Asked(group, 1)
+    asked.frame = call(1, bytes(50 << 20))
+    router.send(asked)
+    await asked.done
+    assert asked.events == [("ended", 0, "unavailable")]
+    assert not group.links[0]._channel._bodies
+    await asyncio.sleep(0.02)
+    assert sum(len(frame.data) for frame in replicas[0].got) < 5 << 20
+
+
+def test_what_was_given_back_when_nobody_was_reached_is_not_sent_later(tmp_path):
+    async def run():
+        replica, router = Replica("r", tmp_path / "r.sock"), Router(asyncio.get_running_loop())
+        group = router.group([replica.endpoint])
+        asked = await ask(router, group)
+        await asyncio.wait_for(asked.done, 5)
+        assert asked.events == [("ended", 0, "unavailable")]
+        await replica.start()
+        await eventually(lambda: group.links[0].up)
+        await (await ask(router, group, 2)).done
+        assert replica.calls() == [2]
+        router.close()
+        await replica.die()
+        await asyncio.sleep(0.005)
+
+    asyncio.run(run())
 
 
 @over(1)

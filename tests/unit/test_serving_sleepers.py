@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
@@ -11,6 +12,7 @@ from serving_gateway_fakes import KEY, Bench, FakeFollower, record, route
 from modelyard.errors import Asleep, Unauthorized
 from modelyard.serving import sleepers
 from modelyard.serving.follower import State
+from modelyard.serving.front import fresh
 from modelyard.serving.sleepers import Sleepers
 from modelyard.serving.types import DeploymentState
 
@@ -104,6 +106,23 @@ def test_only_so_many_are_held(tmp_path, monkeypatch):
             bench.gateway.sleepers.hold(refusal.of, GOOD, 5.0, lambda: None)
         assert not bench.gateway.may_wake(refusal, time.time())
         assert not bench.gateway.may_wake(refusal, time.time() - 1e6)
+
+    run(scene)
+
+
+def test_where_there_is_no_room_a_call_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sleepers, "MOST", 2)
+
+    async def scene():
+        bench = Bench(tmp_path, routes=[route(**SLEEPS)])
+        ask = partial(fresh, bench.gateway, GOOD, bench.gateway.admit, URL, GOOD, time.time())
+        waiting = [asyncio.ensure_future(ask()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Asleep, match="is not awake yet"):
+            await ask()
+        assert not any(one.done() for one in waiting)
+        bench.gateway.apply(State(2, [record()], [route()]))
+        assert all(await asyncio.gather(*waiting))
 
     run(scene)
 

@@ -270,8 +270,9 @@ def test_what_is_0_is_given_numbers_to_be_compared_by():
     assert parameters["1.weight"].any()
 
 
-def test_repeatable_is_one_thread_and_deterministic_while_it_lasts():
+def test_repeatable_is_one_thread_and_deterministic_while_it_lasts(two_threads):
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    assert before == (2, False)
     with repeatable():
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
     assert before == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())

@@ -14,7 +14,11 @@ from modelyard.errors import Invalid
 MaxDrop = Annotated[
     float | None,
     typer.Option(
-        min=0, max=100, help="Gate: points of accuracy (100 × R²) that may be lost.", metavar="POINTS", show_default=False
+        min=0,
+        max=100,
+        help="Gate: points of accuracy (100 × R²) that may be lost; of a language model percent of its perplexity.",
+        metavar="POINTS",
+        show_default=False,
     ),
 ]
 MaxSliceDrop = Annotated[

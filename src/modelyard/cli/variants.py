@@ -50,7 +50,10 @@ def _report(report: Mapping[str, Any], metric: str) -> str:
     lost = report["drop"]
     points = f"{lost['value']:.2f} {units(metric)[0]} lost ({lost['low']:.2f} to {lost['high']:.2f})"
     own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
-    return f"on {report['rows']} rows kept for the report:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
+    out = f" ({report['left_out']:,} left out)" if report.get("left_out") else ""  # facts of before do not say
+    return (
+        f"on {report['rows']} rows kept for the report{out}:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
+    )
 
 
 def _lesson(split: str, found: Mapping[str, Any], metric: str) -> str:

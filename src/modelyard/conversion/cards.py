@@ -38,11 +38,13 @@ def infer_task(signature: Signature, labels: tuple[str, ...] | None, transform: 
 
 def complete(config: ImportModelConfig, signature: Signature) -> dict[str, Any] | None:
     """The transform asked for, or None. Where it names no engine tensors they are the model's first ones; its labels are the
-    model's. Raises `Invalid` where it names others, or its options are wrong."""
+    model's. Raises `Invalid` where it names others, its options are wrong, or the model's tensors are not what it needs; and
+    where a classifier's labels are not as many as its first output has columns."""
     given = dict(config.transform or {})
     if given.get("name") == "text":
         raise Invalid("The transform 'text' comes with a Hugging Face folder, which has the tokenizer: import that.")
     if not given or given.get("name") == "tensor":
+        _check_labels(config, signature.outputs[0])
         return build(given).config if given else None
     if config.labels:
         given.setdefault("labels", list(config.labels))
@@ -50,4 +52,18 @@ def complete(config: ImportModelConfig, signature: Signature) -> dict[str, Any] 
         given.setdefault(key, specs[0].name)
         if given[key] not in {spec.name for spec in specs}:
             raise Invalid(f"The transform's {key} is '{given[key]}'; the model's are {', '.join(s.name for s in specs)}.")
-    return build(given).config
+    transform = build(given)
+    transform.signature(signature)
+    return transform.config
+
+
+def _check_labels(config: ImportModelConfig, output: TensorSpec) -> None:
+    """Scores are rows of floats; what has another form is not known to be scores."""
+    shape, labels = output.shape, config.labels
+    if not labels or not (config.task or "classification").endswith("classification"):
+        return
+    if output.datatype.startswith("FP") and shape and len(shape) == 2 and shape[1] not in (-1, len(labels)):
+        raise Invalid(
+            f"There are {len(labels)} labels ({', '.join(labels[:5])}), but the model's output '{output.name}' has {shape[1]} "
+            "columns; expected one a label, in their order."
+        )

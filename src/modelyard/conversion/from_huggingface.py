@@ -42,8 +42,9 @@ TASKS = {
 def read(
     config: ImportModelConfig, path: Path, upload: Path, out: Path, context: JobContext
 ) -> tuple[ModelCard, dict[str, Any]]:
-    """`path` is the folder's config.json. Raises `Invalid` for a class that transformers does not have, for weights that are
-    not its own, and for answers that are no numbers."""
+    """`path` is the folder's config.json: what lies elsewhere in the upload is not read. Raises `Invalid` for a class that
+    transformers does not have, for weights that are not its own, and for answers that are no numbers; `Unsafe` for an index
+    that names files of another kind than safetensors."""
     if config.module or config.arguments or config.inputs or config.transform or config.labels:
         raise Invalid(
             "A Hugging Face folder says itself what it is: leave out module, arguments, inputs, labels and transform."
@@ -57,7 +58,7 @@ def read(
         raise Invalid(f"{CONFIG} says {said['architectures'][0]}, which is for {task}, not for {config.task}.")
     if config.onnx and not pair and task != "text-generation":
         raise Invalid(f"{said['architectures'][0]} generates no text: onnx is for language models; leave it out.")
-    left = _copy(upload, out)
+    left = _copy(path.parent, upload, out)
     context.check()
     model = _open(out, kind)
     notes = [f"Left out, as nothing here reads it: {', '.join(left[:10])}."] if left else []
@@ -110,23 +111,36 @@ def _task(said: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _copy(upload: Path, out: Path) -> list[str]:
-    """Copy what belongs to the model; returns the names of the rest."""
-    names = sorted(path.relative_to(upload).as_posix() for path in upload.rglob("*") if path.is_file())
-    weights = {"model.safetensors"}
-    if _INDEX in names:
-        try:
-            weights = {_INDEX, *json.loads(inside(upload, _INDEX).read_bytes())["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise Invalid(f"{_INDEX} is not one: {error}.") from error
+def _copy(folder: Path, upload: Path, out: Path) -> list[str]:
+    """Copy what belongs to the model in `folder`; returns the names of the rest of the upload."""
+    names = _names(folder)
+    weights = {_INDEX, *_shards(inside(folder, _INDEX))} if _INDEX in names else {"model.safetensors"}
     wanted = {CONFIG, *COMPANIONS, *weights, *filter(sentences.KEPT.fullmatch, names)}
     for name in sorted(weights):
-        inside(upload, name)  # raises `Invalid` where it is missing, `Unsafe` where it lies outside
+        inside(folder, name)  # raises `Invalid` where it is missing, `Unsafe` where it lies outside
     for name in names:
         if name in wanted:
-            (out / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(inside(upload, name), out / name)
-    return [name for name in names if name not in wanted and name not in ("README.md", "model.json")]
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(inside(folder, name), out / name)
+    known = {folder / name for name in (*wanted, "README.md", "model.json")}
+    return [name for name in _names(upload) if upload / name not in known]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _shards(path: Path) -> set[str]:
+    """The files that an index names. Raises `Unsafe` where one is no safetensors: transformers would unpickle it."""
+    try:
+        found = set(json.loads(path.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Invalid(f"{_INDEX} is not one: {error}.") from error
+    if not all(isinstance(name, str) for name in found):
+        raise Invalid(f"{_INDEX} is not one: expected under weight_map the name of a file for each weight.")
+    if odd := sorted(name for name in found if not name.endswith(".safetensors")):
+        raise Unsafe(f"{_INDEX} names {', '.join(odd[:3])}; weights are read from files that end in .safetensors alone.")
+    return found
 
 
 def _open(folder: Path, kind: str) -> Any:

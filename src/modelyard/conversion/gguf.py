@@ -194,9 +194,8 @@ def _tokenizer(writer: Any, folder: Path, model: Any) -> None:
 
 
 def _special(writer: Any, folder: Path, total: int) -> None:
-    """Tokens with a meaning, whether texts begin with one, and how chats are written."""
-    path = folder / "tokenizer_config.json"
-    said = json.loads(path.read_bytes()) if path.is_file() else {}
+    """Tokens with a meaning, whether texts begin with one, and how chats are written. Raises `Invalid` where that has several
+    ways and none is the default."""
     tokenizer = open_tokenizer(folder)
     for name in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{name}_token_id")
@@ -207,10 +206,13 @@ def _special(writer: Any, folder: Path, total: int) -> None:
         getattr(writer, f"add_{name}_token_id")(number)
     first = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
-    template = folder / "chat_template.jinja"
-    written = template.read_text() if template.is_file() else said.get("chat_template")
-    if isinstance(written, str):
-        writer.add_chat_template(written)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        if "default" not in template:
+            raise Invalid(f"Its chat templates are {', '.join(template)}; a GGUF has one here, which is to be named default.")
+        template = template["default"]
+    if isinstance(template, str):
+        writer.add_chat_template(template)
 
 
 def _cut(said: Mapping[str, Any] | None) -> str:

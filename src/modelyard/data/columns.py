@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from modelyard.data.transforms import classification_outputs, classify, needed
+from modelyard.data.transforms import check_engine, classification_outputs, classify, needed
 from modelyard.errors import Invalid
 from modelyard.kinds import Config
 from modelyard.tensors import Array, Signature, TensorSpec
@@ -73,10 +73,12 @@ class ColumnsTransform:
         return sum(column.width for column in self._options.columns)
 
     def signature(self, engine: Signature) -> Signature:
-        inputs = tuple(TensorSpec(column.name, column.datatype, (-1,)) for column in self._options.columns)
-        if self._options.labels:
-            return Signature(inputs, classification_outputs(self._options.labels))
-        shape = next((o.shape for o in engine.outputs if o.name == self._options.output), None)
+        o = self._options
+        check_engine("columns", engine, TensorSpec(o.input, "FP32", (-1, self.width)), o.output, o.labels)
+        inputs = tuple(TensorSpec(column.name, column.datatype, (-1,)) for column in o.columns)
+        if o.labels:
+            return Signature(inputs, classification_outputs(o.labels))
+        shape = next(spec.shape for spec in engine.outputs if spec.name == o.output)
         public = (-1,) if shape is not None and shape[1:] == (1,) else shape
         return Signature(inputs, (TensorSpec("prediction", "FP32", public),))
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 
-from modelyard.data.transforms import classification_outputs, classify, needed
+from modelyard.data.transforms import check_engine, classification_outputs, classify, needed
 from modelyard.errors import Invalid
 from modelyard.kinds import Config
 from modelyard.tensors import Array, Signature, TensorSpec
@@ -69,7 +69,9 @@ class ImageTransform:
         self._std = np.array(options.std, np.float32).reshape(-1, 1, 1)
 
     def signature(self, engine: Signature) -> Signature:
-        return Signature((TensorSpec("image", "BYTES", (-1,)),), classification_outputs(self._options.labels))
+        o = self._options
+        check_engine("image", engine, TensorSpec(o.input, "FP32", (-1, o.channels, o.height, o.width)), o.output, o.labels)
+        return Signature((TensorSpec("image", "BYTES", (-1,)),), classification_outputs(o.labels))
 
     def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         o, images = self._options, needed(inputs, "image").reshape(-1)

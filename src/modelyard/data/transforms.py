@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from modelyard.errors import Invalid
+from modelyard.errors import Internal, Invalid
 from modelyard.plugins import Registry
 from modelyard.tensors import Array, Signature, TensorSpec
 
@@ -31,7 +31,8 @@ class Transform(Protocol):
         ...
 
     def signature(self, engine: Signature) -> Signature:
-        """The public tensors of a model whose engine has signature `engine`."""
+        """The public tensors of a model whose engine has signature `engine`. Raises `Invalid` where it does not take what
+        `before` makes, or does not give what `after` needs."""
         ...
 
     def before(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -109,6 +110,34 @@ def needed(tensors: Mapping[str, Array], name: str) -> Array:
         raise Invalid(f"Tensor '{name}' is missing; given: {given}.") from None
 
 
+def check_engine(name: str, engine: Signature, made: TensorSpec, output: str, labels: Sequence[str] | None) -> None:
+    """Raises `Invalid` where an engine does not go with transform `name`: it takes another tensor than the one that is `made`,
+    or its `output` is missing, no numbers or, where there are labels, not one logit a label."""
+    if len(engine.inputs) != 1 or not _takes(engine.inputs[0], made):
+        raise Invalid(f"The transform '{name}' makes {_shown(made)}; the model takes {', '.join(map(_shown, engine.inputs))}.")
+    given = next((spec for spec in engine.outputs if spec.name == output), None)
+    wanted = TensorSpec(output, "FP32", (-1, len(labels)) if labels else None)
+    if given is None or given.datatype == "BYTES" or not _fits(given.shape, wanted.shape):
+        what = f"one logit for each of {len(labels)} labels" if labels else "numbers"
+        has = ", ".join(map(_shown, engine.outputs))
+        raise Invalid(f"The transform '{name}' wants {what} as {_shown(wanted)}; the model gives {has}.")
+
+
+def _takes(spec: TensorSpec, made: TensorSpec) -> bool:
+    return (spec.name, spec.datatype) == (made.name, made.datatype) and _fits(spec.shape, made.shape)
+
+
+def _fits(shape: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> bool:
+    """Whether a tensor may have the shape wanted, whatever its number of rows."""
+    if shape is None or wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(dim in (-1, size) for dim, size in zip(shape[1:], wanted[1:], strict=True))
+
+
+def _shown(spec: TensorSpec) -> str:
+    return f"{spec.name}:{spec.datatype}{'' if spec.shape is None else list(spec.shape)}"
+
+
 def softmax(logits: Array) -> Array:
     """Probabilities FP32 over the last dim, stable for large logits."""
     exponents = np.exp(logits.astype(np.float32) - logits.max(axis=-1, keepdims=True))
@@ -116,9 +145,10 @@ def softmax(logits: Array) -> Array:
 
 
 def classify(logits: Array, labels: Sequence[str]) -> dict[str, Array]:
-    """Logits [n, classes] → `label` BYTES [n] (the most likely) and `scores` FP32 [n, classes] (softmax)."""
+    """Logits [n, classes] → `label` BYTES [n] (the most likely) and `scores` FP32 [n, classes] (softmax). Raises `Internal` for
+    another number of logits: the model's fault, not its caller's."""
     if logits.ndim != 2 or logits.shape[1] != len(labels):
-        raise Invalid(
+        raise Internal(
             f"The model answered shape {list(logits.shape)} where [n, {len(labels)}] (one logit a label) was expected."
         )
     names = np.array([label.encode() for label in labels], object)

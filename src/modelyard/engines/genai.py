@@ -99,7 +99,10 @@ class GenAiEngine:
             config.temperature = float(call.parameters["temperature"])
             config.rng_seed = int(call.parameters.get("seed", 0))
         (text,) = call.inputs[0].array.reshape(-1).tolist()
-        words = text.decode() if isinstance(text, bytes) else str(text)
+        try:
+            words = text.decode() if isinstance(text, bytes) else str(text)
+        except UnicodeDecodeError as error:
+            raise Invalid(f"Row 0 of '{call.inputs[0].name}': byte {error.start} is not UTF-8 text.") from error
         self._running[call.id] = _Running(self._pipe.add_request(next(self._numbers), words, config))
 
     def step(self) -> Sequence[tuple[str, Reply, bool]]:

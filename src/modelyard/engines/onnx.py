@@ -87,7 +87,7 @@ class OnnxEngine:
 
     def forward(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         if self._text_in:
-            batch = {**batch, **{name: _decoded(batch[name]) for name in self._text_in}}
+            batch = {**batch, **{name: _decoded(name, batch[name]) for name in self._text_in}}
         outputs = dict(zip(self._outputs, self._session.run(self._outputs, batch), strict=True))
         for name in self._text_out:
             outputs[name] = _encoded(outputs[name])
@@ -208,8 +208,16 @@ def _spec(given: Any) -> TensorSpec:
     )
 
 
-def _decoded(array: Array) -> Array:
-    return np.array([v.decode() if isinstance(v, bytes) else v for v in array.ravel()], dtype=object).reshape(array.shape)
+def _decoded(name: str, array: Array) -> Array:
+    """Raises `Invalid` naming the first row that is not UTF-8."""
+    texts = np.empty(array.size, object)
+    for at, value in enumerate(array.ravel()):
+        try:
+            texts[at] = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            row = at * len(array) // array.size
+            raise Invalid(f"Row {row} of '{name}': byte {error.start} is not UTF-8 text.") from error
+    return texts.reshape(array.shape)
 
 
 def _encoded(array: Array) -> Array:

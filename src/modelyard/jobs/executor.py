@@ -29,7 +29,9 @@ from modelyard.telemetry import QUIET
 _ANSWER_TIMEOUT = 30.0
 # Users' work makes way for serving, and is what the kernel ends first when memory runs out.
 _GANG_LIMITS = {"core": 0, "nice": 5, "oom": 800}
-_REPLICA_LIMITS = {"core": 0, "oom": 300}
+# A replica has no more use for the disk than for each of its folders in memory.
+_REPLICA_DISK, _REPLICA_FILES = sandbox.IN_MEMORY, 2000
+_REPLICA_LIMITS = {"core": 0, "oom": 300, "fsize": _REPLICA_DISK, "disk": _REPLICA_DISK, "files": _REPLICA_FILES}
 # Training frees and takes the same buffers at every step: a rank keeps them, where the C library would give the larger ones
 # back to the kernel and have them zeroed again. 5–8% of a step of 20 ms.
 KEEP_MEMORY = {
@@ -120,9 +122,8 @@ class LocalExecutor:
         )
         most = min(spec.memory or self._settings.job_memory, self._settings.job_memory)
         limits = {**_REPLICA_LIMITS, "data": most, "held": most, "processes": _REPLICA_PROCESSES, "nice": spec.nice}
-        self.request(
-            {"do": "start", "token": spec.token, "label": "replica", **confined, "log": str(spec.log), "limits": limits}
-        )
+        request = {"do": "start", "token": spec.token, "label": "replica", **confined, "log": str(spec.log), "limits": limits}
+        self.request({**request, "folder": str(spec.socket.parent)})
 
     def stop_replica(self, token: str, grace: float = 5.0) -> None:
         self.stop(token, grace)
@@ -130,7 +131,8 @@ class LocalExecutor:
     def replicas(self) -> Mapping[str, ProcessStatus]:
         """Replicas that run or ended not long ago. Raises `Unavailable` where the supervisor cannot be reached."""
         listed = self.processes().items()
-        return {token: ProcessStatus(token, p["pid"], p["exit"]) for token, p in listed if p["label"] == "replica"}
+        replicas = {token: process for token, process in listed if process["label"] == "replica"}
+        return {token: ProcessStatus(token, p["pid"], p["exit"], reason=p["reason"] or "") for token, p in replicas.items()}
 
     def nodes(self) -> Sequence[Node]:
         """This machine, and of its processors those for jobs."""

@@ -174,7 +174,7 @@ class Launcher:
         if not self._gang.work.is_dir():
             self._fail(Invalid("The job was ended: its work folder is gone."), 0)
         elif found is not None:
-            self._fail(Invalid(f"The job was ended: its work folder holds {found}."), 0)
+            self._fail(Invalid(f"The job was ended: its work folder holds {found} (the settings job_disk, job_files)."), 0)
         done = time.monotonic()
         self._look = done + max(_LOOK, _LOOK_SHARE * (done - now))
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from modelyard.errors import Invalid
 from modelyard.jobs import memory
+from modelyard.jobs.footprint import excess
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -52,8 +53,9 @@ def become_subreaper() -> None:
 @dataclass(eq=False)
 class Child:
     """A process and all it starts. `exit` is None while it runs; negative: killed by that signal. `most_processes`: how many it
-    may start, `most_memory`: the bytes that those may hold together (0: any number); `reason`: what it did that we killed it
-    for; `stopped`: whether its end was asked for."""
+    may start, `most_memory`: the bytes that those may hold together (0: any number); `folder`: where it may write, with the
+    bytes on disk and the files that it may leave there; `reason`: what it did that we killed it for; `stopped`: whether its end
+    was asked for."""
 
     pid: int
     label: str
@@ -63,6 +65,9 @@ class Child:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     most_processes: int = 0
     most_memory: int = 0
+    folder: Path | None = None
+    most_disk: int = 0
+    most_files: int = 0
     reason: str | None = None
     stopped: bool = False
     _popen: subprocess.Popen[bytes] | None = None
@@ -98,6 +103,9 @@ class Child:
             Path(argv[0]).name == "bwrap",
             most_processes=int(limits.get("processes", 0)),
             most_memory=int(limits.get("held", 0)),
+            folder=Path(request["folder"]) if request.get("folder") else None,
+            most_disk=int(limits.get("disk", 0)),
+            most_files=int(limits.get("files", 0)),
             _popen=popen,
         )
 
@@ -137,7 +145,7 @@ class Child:
         await self.ended.wait()
 
     def bound(self) -> bool:
-        """Kill it where more processes stem from it than it may start, or they hold too much; whether it was."""
+        """Kill it where more processes stem from it than it may start, or they hold or wrote too much; whether it was."""
         if self.exit is not None or self.reason is not None or not self.most_processes:
             return False
         self.reason = self._excess()
@@ -150,6 +158,8 @@ class Child:
         below = descendants(self.pid, self.most_processes)
         if len(below) > self.most_processes:
             return f"started more than {self.most_processes} processes"
+        if self.folder is not None and (found := excess(self.folder, self.most_disk, self.most_files, opens=False)):
+            return f"left {found} in its folder"
         if not self.most_memory or len(below) <= _ALONE:
             return None
         held = memory.held([self.pid, *below], (), self.most_memory)

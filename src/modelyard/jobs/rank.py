@@ -335,7 +335,8 @@ def _settle(gang: Gang, rank: int, output: int) -> None:
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     here = {"LOCAL_RANK": str(rank - gang.mine.start), "LOCAL_WORLD_SIZE": str(len(gang.mine))}
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(gang.ranks), "RANK_GPUS": str(gang.each.gpus), **here})
+    given = {"RANK_CPUS": str(gang.each.cpus), "RANK_GPUS": str(gang.each.gpus)}
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(gang.ranks), **given, **here})
 
 
 def _flush() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ Look = tuple[Job, Sequence[dict[str, Any]]]
 routes = Routes(prefix="/api/jobs", tags=["jobs"])
 
 # Seconds between two looks for new events of a followed job: at first, and most, after so many times as long without any.
+# Its end is mostly told sooner: by this process's scheduler.
 _LOOK, _LAZY, _TIMES = 0.1, 0.5, 4.0
 # Seconds between two blank lines that keep the connection alive.
 _ALIVE = 15.0
@@ -96,7 +96,7 @@ async def _lines(request: Request, job: str, look: Look, after: int, *, follow: 
             silent = alive = 0.0
         else:
             pause = min(_LAZY, _LOOK + silent / _TIMES)
-            await asyncio.sleep(pause)
+            await request.app.state.scheduler.followers.pause(job, pause)
             silent, alive = silent + pause, alive + pause
         if alive >= _ALIVE:
             alive = 0.0

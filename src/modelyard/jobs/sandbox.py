@@ -43,7 +43,7 @@ _TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 # Of the kernel's own files: what root may write to is for the whole machine, whatever namespace it is seen from.
 _KERNEL = ("/proc/acpi", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/scsi", "/proc/sys", "/proc/sysrq-trigger")
 _NAMESPACES = ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-_IN_MEMORY = 2 << 30
+IN_MEMORY = 2 << 30
 _DANGER = "Users' code runs as a plain process that can read this user's files and use the network"
 _ADVICE = "install bubblewrap (apt install bubblewrap) and see docs/sandbox.md"
 
@@ -84,7 +84,7 @@ def command(
     for device in devices:
         bwrap += ["--dev-bind-try", str(device), str(device)]
     for path in ("/dev/shm", "/tmp"):  # noqa: S108 — private ones, inside the sandbox
-        bwrap += [*(("--size", str(_IN_MEMORY)) if sized else ()), "--tmpfs", path]
+        bwrap += [*(("--size", str(IN_MEMORY)) if sized else ()), "--tmpfs", path]
     bwrap += [*_binds(readonly, writable), "--remount-ro", "/dev", "--remount-ro", "/", "--clearenv"]
     for name, value in sorted(environment.items()):
         bwrap += ["--setenv", name, value]

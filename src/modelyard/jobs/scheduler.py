@@ -26,6 +26,7 @@ from modelyard.jobs import endings, queue, records, retention
 from modelyard.jobs.active import Active
 from modelyard.jobs.assign import Placement, assign
 from modelyard.jobs.desk import Desk
+from modelyard.jobs.following import Followers
 from modelyard.jobs.prepare import prepare
 from modelyard.jobs.shares import Shares
 from modelyard.jobs.tables import JobRow
@@ -63,6 +64,7 @@ class Scheduler:
         settings: Settings,
         kinds: Registry[JobKind],
     ) -> None:
+        self.followers = Followers()
         self._db = db
         self._artefacts = artefacts
         self._executor = executor
@@ -257,6 +259,8 @@ class Scheduler:
         """Let go of an attempt and of its folders; where that left the job done also of its checkpoints."""
         self._active.pop(active.job.id, None)
         self._woken = True
+        if state.ended:
+            self.followers.wake(active.job.id)
         self._release(active.job.id, whole=state.ended)
         if state is State.queued and _stays(active):
             self._parked[active.job.id] = active, time.monotonic() + _PARKED

@@ -4,7 +4,7 @@
 `LocalExecutor`, its client, over a Unix socket: one JSON line a connection, with file descriptors beside it. Every child is
 killed by the kernel when this process dies, however it dies. It knows no database, no job and no model library.
 
-    {"do": "start", "token", "label", "argv", "env", "cwd", "log", "limits"} → {"pid"}
+    {"do": "start", "token", "label", "argv", "env", "cwd", "log", "folder", "limits"} → {"pid"}
     {"do": "stop", "token", "grace"}                                        → {}
     {"do": "list"}                           → {token: {"pid", "exit", "cpu", "label", "reason", "stopped"}}
 """
@@ -224,7 +224,7 @@ class Supervisor:
             seen = found
 
     async def _bound(self) -> None:
-        """Look for fork bombs. The kernel exempts root from its own limit, and counts a user's processes, not a gang's."""
+        """Look for full folders and fork bombs: the kernel bounds those neither for root nor for each gang of a user."""
         while True:
             await asyncio.sleep(_COUNT)
             for child in self._children.values():

@@ -319,12 +319,14 @@ class ReplicaSpec:
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
     """A process by token: its pid on the node, and its exit code once it ended (negative: killed by that signal). `address`:
-    where a replica is reached that does not listen on the socket it was given; else empty."""
+    where a replica is reached that does not listen on the socket it was given; else empty. `reason`: what it did that it was
+    ended for, as "left … in its folder"; else empty."""
 
     token: str
     pid: int
     exit: int | None
     address: str = ""
+    reason: str = ""
 
 
 class Executor(Protocol):

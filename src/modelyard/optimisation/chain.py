@@ -9,7 +9,6 @@ like any variant's, by `optimise`.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,7 +38,7 @@ from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.variants import Subject, Variant, few, make_float32, same_answers
 from modelyard.plugins import load
 from modelyard.tensors import Array
-from modelyard.training.gang import repeatable
+from modelyard.training.gang import processors, repeatable
 
 ROWS = 256  # of calibration, unless the step says how many
 _FINETUNED, _QUANTISED = 0.25, 0.1  # of the rate of the version's own training
@@ -166,7 +165,7 @@ def _teach_encoder(subject: Subject, steps: Sequence[Any], config: OptimiseConfi
 
     context.allow(_PATIENT)
     teach = load("modelyard.optimisation.steps.encoders:teach")  # needs transformers
-    with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):
+    with repeatable(processors()):
         lesson, told = teach(subject, step, config.seed, context.check, say)
     context.allow()
     return Shaped(lesson.distilled, [{"step": show(step), **told}], lesson)
@@ -185,7 +184,7 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
     context.allow()
     shaping = Shaping(subject, learning, load_module(subject.folder, card))
     learning.check(shaping.network)
-    with repeatable(int(os.environ.get("OMP_NUM_THREADS", 1))):  # the processors it was given
+    with repeatable(processors()):
         for step in steps:
             shaping.take(step)
     return Shaped(shaping.network, shaping.told, shaping.lesson)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from modelyard.kinds import Config
 from modelyard.optimisation.evidence import TOKENS, Drop, Evidence, Metric
+from modelyard.optimisation.units import units
 
 SPLIT = "report"  # nothing was made or chosen by it
 _MOST_TIMES = 1e6  # the seen rows, past which no number of rows is stated
@@ -25,10 +26,11 @@ _TOLD, _KEPT = 4, 20  # slices that a refusal names, that are kept with a decisi
 
 class GatePolicy(Config):
     """What a variant must be shown to keep. `max_accuracy_drop` over all rows, `max_slice_drop` within every class and slice:
-    the most that may be lost against the baseline, in points (100 × the metric), at `confidence`, one-sided. `slices`:
-    columns whose slices must have been evaluated. `min_agreement`: the least part of equal answers (for numbers the least R²
-    against the baseline's). `max_calibration_rise`: points of expected calibration error, as measured. `baseline`: the version
-    it is held against, `dataset` the one (or the version of it) that it must have been evaluated on, `metric` what by."""
+    the most that may be lost against the baseline, in points (100 × the metric; percent of a perplexity), at `confidence`,
+    one-sided. `slices`: columns whose slices must have been evaluated. `min_agreement`: the least part of equal answers (for
+    numbers the least R² against the baseline's). `max_calibration_rise`: points of expected calibration error, as measured.
+    `baseline`: the version it is held against, `dataset` the one (or the version of it) that it must have been evaluated on,
+    `metric` what by."""
 
     max_accuracy_drop: float = Field(ge=0, le=100)
     max_slice_drop: float | None = Field(default=None, ge=0, le=100)
@@ -205,11 +207,12 @@ def _sentence(check: Check, policy: GatePolicy, evidence: Evidence) -> str:
     if check.what == "agreement":
         seen = f"It answers as the baseline does in {check.seen:.4f} of {check.rows:,} rows"
         return f"{seen}, {sure} at least {check.bound:.4f}; {check.budget:g} is asked for. {_settles(check, evidence)}"
+    unit = units(evidence.metric)[0]
     where = "of all rows" if check.what == "all rows" else f"where {check.what}"
     if not check.rows:
-        return f"No row was evaluated {where}; {check.budget:g} points may be lost there."
+        return f"No row was evaluated {where}; {check.budget:g} {unit} may be lost there."
     bound = f"up to {check.bound:.2f}" if math.isfinite(check.bound) else "an unknown number"
-    seen = f"It loses {check.seen:.2f} points {where} ({check.rows:,}), {sure} {bound}; {check.budget:g} may be lost."
+    seen = f"It loses {check.seen:.2f} {unit} {where} ({check.rows:,}), {sure} {bound}; {check.budget:g} may be lost."
     return f"{seen} {_settles(check, evidence)}"
 
 

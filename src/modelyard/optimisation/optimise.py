@@ -40,13 +40,15 @@ _STEPS = chain.BEYOND
 
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
-    version too. Raises `Invalid` where the version is a variant, cannot be converted, or no variant is within the budget."""
+    version too. Raises `Invalid` where the version is a variant, cannot be converted, too many rows of the report split are in
+    calibrate or select as well, or no variant is within the budget."""
     check_inputs(inputs)
     context.report(environment=machine())
     if ModelCard.load(inputs["model"].view.local()).task == "text-generation":
         load("modelyard.optimisation.language.run:run")(config, inputs, outputs, context)
         return
     subject, ahead = read(inputs), epochs(config.steps)
+    kept = fresh(subject.source, context)  # before anything is made that they could not judge
     context.progress(1, ahead + _STEPS)
     made = chain.make(subject, config, context) if config.steps else chain.Result(make(subject, config, context))
     variants = made.variants
@@ -60,7 +62,7 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     context.progress(ahead + 3, ahead + _STEPS)
     choice = choose([row for row in table if row.variant != ORIGINAL], config.goal, config.max_accuracy_drop)
     rows = told(table, choice)
-    answered = answer(subject, variants, context)
+    answered = answer(subject, variants, kept, context)
     report = judge(answered, choice.variant, subject, config)
     context.progress(ahead + 4, ahead + _STEPS)
     more = found_by(made, subject, config, answered)
@@ -120,19 +122,21 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The report split, and what the original and every verified variant answer to it, by name."""
+    """The report split, what the original and every verified variant answer to it, by name, and which rows count, BOOL [rows]:
+    those that nothing was made or chosen by."""
 
     examples: Examples
     answers: Mapping[str, Answers]
+    kept: Array
 
 
-def answer(subject: Subject, variants: list[Variant], context: JobContext) -> Answered:
+def answer(subject: Subject, variants: list[Variant], kept: Array, context: JobContext) -> Answered:
     """Raises `Invalid` where the split is empty."""
     source = subject.source
     examples = source.examples(SPLIT)
     engines = {ORIGINAL: subject.engine, **{v.name: v.engine for v in variants if v.verified and v.engine is not None}}
     answers = {name: source.answers(engine, examples.inputs, context.check) for name, engine in engines.items()}
-    return Answered(source.truth(examples, lambda: answers[ORIGINAL].predicted), answers)
+    return Answered(source.truth(examples, lambda: answers[ORIGINAL].predicted), answers, kept)
 
 
 def evaluate(answered: Answered, subject: Subject, config: OptimiseConfig, context: JobContext) -> dict[str, Any]:
@@ -140,15 +144,13 @@ def evaluate(answered: Answered, subject: Subject, config: OptimiseConfig, conte
     source, found, rows = subject.source, dict[str, Any](), answered.examples
     try:
         check_labels(subject.card, source)
-        kept = fresh(source, context)
         slices = by_label(source.labels, rows.wanted)
         original = answered.answers[ORIGINAL]
         for name, answers in answered.answers.items():
             context.check()
             if name != ORIGINAL:
-                evidence = compare(
-                    original, answers, rows.wanted, source.metric, split=SPLIT, slices=slices, kept=kept, seed=config.seed
-                )
+                how: dict[str, Any] = {"split": SPLIT, "slices": slices, "kept": answered.kept, "seed": config.seed}
+                evidence = compare(original, answers, rows.wanted, source.metric, **how)
                 found[name] = described(evidence, "model")
     except Invalid as error:
         context.log(f"The variants were not evaluated on the report split: {error.message}")
@@ -156,13 +158,15 @@ def evaluate(answered: Answered, subject: Subject, config: OptimiseConfig, conte
 
 
 def judge(answered: Answered, chosen: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:
-    """The report split: score and interval of the original and the chosen one, and what is lost between them in points."""
-    examples, metric = answered.examples, subject.source.metric
-    predictions = {name: answered.answers[variant].predicted for name, variant in ((ORIGINAL, ORIGINAL), ("chosen", chosen))}
-    report: dict[str, Any] = {"rows": len(examples.wanted), "metric": metric, "variant": chosen}
+    """The rows of the report split that count: score and interval of the original and the chosen one, and what is lost between
+    them in points."""
+    kept, metric = answered.kept, subject.source.metric
+    wanted, names = answered.examples.wanted[kept], {ORIGINAL: ORIGINAL, "chosen": chosen}
+    predictions = {name: answered.answers[variant].predicted[kept] for name, variant in names.items()}
+    report: dict[str, Any] = {"rows": len(wanted), "left_out": int((~kept).sum()), "metric": metric, "variant": chosen}
     for name, predicted in predictions.items():
-        report[name] = _figures(predicted, examples, metric, config)
-    lost = drop(predictions[ORIGINAL], predictions["chosen"], examples.wanted, metric, config.confidence, config.seed)
+        report[name] = _figures(predicted, wanted, metric, config)
+    lost = drop(predictions[ORIGINAL], predictions["chosen"], wanted, metric, config.confidence, config.seed)
     return {**report, "drop": lost.to_json()}
 
 
@@ -173,13 +177,15 @@ def found_by(made: chain.Result, subject: Subject, config: OptimiseConfig, repor
     told: dict[str, Any] = {"steps": list(made.told)}
     if made.lesson is None:
         return told
-    examples = {"select": subject.select} | ({SPLIT: report.examples} if report else {})
-    return told | {"distillation": {name: study(subject, made.lesson, found, config) for name, found in examples.items()}}
+    lessons = {"select": study(subject, made.lesson, subject.select, config)}
+    if report:
+        lessons[SPLIT] = study(subject, made.lesson, report.examples, config, report.kept)
+    return told | {"distillation": lessons}
 
 
-def _figures(predicted: Array, examples: Examples, metric: str, config: OptimiseConfig) -> dict[str, float]:
-    figures = score(predicted, examples.wanted, metric, config.confidence, config.seed).to_json()
-    return figures if metric != "r2" else {**figures, "mse": mse(predicted, examples.wanted)}
+def _figures(predicted: Array, wanted: Array, metric: str, config: OptimiseConfig) -> dict[str, float]:
+    figures = score(predicted, wanted, metric, config.confidence, config.seed).to_json()
+    return figures if metric != "r2" else {**figures, "mse": mse(predicted, wanted)}
 
 
 def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, config: OptimiseConfig) -> dict[str, Any]:

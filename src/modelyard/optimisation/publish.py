@@ -21,8 +21,10 @@ from modelyard.engines.files import inside
 from modelyard.engines.huggingface import PAPERS, copy_companions
 from modelyard.kinds import Input, Outputs
 from modelyard.optimisation.config import OptimiseConfig
+from modelyard.optimisation.examples import TRAINING
 from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
+from modelyard.training.gang import processors
 
 REPORT = "optimisation.json"
 _LONGEST = 63  # letters of an output's name
@@ -69,7 +71,7 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
     original = findings.inputs["model"].view.local()
     if tokenizer := (variant.card.transform or {}).get("tokenizer"):
         shutil.copyfile(inside(original, tokenizer), variant.folder / tokenizer)
-    copy_companions(original, variant.folder, PAPERS)
+    copy_companions(original, variant.folder, (*PAPERS, TRAINING))
     (variant.folder / REPORT).write_text(json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n")
     score = findings.report["chosen"]["value"] if chosen else row["accuracy"]
     title = f"{findings.inputs['model'].reference}, {variant.name}"
@@ -103,6 +105,7 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         **there,
+        "processors": processors(),
         "threads": 1,
     }
 
@@ -121,7 +124,7 @@ def readme(findings: Findings) -> str:
     name, config, (unit, rate) = _NAMES[findings.metric], findings.config, units(findings.metric)
     lines = [
         f"Optimised from `{findings.inputs['model'].reference}` on `{findings.inputs['dataset'].reference}`"
-        f"{_within(config, name, unit)}. Figures of the select split, one thread; intervals at {config.confidence:.0%}.\n",
+        f"{_within(config, name, unit)}. Figures of the select split, one thread; intervals at {config.confidence:.4g}.\n",
         f"| variant | {name} | interval | lost ({unit}) | bytes | memory | p50 ms | p99 ms | {rate} | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in findings.table),
@@ -132,6 +135,8 @@ def readme(findings: Findings) -> str:
         f"\nOn the report split, which nothing was chosen by, {findings.chosen} reaches {name} {chosen['value']:.4f} "
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
+    if out := findings.report["left_out"]:
+        lines.append(f"Of that split {out:,} were left out, since they are in calibrate or select as well.")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -47,6 +48,8 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }
 _WEIGHT = re.compile(r"(?:ConvBnFusion_W_)?(?P<layer>.+)\.weight")
+_ROUNDED = (TensorProto.FLOAT, TensorProto.FLOAT16)  # types of weights that a quantiser takes
+_EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 Quantise = Callable[[Path, Path, Mapping[str, Array]], None]
 
 
@@ -80,8 +83,8 @@ class Graph:
         return self.path.with_suffix(".ranges.json")
 
     def write(self, target: Path, *, leave: Collection[str] = (), only: Collection[str] | None = None) -> None:
-        """Quantise all but the layers `leave`, or `only` some. Raises `Invalid` where there is no such layer, or the quantiser
-        gives up."""
+        """Quantise all but the layers `leave`, or `only` some. Raises `Invalid` where there is no such layer, the quantiser
+        gives up, or, unless `only` some were meant, no weight has eight bits then."""
         nodes = [self.layers[name] for name in only] if only is not None else None
         excluded = [self.layers[self.known(name)] for name in leave]
         try:
@@ -94,6 +97,11 @@ class Graph:
                 pack(self.path, target, chosen, per_channel=self.step.per_channel)
         except (ValueError, KeyError, AttributeError, NotImplementedError, *ERRORS) as error:
             raise Invalid(f"onnxruntime cannot quantise this model: {first_line(error)}") from error
+        if only is None and not _eight_bits(target) - _eight_bits(self.path):
+            raise Invalid(
+                f"{self.step.method} changes no weight of this model, which has {_weights(self.path)}; weights in float32 of "
+                f"{', '.join(sorted(LAYERS))} were expected. Leave it in float."
+            )
 
     def known(self, name: str) -> str:
         """Raises `Invalid`, naming what there is, where that is no layer."""
@@ -226,16 +234,30 @@ def _tidy(path: Path) -> None:
 
 
 def layers_of(path: Path) -> dict[str, str]:
-    """The layers of a graph that have weights, by name, in order."""
+    """The layers of a graph that have weights which eight bits can change, by name, in order."""
     graph = onnx.load(path, load_external_data=False).graph
-    weights = {initial.name for initial in graph.initializer}
+    weights = {initial.name for initial in graph.initializer if initial.data_type in _ROUNDED}
     found = {}
     for node in graph.node:
-        held = [name for name in node.input if name in weights]
+        held = [name for name in node.input[:2] if name in weights]
         if node.op_type in LAYERS and held:
             named = next((match["layer"] for name in held if (match := _WEIGHT.match(name))), node.name)
             found[named if named not in found else node.name] = node.name
     return found
+
+
+def _eight_bits(path: Path) -> set[str]:
+    """The weights of eight bits in a graph, by name; what has no dim is a zero point."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return {initial.name for initial in graph.initializer if initial.dims and initial.data_type in _EIGHT_BITS}
+
+
+def _weights(path: Path) -> str:
+    """The operators that take weights, with their types, in words."""
+    graph = onnx.load(path, load_external_data=False).graph
+    types = {initial.name: TensorProto.DataType.Name(initial.data_type) for initial in graph.initializer if initial.dims}
+    found = {f"{types[name]} of {node.op_type}" for node in graph.node for name in node.input if name in types}
+    return ", ".join(sorted(found)) or "none"
 
 
 def _check_rows(source: Path, calibration: Mapping[str, Array]) -> None:

@@ -24,6 +24,8 @@ HANDLING = 60e-6
 _TIMES = 3  # each size is tried so often, where that is quick
 _QUICK = 0.002  # seconds
 _DIM = 16  # the size of open dims beyond the batch
+# Whole numbers that are 1: any token, and all are there. Others may be positions, of which 0 alone is sure to be known.
+_ONES = ("input_ids", "attention_mask")
 _MOST_BYTES = 64 << 20
 _SLOW = 4  # rows, where a model is too slow to try more than one
 
@@ -43,14 +45,16 @@ class Best:
 
 
 def synthetic(signature: Signature, ragged: Mapping[str, int], rows: int) -> dict[str, Array] | None:
-    """Ones in the shape of the signature, of so many rows; None where it does not tell what would fit."""
+    """Ones in the shape of the signature, of so many rows, but zeros for whole numbers other than tokens and their mask; None
+    where it does not tell what would fit."""
     arrays: dict[str, Array] = {}
     for spec in signature.inputs:
         if spec.shape is None or not spec.shape or spec.datatype not in DATATYPES or spec.datatype == "BYTES":
             return None
         length = TYPICAL if spec.name in ragged else _DIM
         dims = [rows, *(length if dim < 0 and at == 0 else _DIM if dim < 0 else dim for at, dim in enumerate(spec.shape[1:]))]
-        arrays[spec.name] = np.ones(dims, DATATYPES[spec.datatype])
+        dtype = DATATYPES[spec.datatype]
+        arrays[spec.name] = np.full(dims, spec.name in _ONES or dtype.kind not in "iu", dtype)
     return arrays
 
 

@@ -76,6 +76,11 @@ class Channel(asyncio.Protocol):
         written = self._transport.get_write_buffer_size() if self._transport else 0
         return len(self._buffer) + written + sum(body.left for body in self._bodies.values())
 
+    @property
+    def unread(self) -> int:
+        """Bytes of frames that wait until the peer reads what was written; bodies that leave in pieces wait elsewhere."""
+        return len(self._buffer)
+
     def send(self, frame: Frame) -> None:
         """Send a frame with this turn of the loop; behind its call's body where that still leaves in pieces."""
         if self._bodies and not isinstance(frame, HealthFrame):

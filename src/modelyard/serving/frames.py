@@ -85,7 +85,7 @@ class MoreFrame(msgspec.Struct, array_like=True, tag=4, gc=False):
     """A replica asks for `units` beyond a call's grant."""
 
     id: int
-    units: int
+    units: Used
 
 
 class GrantFrame(msgspec.Struct, array_like=True, tag=5, gc=False):

@@ -219,7 +219,7 @@ async def fresh(gateway: Gateway, credentials: Credentials, look: Callable[P, T]
     try:
         return look(*args, **kwargs)
     except ModelyardError as error:
-        if not is_stale(error, credentials):
+        if not is_stale(error, credentials) or not gateway.may_wait(error):
             raise
         refusal = error
     while True:

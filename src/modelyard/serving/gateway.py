@@ -160,6 +160,10 @@ class Gateway:
         else:
             self.refresh(done)
 
+    def may_wait(self, refusal: ModelyardError) -> bool:
+        """Whether a call so refused may wait: of those whose deployment sleeps only so many are held."""
+        return not isinstance(refusal, Asleep) or self.sleepers.room
+
     def may_wake(self, refusal: ModelyardError, began: float) -> bool:
         """Whether a call that began at `began`, a time.time(), may wait for its deployment to wake."""
         return isinstance(refusal, Asleep) and self._left(began) > 0 and self.sleepers.room
@@ -363,7 +367,7 @@ def check_ready(route: Route) -> None:
     if route.state == DeploymentState.ready and route.endpoints:
         return
     if route.state == DeploymentState.asleep or route.wakes:
-        raise Asleep(f"Deployment '{route.deployment}' sleeps and did not wake in time; try again shortly.", route)
+        raise Asleep(f"Deployment '{route.deployment}' sleeps and is not awake yet; try again shortly.", route)
     if route.state == DeploymentState.failed:
         why = f": {route.error}" if route.error else "; its owner can see why"
         raise Unavailable(f"Deployment '{route.deployment}' has failed{why}")

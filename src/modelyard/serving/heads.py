@@ -18,6 +18,7 @@ from modelyard.serving.gateway import CREDENTIALS
 
 FORWARDED = 256  # bytes of a header's line that goes with a call, and twice that of all its lines: they must fit a frame
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+END = b"\r\n\r\n"  # of a head
 # Headers that say something of the body; a request with none but the plain ones may be known again.
 PLAIN = frozenset({b"content-length", b"x-request-id"})
 SPECIAL = frozenset({b"content-length", b"x-request-id", b"expect", b"transfer-encoding"})

@@ -205,7 +205,7 @@ class InferenceProtocol(Turns):
             exchange.trace = gateway.traces.begin(head)
         self.incoming = exchange
         self.turns.append(exchange)
-        if refusal is not None and is_stale(refusal, credentials):
+        if refusal is not None and is_stale(refusal, credentials) and gateway.may_wait(refusal):
             self._wait(exchange, special, refusal)
         elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
@@ -239,12 +239,11 @@ class InferenceProtocol(Turns):
 
     def _remember(self, data: bytes) -> None:
         """`data` was one whole request."""
-        exchange = self._plain
-        if exchange is not None:
+        exchange, start = self._plain, len(data) - self._body
+        if exchange is not None and data.find(heads.END) + len(heads.END) == start:  # nothing follows its body
             told = dict(self.headers).get(b"x-request-id")
             forwarded = {name: value for name, value in exchange.head.items() if name != "x-request-id"}
-            head = data[: len(data) - self._body]
-            self._known = Known.of(head, exchange.url, exchange.credentials, forwarded, told)
+            self._known = Known.of(data[:start], exchange.url, exchange.credentials, forwarded, told)
 
     def _wait(self, exchange: Exchange, special: Mapping[bytes, bytes], refusal: ModelyardError) -> None:
         """Hold a request until the gateway knows more, or a deployment is awake."""

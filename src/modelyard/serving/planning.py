@@ -42,7 +42,7 @@ class Observed:
     """A replica as it is: its row, its process (`pid` None: the executor knows of none), and what it says of itself (None: no
     answer, or not asked). `stuck`: since when it holds calls and computes none, or does not answer; `swollen`: it has grown
     far beyond what it took when it was ready; `served`: it has answered a call; `left`: how long ago it was asked when it said
-    that nobody is connected to it (None: it did not)."""
+    that nobody is connected to it (None: it did not); `reason`: what it did that its process was ended for."""
 
     token: str
     generation: int
@@ -57,6 +57,7 @@ class Observed:
     swollen: bool = False
     served: bool = False
     left: timedelta | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +170,8 @@ def _judge(replica: Observed, at: datetime, patience: Patience) -> Action | None
         return Replace(replica.token)
     if not replica.alive:
         how = "was killed by signal" if (replica.exit or 0) < 0 else "ended with exit"
-        ended = Crashed(f"The replica {how} {abs(replica.exit or 0)}; its log may say why.")
-        return MarkLost(replica.token, ended, replica.served)
+        told = f"{replica.reason} and was ended." if replica.reason else f"{how} {abs(replica.exit or 0)}; its log may say why."
+        return MarkLost(replica.token, Crashed(f"The replica {told}"), replica.served)
     if replica.state == ReplicaState.starting:
         if replica.health is not None and replica.health.state == ReplicaState.ready:
             return MarkReady(replica.token, replica.health, replica.pid)

@@ -7,6 +7,8 @@ whose replica is lost or ending to another one, once. It knows frames and endpoi
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,10 +38,16 @@ from modelyard.serving.types import Endpoint
 
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0  # seconds between attempts to connect
 SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken last
+# Past so many calls at a replica, or bytes that it has not read, it is given no more: one that reads nothing costs no more.
+MOST_CALLS, MOST_UNREAD = 16_384, 32 << 20
+_MOST_QUESTIONS = 8  # HEALTH unanswered at a time
+_MOST_EXTENSIONS = 16  # of one call's grant
+_MOST_STRAYS = 1000  # frames that nobody asked for, of one connection
 _ELSEWHERE = {Unavailable.code, Overloaded.code}  # not taken, so another replica may
 _NO_REPLICA = Fault(Unavailable.code, "No replica of this deployment can be reached; try again shortly.")
 _LOST = Fault(Unavailable.code, "The replica ended before it answered; try again.")
 _TOO_LONG = Fault(Invalid.code, "What the request's headers say is too long to be passed on; send fewer or shorter ones.")
+_UNREAD = Fault(Overloaded.code, "The replica has not taken the calls it was sent before; try again shortly.")
 _LATE = Fault(TimedOut.code, "The call was not answered in the time allowed.")
 
 
@@ -58,6 +66,7 @@ class Underway:
     group: Group
     link: Link | None
     retried: bool
+    extended = 0  # times that it was granted more
     times: tuple[float, ...] | None = None  # of a sampled call: what its replica told of it
 
     def part(self, data: bytes, head: Head) -> None:
@@ -88,11 +97,12 @@ class Link:
         self.draining = False
         self.retired = False
         self._router, self._loop = router, loop
-        self._channel = Channel(loop, self._received, self._lost)
+        self._channel = self._unconnected()
         self._wait = FIRST_RETRY
         self._ahead = 0.0  # seconds of the replica's clock before ours, by which deadlines are told; of this machine: none
         self._heard = loop.time()
-        self._asked = 0
+        self._questions: set[int] = set()  # by numbers that only who reads them knows
+        self._strays = 0
         self._connecting = loop.create_task(self._connect())
         self.distrusted = False
 
@@ -112,7 +122,10 @@ class Link:
         return "draining" if self.draining else "ready"
 
     def send(self, call: Underway) -> None:
-        """Raises `Invalid` where it does not fit a frame; then it is as if it had never been sent."""
+        """Raises `Invalid` where it does not fit a frame, `Overloaded` where the replica does not take what it was sent before;
+        then it is as if it had never been sent."""
+        if len(self.calls) >= MOST_CALLS or self._channel.unread >= MOST_UNREAD:
+            raise Overloaded(_UNREAD.message)
         frame = call.frame
         if self._ahead:
             frame = msgspec.structs.replace(frame, deadline=frame.deadline + self._ahead)
@@ -128,12 +141,13 @@ class Link:
     def check(self, now: float, alone: bool) -> None:
         """Ask how the replica is, telling it whether it is alone on its machine, and tell the calls that are late. `now` is a
         time.time()."""
-        if self.up:
-            self._asked += 1
-            self._channel.send(HealthFrame(self._asked, ALONE if alone else SHARED))
+        if self.up and len(self._questions) < _MOST_QUESTIONS:
+            self._questions.add(question := secrets.randbits(63))
+            self._channel.send(HealthFrame(question, ALONE if alone else SHARED))
         late = [call for call in self.calls.values() if call.frame.deadline <= now]
         for call in late:
             self.cancel(call)
+            call.frame = msgspec.structs.replace(call.frame, deadline=math.inf)  # told once: its END may never come
             call.late(_LATE)
         if self.retired and not self.calls:
             self.close()
@@ -149,7 +163,7 @@ class Link:
             try:
                 self._ahead = await dial(self._loop, self._channel, self.endpoint.address, self._router.identity)
             except OSError:
-                self.up = False
+                self.up, self._channel = False, self._unconnected()  # what waited in the old one is given to others
                 self._give_back()
                 await asyncio.sleep(self._wait)
                 self._wait = min(LAST_RETRY, 2 * self._wait)
@@ -161,18 +175,50 @@ class Link:
         if isinstance(frame, EndFrame):
             self.depth = frame.queue_depth
             call = self.calls.pop(frame.id, None)
-            if call is not None:
-                self._ended(call, frame)
+            if call is None:
+                self._stray()
+                return
+            self._channel.drop(frame.id)
+            self._ended(call, frame)
         elif isinstance(frame, PartFrame):
             call = self.calls.get(frame.id)
-            if call is not None:
-                call.part(frame.data, frame.head)
+            if call is None:
+                self._stray()
+                return
+            call.part(frame.data, frame.head)
         elif isinstance(frame, HealthFrame):
-            self._heard, self.depth = self._loop.time(), frame.queue_depth
-            self.draining = frame.state != "ready"
-            self._router.told(self.endpoint.token, frame.stats)
+            self._told(frame)
         elif isinstance(frame, MoreFrame):
-            self._channel.send(GrantFrame(frame.id, frame.units))  # budgets come later: every grant is given
+            self._extend(frame)
+        else:
+            self._stray()
+
+    def _told(self, frame: HealthFrame) -> None:
+        """How a replica is, where it was asked: else one that reads nothing would look alive."""
+        if frame.seq not in self._questions:
+            self._stray()
+            return
+        self._questions.remove(frame.seq)
+        self._heard, self.depth = self._loop.time(), frame.queue_depth
+        self.draining = frame.state != "ready"
+        self._router.told(self.endpoint.token, frame.stats)
+
+    def _extend(self, frame: MoreFrame) -> None:
+        """Grant a call more. Budgets come later: what may be asked for is given."""
+        call = self.calls.get(frame.id)
+        grant = None if call is None else call.frame.grant
+        if call is None or grant is None or call.extended >= _MOST_EXTENSIONS:
+            self._distrust("It asked for more of a grant that has no bound, or too often, or for a call that it does not have.")
+            return
+        call.extended += 1
+        call.frame = msgspec.structs.replace(call.frame, grant=grant + frame.units)
+        self._channel.send(GrantFrame(frame.id, frame.units))
+
+    def _stray(self) -> None:
+        """It said what nobody asked: a replica that is well does not, one that does all the time keeps us busy."""
+        self._strays += 1
+        if self._strays > _MOST_STRAYS:
+            self._distrust(f"It said more than {_MOST_STRAYS:,} things that nobody had asked.")
 
     def _ended(self, call: Underway, frame: EndFrame) -> None:
         error, grant = frame.error, call.frame.grant
@@ -189,13 +235,16 @@ class Link:
         call.ended(frame.usage, error)
 
     def _lost(self, why: Exception | None) -> None:
-        self.up = False
-        self._channel = Channel(self._loop, self._received, self._lost)
+        self.up, self._channel, self._strays = False, self._unconnected(), 0
+        self._questions.clear()
         if isinstance(why, Invalid):
             self._distrust(why.message)
         self._give_back()
         if not self.retired and not self.distrusted:
             self._connecting = self._loop.create_task(self._connect())
+
+    def _unconnected(self) -> Channel:
+        return Channel(self._loop, self._received, self._lost)
 
     def _distrust(self, why: str) -> None:
         """It says what no replica says: it is given no more calls, and control is told to replace it."""
@@ -288,6 +337,9 @@ class Router:
             link.send(call)
         except Invalid:
             call.ended(Usage(), _TOO_LONG)
+        except Overloaded:
+            call.link = link
+            self.again(call, _UNREAD)
 
     def check(self, now: float) -> None:
         """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""

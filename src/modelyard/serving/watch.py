@@ -102,6 +102,7 @@ class Watch:
             known is not None and _swollen(known),
             known is not None and known.served,
             None if known is None or known.left is None else timedelta(seconds=self._clock() - known.left),
+            status.reason if status else "",
         )
 
     def load(self, release: tuple[int, int], tokens: Sequence[str]) -> Load:

@@ -87,6 +87,11 @@ def check_gpus(asked: int, ranks: int, found: int) -> None:
         )
 
 
+def processors() -> int:
+    """What a rank of this job was given; one outside of a job."""
+    return int(os.environ.get("RANK_CPUS", 1))
+
+
 @contextmanager
 def repeatable(threads: int = 1) -> Iterator[None]:
     """The same operations in the same order at every run: one thread a rank or `threads`, deterministic algorithms only."""

@@ -17,10 +17,11 @@ class Placed(NamedTuple):
     exit: int | None
     address: str
     group: str
+    reason: str = ""
 
     @property
     def status(self) -> ProcessStatus:
-        return ProcessStatus(self.token, self.pid, self.exit, self.address)
+        return ProcessStatus(self.token, self.pid, self.exit, self.address, self.reason)
 
 
 # The machine that is the gateway's, whatever address a node has there.

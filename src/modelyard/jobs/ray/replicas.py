@@ -75,7 +75,7 @@ class Replicas:
         """Those that run or ended not long ago."""
         found = []
         for token, one in self._processes.replicas().items():
-            found.append(Placed(token, one.pid, one.exit, *self._placed.get(token, ("", ""))))
+            found.append(Placed(token, one.pid, one.exit, *self._placed.get(token, ("", "")), one.reason))
             if one.exit is not None and self._placed.pop(token, None) is not None:
                 shutil.rmtree(self._sockets / token, ignore_errors=True)
         return found

@@ -47,13 +47,15 @@ _PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The version, its own answers to the select split, and the texts."""
+    """The version, its own answers to the select split, the texts, and of the report split the blocks that count and how many
+    texts were left out."""
 
     inputs: Mapping[str, Input]
     folder: Path
     card: ModelCard
     texts: Texts
     select: Blocks
+    report: tuple[Blocks, int]
     own: Foretold
 
     def fresh(self) -> Any:
@@ -104,6 +106,7 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
     model, _ = open_model(folder, KIND, dtype=torch.float32)
     texts = Texts.of(Dataset.open(inputs["dataset"].view.local()), open_tokenizer(folder), model)
     select, _ = texts.blocks("select", (), context.check)
+    report = texts.blocks("report", ("calibrate", "select"), context.check)  # before anything is made that it could not judge
     own = foretell(model, select, context.check)
     known = model.get_input_embeddings().weight.shape[0]
     if not own.perplexity < known:
@@ -112,7 +115,7 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
             "nothing could be lost. Is it trained, and on texts like these?"
         )
     context.log(f"the original foretells {own.tokens.sum():,} tokens of select with a perplexity of {own.perplexity:.3f}.")
-    return Subject(inputs, folder, card, texts, select, own)
+    return Subject(inputs, folder, card, texts, select, report, own)
 
 
 def taught(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext) -> Lesson | None:
@@ -206,10 +209,10 @@ def judge(
     subject: Subject, variants: list[Variant], chosen: str, config: OptimiseConfig, context: JobContext, lesson: Lesson | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The report split: figures of the original and the chosen one, of every variant the evidence, of a lesson its worth."""
-    blocks, out = subject.texts.blocks("report", ("calibrate", "select"), context.check)
+    blocks, out = subject.report
     context.allow(_PATIENT)
     own = foretell(subject.fresh(), blocks, context.check)
-    report: dict[str, Any] = {"rows": len(blocks.targets), "metric": METRIC, "variant": chosen}
+    report: dict[str, Any] = {"rows": len(blocks.targets), "left_out": out, "metric": METRIC, "variant": chosen}
     report["tokens"] = int(own.tokens.sum())
     report[ORIGINAL] = interval(own, config.confidence, config.seed).to_json()
     evaluations = {}

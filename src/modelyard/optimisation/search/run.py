@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -25,6 +26,7 @@ from modelyard.kinds import Input, JobContext, Outputs
 from modelyard.optimisation.choose import Choice as Chosen
 from modelyard.optimisation.choose import Measured, choose
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
+from modelyard.optimisation.evaluation import fresh
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.publish import REPORT as OPTIMISED
 from modelyard.optimisation.publish import machine
@@ -36,6 +38,7 @@ from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
 from modelyard.plugins import load
+from modelyard.training.gang import processors
 from modelyard.training.split import Split
 from modelyard.training.sweep.parent import Parent, reference
 from modelyard.training.sweep.space import Choice
@@ -65,7 +68,7 @@ class Search(Parent):
         references = {role: reference(role, given) for role, given in inputs.items()}
         super().__init__(context, references, config.trials, config.parallel)
         self.config, self.model, self.dataset = config, inputs["model"].reference, inputs["dataset"].reference
-        self.space, self.metric = _looked_at(config, inputs)
+        self.space, self.metric = _looked_at(config, inputs, context)
         self.points = candidates(self.space)
         self.costs = {json.dumps(point, sort_keys=True): epochs(Point(**point).steps()) for point in self.points}
         self.total = min(self.total, len(self.points))
@@ -92,7 +95,7 @@ class Search(Parent):
         same = {name: getattr(self.config, name) for name in ("confidence", "seed", "seconds")}
         # Whatever it loses is a result; whether that is too much is this job's to say.
         asked = {**made, **same, "max_accuracy_drop": _ANY}
-        # What its job would report as well: figures of other libraries, or of another machine, are not its own.
+        # What its job would report as well: figures of other libraries, another machine or more processors are not its own.
         known = {"environment": machine()} if self.config.reuse else None
         return self.context.submit("optimise", asked, self.references, reuse=known)
 
@@ -188,12 +191,17 @@ class Search(Parent):
             return {}
         most = math.inf if self.config.time_budget is None else _ESTIMATING * self.config.time_budget
         different = list({named(shape): shape for shape in shapes if shape is not None}.values())
+        began = time.monotonic()
         self.context.allow(_PATIENT)  # exports take a while
         found = load("modelyard.optimisation.search.estimate:estimate")(
             self.inputs, different, self.config.seed, self.context, lambda: self.spent() < most
         )
         self.context.allow()
-        self.context.log(f"of {len(different)} shapes of the network {len(found)} were measured before any is trained")
+        seconds = round(time.monotonic() - began, 3)
+        self.context.report(estimates={"shapes": len(different), "measured": len(found), "seconds": seconds})
+        self.context.log(
+            f"measured {len(found)} of {len(different)} shapes of the network before any is trained, in {seconds:.0f} s"
+        )
         return {name: list(costs) for name, costs in found.items()}
 
     @property
@@ -225,13 +233,16 @@ class Search(Parent):
         ways = [word for step in steps for word in ("--with", step)] or ["--set", 'variants=["fp32"]']
         unusual = {name: getattr(self.config, name) for name in ("seed", "seconds", "confidence")}
         unusual = {name: value for name, value in unusual.items() if value != OptimiseConfig.model_fields[name].default}
-        ways += [word for name, value in unusual.items() for word in ("--set", f"{name}={value:g}")]
+        ways += [word for name, value in unusual.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+        ways += ["--cpus", str(processors())] if processors() > 1 else []
         words = ["modelyard", "optimize", self.model, "--on", self.dataset, *ways]
-        return shlex.join([*words, "--max-accuracy-drop", f"{self.config.max_accuracy_drop:g}", "--goal", self.config.goal])
+        budget = json.dumps(self.config.max_accuracy_drop)
+        return shlex.join([*words, "--max-accuracy-drop", budget, "--goal", self.config.goal])
 
 
-def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mapping[str, Choice], str]:
-    """The space, and the metric. Raises `Invalid` where the version is a variant, or does not fit the data."""
+def _looked_at(config: SearchConfig, inputs: Mapping[str, Input], context: JobContext) -> tuple[Mapping[str, Choice], str]:
+    """The space, and the metric. Raises `Invalid` where the version is a variant, or does not fit the data, or where the
+    report split can show nothing."""
     folder = inputs["model"].view.local()
     if (folder / OPTIMISED).exists():
         raise Invalid(f"{inputs['model'].reference} is what an optimise job made; search from the version it was made from.")
@@ -239,6 +250,7 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input]) -> tuple[Mappi
     source = Source(folder, card, Dataset.open(inputs["dataset"].view.local()))
     if source.writes:
         raise Invalid("The model answers texts as they are: there is nothing to search among; `evaluate` says how good it is.")
+    fresh(source, context)
     metric = source.metric
     if config.space is not None:
         return config.space, metric

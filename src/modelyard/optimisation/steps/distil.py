@@ -101,16 +101,17 @@ class _Taught:
             apart = kl_div(ours, teachers, log_target=True, reduction="batchmean")
             loss = loss + step.alpha * temperature**2 * apart
         if step.features:
-            loss = loss + step.features * mse_loss(self._fitted(self._own.value), _scaled(self._theirs.value))
+            loss = loss + step.features * mse_loss(self._fitted(self._own.take()), _scaled(self._theirs.take()))
         return loss, answer
 
     def _regressor(self, student: nn.Module, inputs: Tensor) -> nn.Linear:
         """From the student's features to the teacher's, learned with it."""
         for network in (self._teacher, student):
             _answer(network, inputs)
+        own = self._own.take()
         with seeded(self._learning.seed):
-            made = nn.Linear(self._own.value.shape[-1], self._theirs.value.shape[-1])
-        made.to(self._own.value.dtype)
+            made = nn.Linear(own.shape[-1], self._theirs.take().shape[-1])
+        made.to(own.dtype)
         self.beside = list(made.parameters())
         return made
 
@@ -122,7 +123,8 @@ class _Taught:
 
 
 class _Taken:
-    """What the last linear layer of a network took, each time it ran."""
+    """What the last linear layer of a network took when it ran last. It hangs on the network, which who watches it
+    copies, and a tensor with a history cannot be: `take` leaves none."""
 
     def __init__(self, network: nn.Module, inputs: Tensor) -> None:
         called: list[nn.Module] = []
@@ -136,11 +138,15 @@ class _Taken:
             hook.remove()
         if not called:
             raise Invalid(f"{type(network).__name__} has no linear layer whose input could be compared: use features=0.")
-        self.value = torch.empty(0)
+        self._value = torch.empty(0)
         self._hook = called[-1].register_forward_pre_hook(self._keep)
 
     def _keep(self, _: nn.Module, given: tuple[Any, ...]) -> None:
-        self.value = given[0]
+        self._value = given[0]
+
+    def take(self) -> Tensor:
+        value, self._value = self._value, torch.empty(0)
+        return value
 
     def close(self) -> None:
         self._hook.remove()

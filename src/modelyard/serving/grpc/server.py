@@ -8,6 +8,7 @@ the setting `grpc` is on, and nothing else here knows gRPC.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import grpc
 import msgspec
 
 from modelyard import __version__
-from modelyard.errors import Conflict, Internal, Invalid, ModelyardError, TimedOut, Unavailable
+from modelyard.errors import Asleep, Conflict, Internal, Invalid, ModelyardError, TimedOut, Unavailable
 from modelyard.metrics import UNEXPECTED
 from modelyard.serving.admission import Credentials
 from modelyard.serving.exchange import Exchange
@@ -140,7 +141,8 @@ class Server:
     async def _model_ready(self, context: Context) -> bytes:
         route = await self._route(context)
         try:
-            check_ready(route)
+            with contextlib.suppress(Asleep):  # it is as good as ready: a call waits until it is
+                check_ready(route)
         except Unavailable:
             return wire.flag(False)
         return wire.flag(True)
