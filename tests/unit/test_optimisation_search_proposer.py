@@ -1,5 +1,6 @@
 """What is tried next: the same for the same history, never twice, what costs nothing first."""
 
+import math
 from typing import Any
 
 from hypothesis import given, settings
@@ -8,14 +9,15 @@ from hypothesis import strategies as st
 from modelyard.optimisation.search.point import Point, candidates, usual
 from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.steps.config import epochs
+from modelyard.training.sweep.space import Choice
 
 SPACE = usual(trains=True, labels=True, heads=False)
 ALL = candidates(SPACE)
 LOSS = st.one_of(st.none(), st.tuples(*[st.floats(-8, 8)] * 4))
 
 
-def proposer(trials: int = 8, seed: int = 0) -> Proposer:
-    return Proposer(SPACE, ALL, [epochs(Point(**point).steps()) for point in ALL], trials, seed)
+def proposer(seed: int = 0) -> Proposer:
+    return Proposer(SPACE, ALL, [epochs(Point(**point).steps()) for point in ALL], seed, 5.0)
 
 
 def play(one: Proposer, losses: list[Any], told: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
@@ -41,14 +43,15 @@ def test_the_same_history_leads_to_the_same_trials_told_again_or_not(seed: int, 
     assert all(point not in first[:at] for at, point in enumerate(first))
 
 
-def test_what_needs_no_training_comes_first_and_is_a_third_at_most() -> None:
-    costs = [epochs(Point(**point).steps()) for point in play(proposer(trials=9), [(0.0, 0.0, 0.0, 0.0)] * 4)]
-    assert costs[:3] == [0, 0, 0]
-    assert costs[3] > 0
+def test_what_needs_no_training_comes_first_and_then_what_was_not_tried_at_all() -> None:
+    first, *others = play(proposer(), [(0.0, 0.0, 0.0, 0.0)] * 3)
+    assert epochs(Point(**first).steps()) == 0
+    for name in ("channels", "quantize"):
+        assert len({point[name] for point in (first, *others)}) == 3
 
 
 def test_all_that_is_affordable_is_tried_and_then_nothing() -> None:
-    one, tried = proposer(trials=40), []
+    one, tried = proposer(), []
     while (point := one.suggest(lambda point: point["quantize"] == "none")) is not None:
         one.end(len(tried), None)
         tried.append(point)
@@ -56,18 +59,52 @@ def test_all_that_is_affordable_is_tried_and_then_nothing() -> None:
     assert one.suggest() is not None
 
 
-def test_it_goes_where_it_is_worth_it() -> None:
-    """Cutting gains, but only with a teacher; eight bits gain little: of 35 points the best is found within 12."""
+def loss(point: dict[str, Any]) -> tuple[float, ...]:
+    """Cutting gains, but only with a teacher; eight bits gain little."""
+    cut, bits = point["channels"], point["quantize"] != "none"
+    drop = 6.0 * cut * (point["lesson"] == "finetune") + 0.2 * bits
+    return drop, -2.0 * cut - 0.2 * bits, -2.0 * cut - 0.2 * bits, -3.0 * cut - 0.5 * bits
 
-    def loss(point: dict[str, Any]) -> tuple[float, ...]:
-        cut, bits = point["channels"], point["quantize"] != "none"
-        drop = 6.0 * cut * (point["lesson"] == "finetune") + 0.2 * bits
-        return drop, -2.0 * cut - 0.2 * bits, -2.0 * cut - 0.2 * bits, -3.0 * cut - 0.5 * bits
 
-    one, found = proposer(trials=12), []
-    for number in range(12):
+def search(one: Proposer, trials: int) -> list[dict[str, Any]]:
+    found = []
+    for number in range(trials):
         point = one.suggest()
         assert point is not None
         found.append(point)
         one.end(number, loss(point))
-    assert any(point["channels"] == 0.667 and point["lesson"] == "distil" for point in found)
+    return found
+
+
+def test_it_goes_where_it_is_worth_it() -> None:
+    """Of 35 points the best is found within 12."""
+    assert any(point["channels"] == 0.667 and point["lesson"] == "distil" for point in search(proposer(), 12))
+
+
+def test_where_costs_are_known_only_the_quality_is_looked_for() -> None:
+    one = proposer()
+    one.know([loss(point)[1:] for point in ALL])
+    found = search(one, 7)
+    assert any(point["channels"] == 0.667 and point["lesson"] == "distil" and point["quantize"] != "none" for point in found)
+    assert sum(point["channels"] in (0.5, 0.667) for point in found) == 6
+
+
+def test_what_was_stopped_tells_of_its_quality() -> None:
+    """Who cuts most and is hopeless is not tried with other eight bits, whatever it would cost."""
+    one, found = proposer(), []
+    one.know([loss(point)[1:] for point in ALL])
+    for number in range(10):
+        point = one.suggest()
+        assert point is not None
+        found.append(point)
+        one.end(number, (60.0, math.nan, math.nan, math.nan) if point["channels"] == 0.667 else (0.0, *loss(point)[1:]))
+    assert sum(point["channels"] == 0.667 for point in found) <= 3
+
+
+def test_a_large_space_is_looked_at_in_parts() -> None:
+    space = {"channels": Choice(values=tuple(n / 100 for n in range(60))), "epochs": Choice(values=tuple(range(1, 21)))}
+    points = candidates(space)
+    one = Proposer(space, points, [epochs(Point(**point).steps()) for point in points], 0, 5.0)
+    for number in range(4):
+        assert one.suggest() is not None
+        one.end(number, (1.0, -1.0, -1.0, -1.0))

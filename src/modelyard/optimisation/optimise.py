@@ -105,9 +105,8 @@ def tabulate(subject: Subject, variants: list[Variant], config: OptimiseConfig, 
     folders = {ORIGINAL: subject.folder, **{v.name: v.folder for v in variants}}
     held = {name: memory(folders[name], batches, context.work, context.check) for name in engines}
     predictions = {name: source.predict(engine, subject.select.inputs, context.check) for name, engine in engines.items()}
-    own = subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"]
-    there = [(ORIGINAL, True, _stored(inside(subject.folder, own)))]
-    there += [(v.name, v.verified, _size(v.folder)) for v in variants]
+    there = [(ORIGINAL, True, original_bytes(subject))]
+    there += [(v.name, v.verified, variant_bytes(v.folder)) for v in variants]
     return [
         Measured(
             variant=name,
@@ -200,12 +199,13 @@ def _judged(predictions: Mapping[str, Array], name: str, subject: Subject, confi
     return dict(zip(names, (own.value, own.low, own.high, lost.value, lost.low, lost.high), strict=True))
 
 
-def _size(folder: Path) -> int:
-    """Bytes of the model's own files: those that are named as it is, but for its card."""
+def variant_bytes(folder: Path) -> int:
+    """Bytes of a variant's own files: those that are named as it is, but for its card."""
     return sum(path.stat().st_size for path in folder.glob("model.*") if path.name != CARD)
 
 
-def _stored(file: Path) -> int:
-    """Bytes of a model's file, and of those beside it that a graph keeps its weights in."""
+def original_bytes(subject: Subject) -> int:
+    """Bytes of the original's file, and of those beside it that a graph keeps its weights in."""
+    file = inside(subject.folder, subject.card.files["onnx" if subject.card.engines[0] == "onnx" else "weights"])
     beside = external_files(check(file)) if file.suffix == ".onnx" else set()
     return file.stat().st_size + sum(inside(file.parent, name).stat().st_size for name in beside)

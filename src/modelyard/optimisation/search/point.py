@@ -12,6 +12,8 @@ from modelyard.optimisation.steps.config import Distil, Prune, Qat, Quantize, St
 from modelyard.optimisation.steps.text import show
 from modelyard.training.sweep.space import Choice, Parameter, points
 
+Shape = tuple[Step, ...]
+
 
 class Point(Config):
     """Every option that can be searched, with what holds where it is not. What is cut away (`channels`, `heads`, `blocks`)
@@ -61,6 +63,25 @@ def candidates(space: Mapping[str, Parameter]) -> list[dict[str, Any]]:
     for point in points(space):
         found.setdefault(written(Point(**point).steps()), point)
     return list(found.values())
+
+
+def shape_of(steps: Sequence[Step]) -> Shape | None:
+    """What of steps decides what a variant costs: cuts and eight bits, without anything learned. None where that is not known
+    before: which layers stay in float is found out on the trained network."""
+    shape: list[Step] = []
+    for step in steps:
+        if isinstance(step, Prune):
+            shape.append(step.model_copy(update={"finetune": 0, "importance": "l2"}))
+        elif isinstance(step, Quantize):
+            if step.sensitive or step.float_layers:
+                return None
+            shape.append(Quantize(method=step.method, per_channel=step.per_channel))
+    return tuple(shape)
+
+
+def named(shape: Shape) -> str:
+    """A shape in a word or more, unlike every other's."""
+    return " ".join(map(show, shape)) or "fp32"
 
 
 def usual(*, trains: bool, labels: bool, heads: bool) -> dict[str, Choice]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -31,8 +32,8 @@ from modelyard.optimisation.publish import REPORT as OPTIMISED
 from modelyard.optimisation.publish import machine
 from modelyard.optimisation.search.budget import Took, epochs_left
 from modelyard.optimisation.search.config import SearchConfig
-from modelyard.optimisation.search.front import losses, pareto
-from modelyard.optimisation.search.point import Point, candidates, usual, written
+from modelyard.optimisation.search.front import MODELLED, losses, pareto
+from modelyard.optimisation.search.point import Point, Shape, candidates, named, shape_of, usual, written
 from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
@@ -48,6 +49,8 @@ _ORIGINAL, _VARIANT = 0, 1  # steps of a trial's metrics
 _WORST = 4.0  # times the budget
 _LEAST_WORST = 5.0  # points
 _ANY = 1e6  # points: R² and ρ may fall by more than a hundred
+_ESTIMATING = 0.2  # of the time budget that may go to estimates
+_PATIENT = 10.0  # times as long as usual a search may be silent while it makes them
 _TOLD = 200  # letters of an error in the table
 
 
@@ -66,17 +69,20 @@ class Search(Parent):
         super().__init__(context, references, config.trials, config.parallel)
         self.config, self.model, self.dataset = config, inputs["model"].reference, inputs["dataset"].reference
         self.space, self.metric = _looked_at(config, inputs, context)
-        points = candidates(self.space)
-        self.costs = {json.dumps(point, sort_keys=True): epochs(Point(**point).steps()) for point in points}
-        self.total = min(self.total, len(points))
-        self.proposer = Proposer(self.space, points, [self._cost(point) for point in points], config.trials, config.seed)
-        context.report(metric=self.metric, goal=config.goal, points=len(points), **self._budget())
+        self.points = candidates(self.space)
+        self.costs = {json.dumps(point, sort_keys=True): epochs(Point(**point).steps()) for point in self.points}
+        self.total = min(self.total, len(self.points))
+        self.proposer = Proposer(self.space, self.points, list(self.costs.values()), config.seed, self._worst)
+        self.inputs, self._informed = inputs, False
+        context.report(metric=self.metric, goal=config.goal, points=len(self.points), **self._budget())
 
     def run(self, outputs: Outputs) -> None:
         self.follow()
         self.finish(outputs)
 
     def suggest(self) -> dict[str, Any] | None:
+        if not self._informed:
+            self._inform()
         most = self._epochs_left()
         return self.proposer.suggest(lambda point: self._cost(point) <= most)
 
@@ -103,7 +109,9 @@ class Search(Parent):
     def end(self, trial: Trial) -> None:
         found = self._figures(trial)
         axes = losses(found) if found else None
-        self.proposer.end(trial.number, None if axes is None else self._scaled(axes, trial))
+        if axes is None and trial.state == "stopped":
+            axes = (_trained(trial)[0][-1], *[math.nan] * (len(MODELLED) - 1))
+        self.proposer.end(trial.number, None if axes is None else _scaled(axes, trial))
 
     def tell(self, trial: Trial) -> None:
         self.context.report(**{f"trial {trial.number:03}": self._row(trial)})
@@ -168,11 +176,33 @@ class Search(Parent):
             times["p99_ms"] = times["p50_ms"]
         return {name: round(found[name] * factor, 4) for name, factor in times.items() if name in found}
 
-    def _scaled(self, axes: tuple[float, ...], trial: Trial) -> list[float]:
-        """What the model is told: ratios to the original by their logarithms; a loss that is hopeless no further than that."""
-        own = losses({**trial.curve[_ORIGINAL], "drop": 0.0})
-        assert own is not None
-        return [min(axes[0], self._worst), *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
+    def _inform(self) -> None:
+        """Tell what points cost, as far as that is found out without training them."""
+        self._informed = True
+        shapes = [shape_of(Point(**point).steps()) for point in self.points]
+        if "costs" not in self.besides:
+            self.besides["costs"] = self._estimated(shapes)
+        costs = self.besides["costs"]
+        self.proposer.know([None if shape is None else costs.get(named(shape)) for shape in shapes])
+
+    def _estimated(self, shapes: Sequence[Shape | None]) -> Mapping[str, Sequence[float]]:
+        """By name; none where no trial would train, and so is as quick itself."""
+        if not any(self.costs.values()) or ModelCard.load(self.inputs["model"].view.local()).module is None:
+            return {}
+        most = math.inf if self.config.time_budget is None else _ESTIMATING * self.config.time_budget
+        different = list({named(shape): shape for shape in shapes if shape is not None}.values())
+        began = time.monotonic()
+        self.context.allow(_PATIENT)  # exports take a while
+        found = load("modelyard.optimisation.search.estimate:estimate")(
+            self.inputs, different, self.config.seed, self.context, lambda: self.spent() < most
+        )
+        self.context.allow()
+        seconds = round(time.monotonic() - began, 3)
+        self.context.report(estimates={"shapes": len(different), "measured": len(found), "seconds": seconds})
+        self.context.log(
+            f"measured {len(found)} of {len(different)} shapes of the network before any is trained, in {seconds:.0f} s"
+        )
+        return {name: list(costs) for name, costs in found.items()}
 
     @property
     def _worst(self) -> float:
@@ -250,6 +280,14 @@ def _why(trial: Trial) -> str:
 def _named(row: Mapping[str, Any]) -> str:
     """A trial by all that its steps are."""
     return " ".join(row["steps"]) or str(row["variant"])
+
+
+def _scaled(axes: Sequence[float], trial: Trial) -> list[float]:
+    """What the proposer is told: costs by the logarithms of their ratios to the original's."""
+    own = losses({**trial.curve[_ORIGINAL], "drop": 0.0}) if _ORIGINAL in trial.curve else None
+    if own is None:
+        return [axes[0], *[math.nan] * (len(axes) - 1)]
+    return [axes[0], *(_log_ratio(axis, of) for axis, of in zip(axes[1:], own[1:], strict=True))]
 
 
 def _log_ratio(value: float, of: float) -> float:

@@ -26,6 +26,7 @@ class Parent(ABC):
     def __init__(self, context: JobContext, references: Mapping[str, str], total: int, parallel: int | None) -> None:
         self.context, self.references, self.total, self.parallel = context, references, total, parallel
         self.trials: list[Trial] = []
+        self.besides: dict[str, Any] = {}  # what else is to be kept, as JSON
         self._began = time.time()  # the first gang; its clock is any node's
 
     @abstractmethod
@@ -76,14 +77,15 @@ class Parent(ABC):
         """Checkpoint what could not be told again."""
         folder = self.context.work / "kept"
         folder.mkdir(exist_ok=True)
-        (folder / _KEPT).write_text(json.dumps({"began": self._began, "trials": [trial.keep() for trial in self.trials]}))
+        kept = {"began": self._began, "trials": [trial.keep() for trial in self.trials], "besides": self.besides}
+        (folder / _KEPT).write_text(json.dumps(kept))
         self.context.checkpoint(len(self.trials), folder)
 
     def _resume(self, latest: Path) -> None:
         """Take up the trials that were kept. At most the last has no job yet: its job, where it was submitted, is the one child
         that is nobody's."""
         kept = json.loads((latest / _KEPT).read_text())
-        self._began = kept["began"]
+        self._began, self.besides = kept["began"], kept["besides"]
         self.trials = [Trial.kept(said) for said in kept["trials"]]
         for trial in self.trials:
             self.recall(trial)
