@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modelyard.conversion.base import WORST, compare, count, made_up, try_out, verify
+from modelyard.conversion.base import WORST, check_rows, compare, count, made_up, try_out, verify
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.errors import Invalid
 from modelyard.tensors import Signature, TensorSpec
@@ -76,11 +76,11 @@ class Said:
 )
 def test_each_datatype_has_a_tolerance_of_its_own(tmp_path: Path, dtype: str, close: float, far: float, bound: float) -> None:
     samples = {"x": np.zeros((3, 2), np.float32)}
-    other = np.full((3, 1), 5e-5, np.float32)  # within its own bound, whatever the rest does
-    reference = Said(y=np.zeros((3, 2), dtype), z=np.zeros((3, 1), np.float32))
+    other = np.full((3, 1), 1 + 5e-5, np.float32)  # within its own bound, whatever the rest does
+    reference = Said(y=np.ones((3, 2), dtype), z=np.ones((3, 1), np.float32))
     for off, ok in ((close, True), (far, False)):
-        y = np.zeros((3, 2), dtype)
-        y[0, 0] = off
+        y = np.ones((3, 2), dtype)
+        y[0, 0] += off
         found = compare(reference, Said(y=y, z=other), samples)
         assert found.ok is ok
     assert (found.output, found.worst, found.tolerance) == ("y", 0, bound)
@@ -88,10 +88,45 @@ def test_each_datatype_has_a_tolerance_of_its_own(tmp_path: Path, dtype: str, cl
         verify(reference, Said(y=y, z=other), samples, keep=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("largest", "error", "ok"),
+    [
+        (5e-5, 5e-5, False),  # all answers are zeros
+        (0.2, 1e-5, True),
+        (0.2, 3e-5, False),
+        (1e-6, 5e-7, True),  # the rounding of numbers near 1, whose difference the answer may be
+        (0.0, 5e-7, True),
+        (0.0, 5e-5, False),
+        (300.0, 5e-5, True),
+        (300.0, 2e-4, False),
+    ],
+)
+def test_errors_of_an_output_of_small_numbers_are_relative_to_its_largest(largest: float, error: float, ok: bool) -> None:
+    samples = {"x": np.zeros((3, 2), np.float32)}
+    y = np.array([[largest], [0], [0]], np.float32)
+    assert compare(Said(y=y), Said(y=y - np.array([[0], [error], [0]], np.float32)), samples).ok is ok
+
+
+def test_large_whole_numbers_are_compared_as_they_are() -> None:
+    samples = {"x": np.zeros((3, 2), np.float32)}
+    y = np.full((3, 1), 2**60)
+    assert compare(Said(y=y), Said(y=y.copy()), samples).ok
+    found = compare(Said(y=y), Said(y=y + 1), samples)
+    assert (found.ok, found.max_abs) == (False, 1)
+
+
+def test_answers_without_a_finite_number_prove_nothing() -> None:
+    samples = {"x": np.zeros((3, 2), np.float32)}
+    y = np.full((3, 1), np.nan, np.float32)
+    with pytest.raises(Invalid, match="Output 'y' has no finite number in any of 3 rows"):
+        compare(Said(y=y), Said(y=y), samples)
+
+
 def test_an_output_past_its_bound_is_told_of_before_one_that_is_further_off_within_its_own() -> None:
     samples = {"x": np.zeros((3, 2), np.float32)}
-    reference = Said(wide=np.zeros((3, 1), np.float16), narrow=np.zeros((3, 1), np.float32))
-    found = compare(reference, Said(wide=np.full((3, 1), 9e-3, np.float16), narrow=np.full((3, 1), 1e-3, np.float32)), samples)
+    reference = Said(wide=np.zeros((3, 1), np.float16), narrow=np.ones((3, 1), np.float32))
+    other = Said(wide=np.full((3, 1), 9e-3, np.float16), narrow=np.full((3, 1), 1 + 1e-3, np.float32))
+    found = compare(reference, other, samples)
     assert (found.ok, found.output) == (False, "narrow")
 
 
@@ -154,8 +189,66 @@ def test_made_up_inputs_fit_the_signature() -> None:
         "c": ((5, 2), "object"),
         "d": ((5, 7), "float64"),
     }
-    assert not made["b"].any()
+    assert set(made["b"]) == {0, 1}
+    assert not made_up(Signature(specs, ()), zeros=True)["b"].any()
+    assert (made_up(Signature(specs, ()), positive=True)["a"] > 0).all()
     assert made_up(Signature((TensorSpec("a", "FP32", (2, 1)),), ()))["a"].shape == (2, 1)
+    both = (TensorSpec("a", "FP32", (4, 1)), TensorSpec("b", "FP32", (-1, 1)))
+    assert made_up(Signature(both, ()))["b"].shape == (4, 1)
+
+
+def test_numbers_are_tried_until_a_model_takes_them_and_answers_with_some() -> None:
+    def places(batch):
+        if batch["i"].any():
+            raise IndexError("of one entry")
+        return {"y": batch["i"]}
+
+    def logarithms(batch):
+        with np.errstate(invalid="ignore"):
+            return {"y": np.log(batch["x"]).sum(1)}
+
+    tried = try_out(places, Signature((TensorSpec("i", "INT64", (-1, 3)),), ()), (IndexError,))
+    assert tried is not None
+    assert not tried[0]["i"].any()
+    tried = try_out(logarithms, Signature((TensorSpec("x", "FP32", (-1, 10)),), ()), (ValueError,))
+    assert tried is not None
+    assert np.isfinite(tried[1]["y"]).all()
+    nothing = try_out(lambda batch: {"y": batch["x"] * np.nan}, Signature((TensorSpec("x", "FP32", (-1, 2)),), ()), ())
+    assert nothing is not None
+
+
+def one_only(x):
+    if len(x) < 3:
+        raise ValueError("3 at least")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("answer", "rows", "said"),
+    [
+        (lambda x: np.exp(x) / np.exp(x).sum(0), -1, "follows from the rows beside it"),
+        (lambda x: np.cumsum(x, 0), -1, r"row 1 of 7"),
+        (lambda x: np.argsort(x, 0), -1, "follows from the rows beside it"),
+        (lambda x: x - x.mean(0), 4, r"row 0 of 4"),
+        (lambda x: x.squeeze(), -1, "follows from the rows beside it"),
+        (lambda x: x[:3], -1, r"\[3, 2\] for 7 rows: its dim 0 must be the batch"),
+        (one_only, -1, "on 7 rows but not on one alone: 3 at least"),
+        (lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True), -1, None),
+        (lambda x: x * 3, 4, None),
+        (lambda x: x * 3 + np.float32(1e-6 * len(x)), -1, None),
+        (lambda x: x.sum(0), 1, r"\[2\] for 1 rows"),
+        (lambda x: x.mean(0, keepdims=True), 1, None),
+        (lambda x: x + np.random.default_rng().standard_normal(x.shape), -1, None),  # is another at each call
+    ],
+)
+def test_rows_that_follow_from_others_are_found(answer, rows: int, said: str | None) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (rows, 2)),), ())
+    asked = (lambda batch: {"y": answer(batch["x"])}, signature, made_up(signature), (ValueError,))
+    if said is None:
+        check_rows(*asked)
+        return
+    with pytest.raises(Invalid, match=said):
+        check_rows(*asked)
 
 
 def test_open_dims_are_tried_in_several_sizes_closed_ones_must_run() -> None:
@@ -166,7 +259,7 @@ def test_open_dims_are_tried_in_several_sizes_closed_ones_must_run() -> None:
 
     tried = try_out(picky, Signature((TensorSpec("x", "FP32", (-1, -1)),), ()), (ValueError,))
     assert tried is not None
-    assert tried[0]["x"].shape == (8, 64)
+    assert tried[0]["x"].shape == (7, 64)
     with pytest.raises(Invalid, match=r"shapes it states: 64, please$"):
         try_out(picky, Signature((TensorSpec("x", "FP32", (-1, 5)),), ()), (ValueError,))
 

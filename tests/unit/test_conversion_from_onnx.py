@@ -73,6 +73,29 @@ def test_an_output_whose_dim_0_is_not_the_batch_is_refused(out: Path) -> None:
         read(CONFIG, path, path.parent, out, FolderContext(out.parent))
 
 
+def mixing(path: Path, *before: object) -> Path:
+    """y = softmax over dim 0 of x."""
+    graph = helper.make_graph(
+        [*before, helper.make_node("Softmax", ["x"], ["y"], axis=0)],
+        "mixing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    save(graph, path)
+    return path
+
+
+def test_a_graph_that_mixes_rows_is_refused(out: Path) -> None:
+    path = mixing(out.parent / "in" / "m.onnx")
+    with pytest.raises(Invalid, match="follows from the rows beside it"):
+        read(CONFIG, path, path.parent, out, FolderContext(out.parent))
+
+
+def test_what_is_quantised_by_the_batch_may_follow_from_it(out: Path) -> None:
+    path = mixing(out.parent / "in" / "m.onnx", helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]))
+    read(CONFIG, path, path.parent, out, FolderContext(out.parent))
+
+
 def test_a_graph_that_does_not_hold_together_is_refused(out: Path) -> None:
     path = out.parent / "in" / "m.onnx"
     graph = helper.make_graph(

@@ -65,6 +65,64 @@ def test_what_cannot_be_exported_serves_on_torch_and_says_why(upload: Path) -> N
     assert facts["notes"][0].startswith("It runs on PyTorch alone: SimpleModel cannot be exported")
 
 
+def given(upload: Path, forward: str) -> None:
+    (upload / "model.py").write_text(SIMPLE.replace("return self.second(torch.relu(self.first(x)))", forward))
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        ("return self.second(torch.relu(self.first(x))) * (1 if x.shape[0] > 8 else 2)", "would hold for 0 to 8 alone"),
+        ("return torch.log(-1 - x * x).sum(1)", "'output' has no finite number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_proved_serves_on_torch(upload: Path, forward: str, said: str) -> None:
+    given(upload, forward)
+    card, facts = taken(upload, module=MODULE, inputs=("x:FP32[-1,10]",))
+    assert card.engines == ("torch",)
+    assert said in facts["notes"][0]
+
+
+def test_a_module_of_positive_numbers_is_proved_with_them(upload: Path) -> None:
+    given(upload, "return torch.log(x).sum(1)")
+    card, facts = taken(upload, module=MODULE, inputs=("x:FP32[-1,10]",))
+    assert (card.engines, facts["verification"]["batches"]) == (("onnx", "torch"), [1, 2, 7])
+    assert facts["verification"]["max_abs"] > 0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_fixed_batch_stays_what_was_stated(upload: Path, rows: int) -> None:
+    card, facts = taken(upload, module=MODULE, inputs=(f"x:FP32[{rows},10]",))
+    assert (card.engines, card.inputs[0].shape) == (("onnx", "torch"), (rows, 10))
+    assert (card.outputs[0].shape, facts["verification"]["batches"]) == ((rows, 1), [rows])
+
+
+@pytest.mark.parametrize(
+    ("forward", "names"),
+    [
+        ("return self.second(self.first(x)), None", ("output_0",)),
+        ("return None, self.second(self.first(x))", ("output_1",)),
+        ("y = self.first(x)\n        return (y[None], y[None]), self.second(y)", ("output_1",)),
+        ("y = self.first(x)\n        return {'state': (y[None], None), 'answer': self.second(y)}", ("answer",)),
+    ],
+)
+def test_what_is_no_tensor_is_left_out_of_the_answer(upload: Path, forward: str, names: tuple[str, ...]) -> None:
+    given(upload, forward)
+    card, _ = taken(upload, module=MODULE, inputs=("x:FP32[-1,10]",))
+    assert card.engines == ("onnx", "torch")
+    assert tuple(spec.name for spec in card.outputs) == names
+    x = np.random.default_rng(0).standard_normal((5, 10)).astype(np.float32)
+    one, other = (ENGINES.get(engine)(upload.parent / "out", card).forward({"x": x}) for engine in card.engines)
+    np.testing.assert_allclose(one[names[0]], other[names[0]], atol=1e-5)
+
+
+def test_a_module_that_mixes_rows_is_refused(upload: Path) -> None:
+    given(upload, "return self.second(torch.relu(self.first(x))).softmax(0)")
+    with pytest.raises(Invalid, match="follows from the rows beside it"):
+        taken(upload, module=MODULE, inputs=("x:FP32[-1,10]",))
+
+
 def test_inputs_it_does_not_run_on_are_refused(upload: Path) -> None:
     with pytest.raises(Invalid, match=r"does not run on inputs of the shapes it states: mat1 and mat2"):
         taken(upload, module=MODULE, inputs=("x:FP32[-1,11]",))

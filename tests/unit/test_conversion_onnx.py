@@ -45,6 +45,34 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path, forward:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        ("return self.second(self.first(x)) * (1 if x.shape[0] > 8 else 2)", "dim 0 of input 'x', .* for 0 to 8 alone"),
+        ("return self.second(self.first(x)) * (1 if x.shape[0] > 2 else 2)", "dim 0 of input 'x', .* for 3 or more alone"),
+        ("return (x if x.shape[1] <= 16 else x[:, -16:]).sum(1, keepdim=True)", "dim 1 of input 'x', .* for 0 to 16 alone"),
+    ],
+)
+def test_a_branch_on_a_size_is_refused(tmp_path: Path, forward: str, said: str) -> None:
+    card = simple(tmp_path / "version")
+    if "first" not in forward:
+        card = card.changed(inputs=(card.inputs[0].changed(shape=(-1, -1)),))
+    (tmp_path / "version" / "model.py").write_text(SIMPLE.replace("return self.second(torch.relu(self.first(x)))", forward))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Invalid, match=said):
+        CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)
+
+
+@pytest.mark.parametrize("forward", ["x[:, ::2]", "x[:, :1, None] + x[:, None, 1:]", "x if x.shape[1] > 1 else x + 0"])
+def test_sizes_that_only_have_to_be_there_are_no_branch(tmp_path: Path, forward: str) -> None:
+    card = simple(tmp_path / "version")
+    card = card.changed(inputs=(card.inputs[0].changed(shape=(-1, -1)),))
+    source = SIMPLE.replace("self.second(torch.relu(self.first(x)))", f"({forward}).flatten(1).sum(1, keepdim=True)")
+    (tmp_path / "version" / "model.py").write_text(source)
+    (tmp_path / "out").mkdir()
+    assert CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES).inputs[0].shape == (-1, -1)
+
+
 CURVED = """
 
 class Curve(nn.Module):

@@ -12,7 +12,7 @@ from tiny_models import SIMPLE, matmul, simple
 from modelyard.conversion.base import verify
 from modelyard.conversion.pt2 import CONVERTER, FILE
 from modelyard.conversion.readme import write as write_readme
-from modelyard.engines.base import ModelCard
+from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.pt2 import Pt2Engine
 from modelyard.engines.torch import TorchEngine
 from modelyard.errors import Invalid
@@ -38,6 +38,13 @@ def test_it_is_verified_and_loads_without_us(tmp_path: Path) -> None:
     x = torch.from_numpy(SAMPLES["x"])
     given = torch.export.load(tmp_path / "out" / FILE).module()({"x": x})
     np.testing.assert_allclose(given["output"].detach(), reference.forward(SAMPLES)["output"], atol=1e-6)
+
+
+def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
+    card = simple(tmp_path / "version").changed(inputs=(TensorCard(name="x", datatype="FP32", shape=(4, 10)),))
+    (tmp_path / "out").mkdir()
+    made = CONVERTER.convert(tmp_path / "version", card, tmp_path / "out", SAMPLES)
+    assert made.inputs[0].shape == (4, 10)
 
 
 def test_the_code_by_hand_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

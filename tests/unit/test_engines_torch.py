@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from tiny_models import simple
 
 from modelyard.engines.base import ModelCard, TensorCard
-from modelyard.engines.torch import TorchEngine, build_module, in_order, load_class, read_weights
+from modelyard.engines.torch import TorchEngine, build_module, fill, in_order, load_class, read_weights
 from modelyard.errors import Internal, Invalid, Unsafe
 
 
@@ -79,6 +79,26 @@ def test_weights_of_another_module_are_refused_by_name(tmp_path: Path) -> None:
         TorchEngine(tmp_path, card)
 
 
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5)
+        self.head.weight = self.embedding.weight
+
+
+def test_of_tied_weights_one_is_enough(tmp_path: Path) -> None:
+    saved, loaded = Tied(), Tied()
+    save_model(saved, str(tmp_path / "m.safetensors"))
+    weights = read_weights(tmp_path / "m.safetensors")
+    assert "embedding.weight" not in weights or "head.weight" not in weights
+    fill(loaded, weights)
+    assert loaded.head.weight is loaded.embedding.weight
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+    for name in weights:
+        with pytest.raises(Invalid, match=f"missing: .*{name}"):
+            fill(loaded, {other: value for other, value in weights.items() if other != name})
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -131,6 +151,8 @@ def test_results_are_mapped_in_order_or_by_name() -> None:
     assert in_order((a, b), ["p", "q"]) == [a, b]
     assert in_order({"q": b, "p": a}, ["p", "q"]) == [a, b]
     assert in_order({"u": a, "v": b}, ["p", "q"]) == [a, b]
+    assert in_order((a, None, (a, a), b), ["p", "q"]) == [a, b]
+    assert in_order({"u": None, "v": b}, ["q"]) == [b]
     with pytest.raises(Internal, match=r"gives 2 outputs; model\.json states 1: y"):
         in_order((a, b), ["y"])
 

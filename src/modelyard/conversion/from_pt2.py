@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modelyard.conversion.base import first_line, try_out, verify
+from modelyard.conversion.base import check_rows, first_line, try_out, verify
 from modelyard.conversion.cards import describe
 from modelyard.conversion.config import ImportModelConfig
 from modelyard.conversion.pt2 import FILE, steady, tidy
@@ -34,12 +34,14 @@ def read(
     signature = tidy(path, out / FILE).signature
     card = describe(config, signature, engines=("pt2",), files={"pt2": FILE})
     engine = Pt2Engine(out, card)
-    tried = try_out(engine.forward, signature, (*ERRORS, Invalid))
+    failures = (*ERRORS, Invalid)
+    tried = try_out(engine.forward, signature, failures)
     if tried is None:
         raise Invalid(
             f"'{path.name}' ran with none of the sizes tried for its open dims, so that nothing shows what it answers."
         )
     steady(engine, tried[0])
+    check_rows(engine.forward, signature, tried[0], failures)
     reference = _Reference(out / FILE, signature)
     try:
         found = verify(reference, engine, tried[0], keep=context.work)

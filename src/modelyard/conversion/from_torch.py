@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelyard.conversion.base import try_out, verify
+from modelyard.conversion.base import blank, check_rows, said_of, try_out, verify
 from modelyard.conversion.cards import describe
 from modelyard.conversion.config import ImportModelConfig, parse_module
 from modelyard.conversion.onnx import CONVERTER
@@ -56,7 +56,11 @@ def read(
         return describe(config, signature, **facts), {"format": "torch", "notes": notes}
     samples, given = _tried(module.eval(), inputs)
     signature = Signature(inputs, _output_specs(inputs, given))
-    return _with_onnx(describe(config, signature, **facts), out, samples, context)
+    described = describe(config, signature, **facts)
+    if none := blank(given):
+        note = f"{said_of(none)} no finite number on the inputs tried, so that nothing would show what its ONNX form answers."
+        return described, {"format": "torch", "notes": [f"It runs on PyTorch alone: {note}"]}
+    return _with_onnx(described, out, samples, context)
 
 
 def required(module: nn.Module) -> tuple[str, ...]:
@@ -92,14 +96,16 @@ def _tried(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[dict[str,
         with torch.inference_mode():
             return _named(module(*[torch.tensor(array) for array in batch.values()]))
 
-    tried = try_out(forward, Signature(inputs, ()), _FAILURES)
+    signature = Signature(inputs, ())
+    tried = try_out(forward, signature, _FAILURES)
     if tried is None:
         raise Invalid("The module runs on none of the sizes tried for its open dims: state the sizes it takes.")
+    check_rows(forward, signature, tried[0], _FAILURES)
     return tried
 
 
 def _named(result: Any) -> dict[str, Array]:
-    """One tensor is 'output', several are 'output_0', 'output_1', …, a mapping's keep their names."""
+    """One tensor is 'output', several are 'output_0', 'output_1', …, a mapping's keep their names; else nothing is kept."""
     if isinstance(result, torch.Tensor):
         return {"output": result.numpy()}
     items = result.items() if isinstance(result, Mapping) else ((f"output_{i}", value) for i, value in enumerate(result))

@@ -13,20 +13,22 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from modelyard.conversion.base import first_line
+from modelyard.conversion.base import first_line, fixed_rows
 from modelyard.conversion.cards import tensor_cards
 from modelyard.conversion.tracing import causes, few, open_dims, quiet
 from modelyard.engines.base import ModelCard
 from modelyard.engines.onnx import signature_of
-from modelyard.engines.torch import load_module
+from modelyard.engines.torch import in_order, load_module
 from modelyard.errors import Invalid
 from modelyard.plugins import load
 from modelyard.tensors import Array
 
 FILE = "model.onnx"
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)', overload='(?P<overload>[^']+)'\)>")
+_OWN_LEAST = 2  # torch.export takes sizes of 0 and 1 for special: not a bound of the module's
+_ENDLESS = 1 << 62
 _INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 2 GiB
 
 
@@ -38,15 +40,24 @@ class OnnxConverter:
         if card.module is None and "config" in card.files:
             made: ModelCard = load("modelyard.conversion.decoders:from_folder")(folder, card, out)
             return made
-        return export(load_module(folder, card), card, out, samples)
+        return export(load_module(folder, card), card, out, samples, bounded=False)
 
 
 CONVERTER = OnnxConverter()
 
 
-def export(module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array], file: str = FILE) -> ModelCard:
-    """`module`, in eval mode, with the tensors that `card` states, as `file` and its card in `out`; as `Converter`."""
-    program = _export(module, card, [torch.from_numpy(few(samples[spec.name])) for spec in card.inputs])
+def export(
+    module: nn.Module, card: ModelCard, out: Path, samples: Mapping[str, Array], file: str = FILE, *, bounded: bool = True
+) -> ModelCard:
+    """`module`, in eval mode, with the tensors that `card` states, as `file` and its card in `out`; as `Converter`. With
+    `bounded` open dims past the batch may have bounds, which whoever serves the graph keeps to."""
+    fixed = fixed_rows(card.signature)
+    arguments = [torch.from_numpy(few(samples[spec.name], fixed)) for spec in card.inputs]
+    program = _export(module, card, arguments)
+    if len(program.model.graph.outputs) != len(card.outputs):  # one for each tensor in the result, however deep
+        module = _Tensors(module, [spec.name for spec in card.outputs])
+        program = _export(module, card, arguments)
+    _check_bounds(program.exported_program, module, card, past=not bounded)
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     program.save(out / file, external_data=size > _INLINE)
     _forget_the_machine(out / file)
@@ -81,7 +92,40 @@ def _export(module: nn.Module, card: ModelCard, arguments: list[torch.Tensor]) -
             )
     except torch.onnx.OnnxExporterError as error:
         reason = _lacking(error, module, tuple(arguments), shapes) or _reason(error)
-        raise Invalid(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
+        raise Invalid(f"{_kind(module)} cannot be exported to ONNX: {reason}") from error
+
+
+class _Tensors(nn.Module):
+    """A module without what it gives besides the tensors of these names."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module, self._names = module, names
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(in_order(self.module(*given), self._names))
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module.module if isinstance(module, _Tensors) else module).__name__
+
+
+def _check_bounds(program: Any, module: nn.Module, card: ModelCard, *, past: bool) -> None:
+    """Raises `Invalid` where the trace holds for some sizes of an open batch alone, or with `past` of an open dim past it: the
+    graph keeps the branch that was traced, and would answer another way for the others."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for spec, name in zip(card.inputs, program.graph_signature.user_inputs, strict=True):
+        for axis, size in enumerate(values[name].shape):
+            limits = None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
+            if limits is None or (axis and not past):
+                continue
+            low, high = limits.lower, limits.upper
+            if low > _OWN_LEAST or high < _ENDLESS:
+                sizes = f"{low} to {high}" if high < _ENDLESS else f"{low} or more"
+                raise Invalid(
+                    f"{_kind(module)} cannot be exported to ONNX for every size: forward decides by dim {axis} of input "
+                    f"'{spec.name}', and the graph would hold for {sizes} alone. Take the branch out, or state the dim's size."
+                )
 
 
 def _by_parameter(module: nn.Module, dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from modelyard.conversion.base import first_line
+from modelyard.conversion.base import first_line, fixed_rows
 from modelyard.conversion.cards import tensor_cards
 from modelyard.conversion.tracing import few, open_dims, place, quiet
 from modelyard.engines.base import ModelCard
@@ -44,7 +44,7 @@ class ProgramConverter:
                 "torch.export is made of a PyTorch module, and this version has none: convert the one it was exported from."
             )
         module = load_module(folder, card)
-        rows = {spec.name: few(samples[spec.name]) for spec in card.inputs}
+        rows = {spec.name: few(samples[spec.name], fixed_rows(card.signature)) for spec in card.inputs}
         exported = _exported(module, card, rows, inside(folder, card.module.file))
         with tempfile.TemporaryDirectory() as work, quiet():
             torch.export.save(exported, Path(work) / FILE)

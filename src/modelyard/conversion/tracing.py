@@ -23,9 +23,10 @@ from modelyard.tensors import Array
 _ROWS = 3  # 0 and 1 are special to torch.export
 
 
-def few(array: Array) -> Array:
-    """A few rows in memory of their own, repeated where there are fewer."""
-    return np.ascontiguousarray(np.resize(array, (_ROWS, *array.shape[1:])) if len(array) < _ROWS else array[:_ROWS].copy())
+def few(array: Array, fixed: int = -1) -> Array:
+    """A few rows, or as many as a `fixed` batch has, in memory of their own, repeated where there are fewer."""
+    rows = _ROWS if fixed == -1 else fixed
+    return np.ascontiguousarray(np.resize(array, (rows, *array.shape[1:])) if len(array) < rows else array[:rows].copy())
 
 
 def open_dims(shape: tuple[int, ...] | None, rank: int) -> dict[int, Any]:

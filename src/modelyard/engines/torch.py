@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -139,9 +139,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fill(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load weights strictly. Raises `Invalid` listing what is missing, unexpected or of another shape."""
+    """Load weights strictly; of tensors that are one (tied), one is enough, as safetensors' `save_model` keeps them. Raises
+    `Invalid` listing what is missing, unexpected or of another shape."""
     own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    there = {_storage(own[name]) for name in own.keys() & weights.keys() if _is_whole(own[name])}
+    missing = sorted(name for name in own.keys() - weights.keys() if _storage(own[name]) not in there)
+    unexpected = sorted(weights.keys() - own.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
         for name in own.keys() & weights.keys()
@@ -151,20 +154,34 @@ def fill(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     said = "; ".join(f"{what}: {', '.join(names[:10])}" for what, names in wrong.items() if names)
     if said:
         raise Invalid(f"The weights are not those of {type(module).__name__}: {said}.")
-    module.load_state_dict(weights, strict=True)
+    module.load_state_dict(weights, strict=False)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether nothing of its memory is another tensor's alone. Tensors without memory all lie at 0."""
+    return bool(_storage(tensor)) and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def in_order(result: Any, names: Sequence[str]) -> list[torch.Tensor]:
-    """A forward's result as one tensor per output name: a tensor, a sequence in order, a mapping by name or in order."""
+    """A forward's result as one tensor per output name: a tensor, a sequence in order, a mapping by name or in order. What is
+    no tensor (None, a tuple of states) is left out."""
     if isinstance(result, torch.Tensor):
         values = [result]
     elif isinstance(result, Mapping):
-        values = [result[name] for name in names] if set(names) <= result.keys() else list(result.values())
+        values = [result[name] for name in names] if set(names) <= result.keys() else _tensors(result.values())
     else:
-        values = list(result)
+        values = _tensors(result)
     if len(values) != len(names):
         raise Internal(f"The module gives {len(values)} outputs; model.json states {len(names)}: {', '.join(names)}.")
     return values
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 class _Source(SourceFileLoader):
