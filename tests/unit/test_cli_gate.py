@@ -25,6 +25,11 @@ HELD = {"by": "project", "baseline": "m@1", "dataset": "digits@2", "checks": [CH
             {"max_accuracy_drop": 1.0, "min_agreement": 0.9, "slices": ["light"]},
         ),
         (['slices=["a","b"]', "max_accuracy_drop=2"], {}, {"slices": ["a", "b"], "max_accuracy_drop": 2}),
+        (
+            ["slices=light", "slices=camera,lens", "slices=light"],
+            {"max_accuracy_drop": 1.0},
+            {"max_accuracy_drop": 1.0, "slices": ["light", "camera", "lens"]},
+        ),
     ],
 )
 def test_a_gate_is_what_was_said_of_it(more: list[str] | None, said: dict[str, Any], wanted: Any) -> None:
@@ -34,6 +39,12 @@ def test_a_gate_is_what_was_said_of_it(more: list[str] | None, said: dict[str, A
 def test_a_gate_says_what_may_be_lost() -> None:
     with pytest.raises(Invalid, match="A gate with confidence needs --max-accuracy-drop, too"):
         policy(None, confidence=0.9)
+
+
+@pytest.mark.parametrize("more", [["min_agreement=0.9", "min_agreement=0.8"], ["max_accuracy_drop=2"]])
+def test_a_field_is_said_once(more: list[str]) -> None:
+    with pytest.raises(Invalid, match=f"^'{more[0].partition('=')[0]}' is said twice"):
+        policy(more, max_accuracy_drop=1.0)
 
 
 def test_a_gate_is_told_in_a_line() -> None:

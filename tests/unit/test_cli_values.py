@@ -82,3 +82,33 @@ def test_times_from_now(text: str | None, count: float | None) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
         values.seconds(text)
+
+
+@pytest.mark.parametrize("pairs", [["a=1", "a=2"], ["b.c=1", "b.c=1"], ['a={"b":1}', "a.b=2"], ["a.b=1", 'a={"c":2}']])
+def test_what_is_said_twice_is_refused(pairs: list[str]) -> None:
+    with pytest.raises(Invalid, match=rf"^'{pairs[1].partition('=')[0]}' is said twice"):
+        values.nested(pairs)
+
+
+def test_settings_and_options_are_one() -> None:
+    said = {"goal": "size", "trials": None, "steps": None}
+    assert values.asked(["trials=3", "seed=1"], said, {"seed": 0, "goal": "latency", "lr": 1}) == {
+        "goal": "size",
+        "trials": 3,
+        "seed": 1,
+        "lr": 1,
+    }
+    assert values.asked(None, {"a": None}) == {}
+    with pytest.raises(Invalid, match="'goal' is said twice, by its option and by --set: give it once"):
+        values.asked(["goal=memory"], said)
+    for own in ("wait=true", "on_event=1", "reference=m@1", "name=m"):
+        with pytest.raises(Invalid, match=f"^'{own.partition('=')[0]}' is no setting"):
+            values.asked([own], said)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("light", ["light"]), ("light, camera", ["light", "camera"]), (["a,b", "c"], ["a,b", "c"]), (3, ["3"]), ("", [])],
+)
+def test_names_are_parted_by_commas_or_a_list(value: object, names: list[str]) -> None:
+    assert values.names(value) == names

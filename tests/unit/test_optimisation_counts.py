@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard.errors import Invalid
-from modelyard.optimisation.counts import counts, of_sums, scorer, words
+from modelyard.optimisation.counts import counts, heaviest, of_sums, scorer, words
 from modelyard.optimisation.evaluate import agreement, drop, score, worth
 
 WORDS = st.sampled_from(["the", "The", "cat", "cats,", "of", "Rome", "ist", "grün", "नमस्ते", "1.5", "-", "猫"])
@@ -116,3 +116,13 @@ def test_nothing_wanted_has_errors_and_no_share() -> None:
     assert of_sums(np.array([3.0, 0.0]), "wer") == 3 == jiwer.wer([""], ["a b c"])
     with pytest.raises(Invalid, match="the same rows"):
         score(np.array(["a"], object), np.array(["a", "b"], object), "wer")
+
+
+def test_the_heaviest_row_is_the_longest_that_is_wanted_or_answered() -> None:
+    wanted = np.array(["a b c d e f", "a b", "a b"], object)
+    same = {metric: heaviest(wanted, wanted, metric) for metric in ("wer", "bleu", "chrf", "rouge")}
+    assert same == pytest.approx({"wer": 0.6, "bleu": 0.6, "chrf": 0.6, "rouge": 1 / 3})
+    endless = np.array(["a b c d e f", "a b" + " c" * 18, "a b"], object)
+    assert heaviest(endless, wanted, "wer") == 1.8
+    assert heaviest(endless, wanted, "bleu") == 2.0
+    assert heaviest(np.array([1.0, 0.5]), wanted[:2], "mrr") == 0.5

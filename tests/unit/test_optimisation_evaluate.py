@@ -137,6 +137,22 @@ def test_f1_is_scikit_learns_also_of_rows_that_count_several_times(rows: list[tu
     assert score(predicted, wanted, "f1").value == pytest.approx(f1(predicted, wanted).mean())
 
 
+def test_a_class_that_is_not_drawn_does_not_count_in_macro_f1() -> None:
+    """One of 20 rows: a resample without it of a model that is always right is right, too."""
+    wanted = np.array([0] * 10 + [1] * 9 + [2])
+    assert score(wanted, wanted, "f1").to_json() == {"value": 1, "low": 1, "high": 1}
+
+
+def test_places_are_shares_with_the_intervals_of_shares() -> None:
+    texts, places = np.array([f"text {row}" for row in range(40)], object), 1 / np.array([1] * 30 + [5] * 10)
+    worse = 1 / np.array([1] * 27 + [5] * 3 + [20] * 10)
+    right = np.arange(40) < 30
+    assert score(places, texts, "recall@1") == score(right, np.ones(40, bool), "accuracy")
+    lost = drop(right, np.arange(40) < 27, np.ones(40, bool), "accuracy")
+    assert drop(places, worse, texts, "recall@1") == lost
+    assert drop(places, worse, texts, "recall@10").value == 25
+
+
 def test_the_drop_of_macro_f1_is_paired_and_counts_rare_classes() -> None:
     """A class of 2 in 100 rows that is never answered costs half of macro F1, and two points of accuracy."""
     wanted = np.array([0] * 980 + [1] * 20)

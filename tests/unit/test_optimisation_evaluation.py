@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,14 +16,18 @@ from pydantic import ValidationError
 from tiny_datasets import COLUMNS, ROWS, table, write
 from tiny_models import phrases, save, simple
 
+from modelyard.catalogue import evaluations as catalogue
 from modelyard.data.datasets import Dataset, Feature
 from modelyard.engines.base import ModelCard, TensorCard
+from modelyard.engines.onnx import OnnxEngine
 from modelyard.engines.torch import TorchEngine
 from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
-from modelyard.optimisation import evaluation
+from modelyard.optimisation import evaluation, optimise
+from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation_config import EvaluateConfig, check_evaluation
 from modelyard.optimisation.evidence import Evidence, Paired
+from modelyard.optimisation.examples import Source
 from modelyard.optimisation.gate import GatePolicy, decide
 from modelyard.work import KINDS
 
@@ -129,6 +134,56 @@ def test_a_version_is_held_against_its_original_on_the_report_split(classes: Pat
     assert "| light=dim | 40 |" in text
     assert "- macro F1: original 1.0000, model 0." in text
     assert "| high | " in text
+
+
+def test_more_classes_than_are_kept_are_left_out_and_told_of(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_ROOM", 250)
+    new, old = linear(tmp_path / "new"), linear(tmp_path / "old")
+    (tmp_path / "all").mkdir()
+    outputs, context = evaluated(tmp_path / "all", new, old, classes)
+    assert sorted(evidence(outputs).slices) == ["label=high", "label=low"]
+    assert context.lines == []
+    (tmp_path / "some").mkdir()
+    outputs, context = evaluated(tmp_path / "some", new, old, classes, slices=["light"])
+    found = evidence(outputs)
+    assert (sorted(found.slices), found.by_class) == (["light=bright", "light=dim"], False)
+    assert context.lines == ["The 2 classes are more than an evaluation holds: nothing is found by class."]
+    [reason] = decide(GatePolicy(max_accuracy_drop=50, max_slice_drop=50), found).reasons
+    assert reason.startswith("It was not evaluated by class")
+    monkeypatch.setattr(evaluation, "_ROOM", 200)
+    with pytest.raises(Invalid, match="The 2 slices by light are more than is kept: name fewer columns"):
+        evaluated(tmp_path, new, old, classes, slices=["light"])
+
+
+def test_an_optimise_job_loses_no_variant_to_its_many_classes(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, context = linear(tmp_path / "m"), FolderContext(tmp_path)
+    card = ModelCard.load(folder)
+    source, engine = Source(folder, card, Dataset.open(classes)), OnnxEngine(folder, card)
+    examples = source.examples("report")
+    answers = source.answers(engine, examples.inputs)
+    subject = optimise.Subject(folder, card, engine, source, examples)
+    answered = optimise.Answered(examples, {optimise.ORIGINAL: answers, "fp32": answers})
+    for room, slices in ((900_000, ["label=high", "label=low"]), (100, [])):
+        monkeypatch.setattr(evaluation, "_ROOM", room)
+        said = optimise.evaluate(answered, subject, OptimiseConfig(), context)["fp32"]["evidence"]
+        assert (sorted(said["slices"]), said["by_class"]) == (slices, bool(slices))
+    assert context.lines == ["The 2 classes are more than an evaluation holds: nothing is found by class."]
+
+
+def test_what_is_found_of_as_many_classes_as_fit_is_kept() -> None:
+    """By the catalogue, however many digits the counts have."""
+    drop, count = Paired(9_999_999, 9_999_999, 9_999_999, 9_999_999), 0
+    source = cast(Source, SimpleNamespace(labels=tuple(f"class {n:05} \u00fc" for n in range(20_000)), metric="accuracy"))
+    while count < 20_000 and evaluation._size(source.labels[:count], source) <= evaluation._ROOM:  # type: ignore[index]
+        count += 100
+    slices = {f"label={name}": drop for name in (source.labels or ())[:count]}
+    kept = Evidence("accuracy", "report", 0.5, 0.5, drop, 0.5, slices=slices).to_json()
+    assert 5000 < count < 20_000
+    assert catalogue._checked(kept) == kept
 
 
 def test_each_version_runs_on_its_own_engine(tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ LABELS = Evidence(
     3,
 )
 NUMBERS = Evidence("r2", "report", 0.9, 0.89, Resampled.of(400, 1.0, DRAWN), 0.99)
-TEXTS = Evidence("wer", "report", 0.1, 0.11, Resampled.of(400, 1.0, DRAWN), 0.9)
+TEXTS = Evidence("wer", "report", 0.1, 0.11, Resampled.of(400, 1.0, DRAWN, 0.5), 0.9)
+PLACES = Evidence("recall@1", "report", 0.95, 0.94, LABELS.drop, 0.96, by_class=False)
 
 
-@pytest.mark.parametrize("evidence", [LABELS, NUMBERS, TEXTS])
+@pytest.mark.parametrize("evidence", [LABELS, NUMBERS, TEXTS, PLACES])
 def test_it_is_the_same_after_json(evidence: Evidence) -> None:
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json(), allow_nan=False))) == evidence
 
@@ -115,3 +116,31 @@ def test_a_baseline_knows_something_where_it_is_better_than_no_answer() -> None:
 def test_equal_texts_are_sure_to_be_so_often_as_wilson_says() -> None:
     assert TEXTS.least_agreement(0.95) == replace(LABELS, drop=Paired(400, 0, 0, 0), agreement=0.9).least_agreement(0.95) < 0.9
     assert NUMBERS.least_agreement(0.95) == NUMBERS.agreement
+
+
+@pytest.mark.parametrize("metric", ["wer", "rouge", "recall@1"])
+def test_evidence_of_before_is_bounded_as_if_its_rows_weighed_alike(metric: str) -> None:
+    """That of places was resampled, too."""
+    body = {**TEXTS.to_json(), "metric": metric}
+    del body["drop"]["worst"], body["by_class"]
+    found = Evidence.from_json(body)
+    assert found == replace(TEXTS, metric=metric, drop=replace(TEXTS.drop, worst=0.25))  # type: ignore[arg-type]
+    del body["drop"]["rows"]
+    with pytest.raises(Invalid, match="is no evidence"):
+        Evidence.from_json(body)
+    numbers = NUMBERS.to_json()
+    del numbers["drop"]["worst"]
+    assert Evidence.from_json(numbers) == NUMBERS
+
+
+def test_a_row_that_is_worth_less_than_nothing_is_no_evidence() -> None:
+    body = TEXTS.to_json()
+    with pytest.raises(Invalid, match="is no evidence"):
+        Evidence.from_json({**body, "drop": {**body["drop"], "worst": -1.0}})
+
+
+def test_what_no_row_shows_is_bounded_as_is_exact_where_none_differs() -> None:
+    for rows, confidence in ((300, 0.95), (1000, 0.99)):
+        equal = Resampled.of(rows, 0.0, [0.0] * 1000, 100 / rows)
+        assert equal.most(confidence) == pytest.approx(100 * (1 - (1 - confidence) ** (1 / rows)), rel=0.01)
+        assert equal.most(confidence, 2) == equal.most(confidence) / 2

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from modelyard.cli.jobs import finish
+from modelyard.cli.jobs import Set, finish
 from modelyard.cli.live import Live
 from modelyard.cli.optimize import Best, On
 from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
+from modelyard.cli.values import asked
 from modelyard.cli.variants import findings
 from modelyard.errors import Invalid
 
@@ -19,19 +20,20 @@ _ANY = 100.0  # points: each is proved to answer number by number, and a tie may
 
 def bench(
     reference: Annotated[str, typer.Argument(help="The version to run, as digits-cnn@1.", show_default=False)],
-    goal: Best = "latency",
+    goal: Best = None,
     dataset: On = None,
+    settings: Set = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a version by every engine that takes it, measure each here, and keep the fastest as the version's alias 'best'."""
+    given = asked(settings, {"goal": goal, "dataset": dataset}, {"variants": ENGINES, "max_accuracy_drop": _ANY})
     with open_yard(data) as yard:
         if yard.version(reference)["task"] == "text-generation":
             raise Invalid(
                 "bench runs graphs by several engines, and a language model by none of them: optimize measures its files."
             )
-        asked: dict[str, Any] = {"variants": ENGINES, "max_accuracy_drop": _ANY, "goal": goal, "dataset": dataset}
-        job = yard.optimize(reference, wait=False, **asked)
+        job = yard.optimize(reference, wait=False, **given)
         note(f"job {job['id']}")
         version = finish(yard, job, Live("bench", logs=True))
         facts = yard.job(job["id"])["facts"]["0"]

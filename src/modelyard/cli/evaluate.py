@@ -11,7 +11,7 @@ from modelyard.cli.jobs import Set, detached, started
 from modelyard.cli.live import Live
 from modelyard.cli.screen import AsJson, Data, note, open_yard, say
 from modelyard.cli.table import table
-from modelyard.cli.values import nested
+from modelyard.cli.values import asked, names
 
 Against = Annotated[
     str | None,
@@ -44,8 +44,9 @@ def evaluate(
 ) -> None:
     """Hold a version against another on rows that neither was made by; the gate decides by what is found."""
     with open_yard(data) as yard:
-        more = {**nested(settings or []), **({"metric": metric} if metric else {})}
-        job = yard.evaluate(reference, against=against, on=on, slices=slices or (), wait=False, **more)
+        given = asked(settings, {"against": against, "on": on, "slices": slices or None, "metric": metric})
+        given |= {"slices": names(given["slices"])} if "slices" in given else {}
+        job = yard.evaluate(reference, wait=False, **given)
         if no_wait:
             return started(as_json, job)
         note(f"job {job['id']}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modelyard.cli.table import table
-from modelyard.cli.values import nested
+from modelyard.cli.values import asked, names, nested
 from modelyard.errors import Invalid
 
 MaxDrop = Annotated[
@@ -33,7 +33,7 @@ More = Annotated[
     list[str] | None,
     typer.Option(
         "--gate",
-        help="Gate: one more field: min_agreement, max_calibration_rise, slices, dataset, metric. May be repeated.",
+        help="Gate: one more field: min_agreement, max_calibration_rise, slices=A,B, dataset, metric. May be repeated.",
         metavar="KEY=VALUE",
     ),
 ]
@@ -58,9 +58,10 @@ Override = Annotated[
 
 def policy(more: list[str] | None, **said: Any) -> dict[str, Any] | None:
     """The fields of a gate that were said; None where none was. Raises `Invalid` where what may be lost is not among them."""
-    gate = {name: value for name, value in said.items() if value is not None} | nested(more or [])
-    if isinstance(gate.get("slices"), str):
-        gate["slices"] = [gate["slices"]]
+    slices = [pair for pair in more or [] if pair.startswith("slices=")]
+    gate = asked((pair for pair in more or [] if pair not in slices), said, way="--gate")
+    if slices:
+        gate["slices"] = list(dict.fromkeys(name for pair in slices for name in names(nested([pair])["slices"])))
     if gate and "max_accuracy_drop" not in gate:
         raise Invalid(f"A gate with {', '.join(gate)} needs --max-accuracy-drop, too: the points of accuracy that may be lost.")
     return gate or None

@@ -11,15 +11,25 @@ from modelyard.cli.jobs import Follow, Set, finish, started
 from modelyard.cli.live import Live
 from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
 from modelyard.cli.search import searched_text, searching
-from modelyard.cli.values import nested, seconds
+from modelyard.cli.values import asked, seconds
 from modelyard.cli.variants import findings
 
 Goal = Literal["latency", "throughput", "size", "memory"]
 Drop = Annotated[
-    float,
-    typer.Option(min=0, max=100, help="Points of accuracy that may be lost; of a language model percent of its perplexity."),
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        help="Points of accuracy that may be lost, of a language model percent of its perplexity; 1 where not said.",
+        show_default=False,
+    ),
 ]
-Best = Annotated[Goal, typer.Option(help="What is best among those: latency, throughput, size or memory.", metavar="GOAL")]
+Best = Annotated[
+    Goal | None,
+    typer.Option(
+        help="What is best among those: latency where not said, throughput, size, memory.", metavar="GOAL", show_default=False
+    ),
+]
 On = Annotated[
     str | None,
     typer.Option("--dataset", "--on", "-d", help="What to measure on; what it was trained on where not said.", metavar="REF"),
@@ -44,8 +54,8 @@ Cpus = Annotated[int | None, typer.Option(min=1, help="Processors for the steps 
 
 def optimize(
     reference: Annotated[str, typer.Argument(help="The model to optimise, as digits-cnn@1.", show_default=False)],
-    max_accuracy_drop: Drop = 1.0,
-    goal: Best = "latency",
+    max_accuracy_drop: Drop = None,
+    goal: Best = None,
     dataset: On = None,
     steps: Steps = None,
     trials: Number = None,
@@ -60,17 +70,20 @@ def optimize(
 ) -> None:
     """Make smaller, faster variants of a model, measure them, and choose the best within a budget of accuracy; with --trials or
     --time-budget, search for the best steps."""
-    given: dict[str, Any] = {
-        "steps": steps,
+    said: dict[str, Any] = {
+        "max_accuracy_drop": max_accuracy_drop,
+        "goal": goal,
+        "dataset": dataset,
+        "steps": steps or None,
         "trials": trials,
         "time_budget": seconds(time_budget),
         "space": space,
         "parallel": parallel,
+        "resources": {"cpus": cpus} if cpus else None,
     }
-    given |= {"resources": {"cpus": cpus} if cpus else None, "dataset": dataset}
-    asked = nested(settings or []) | {name: value for name, value in given.items() if value}
+    given = asked(settings, said)
     with open_yard(data) as yard:
-        job = yard.optimize(reference, max_accuracy_drop=max_accuracy_drop, goal=goal, wait=False, **asked)
+        job = yard.optimize(reference, wait=False, **given)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")

@@ -16,11 +16,17 @@ from modelyard.cli.jobs import Follow, Set, finish, started
 from modelyard.cli.live import Live
 from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
 from modelyard.cli.sweep import Trials, swept_text
-from modelyard.cli.values import amount_of_bytes, nested
+from modelyard.cli.values import amount_of_bytes, asked
 from modelyard.errors import Invalid
 
 Direction = Literal["maximise", "minimise"]
-Recipe = Annotated[str, typer.Option(help="How to train: image-classifier, tabular, causal-lm, transformers, or your module.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="How to train: image-classifier (where not said), tabular, causal-lm, transformers, or your module.",
+        show_default=False,
+    ),
+]
 Mesh = Annotated[
     str | None,
     typer.Option(help="How the ranks share a model: auto, or by axis data=2,shard=2,tensor=2,pipe=2.", show_default=False),
@@ -55,7 +61,12 @@ Space = Annotated[
         "--sweep", help="Search: lr=1e-4..1e-2:log,width=[16,32,64],epochs=3..10; the best is NAME@best.", metavar="SPACE"
     ),
 ]
-Number = Annotated[int, typer.Option(min=1, max=500, help="Trainings of a sweep; hopeless ones are stopped early.")]
+Number = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=500, help="Trainings of a sweep, 20 where not said; hopeless ones are stopped early.", show_default=False
+    ),
+]
 Parallel = Annotated[int | None, typer.Option(min=1, help="Trials at once; as many as fit where not said.", show_default=False)]
 Metric = Annotated[
     str | None,
@@ -73,8 +84,10 @@ Grace = Annotated[
 def train(
     name: Annotated[str, typer.Argument(help="Name of the model; the result is its newest version.", show_default=False)],
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="The dataset, as digits or digits@1.", show_default=False)],
-    recipe: Recipe = "image-classifier",
-    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    recipe: Recipe = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the work; 1 where not said.", show_default=False)
+    ] = None,
     mesh: Mesh = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training split.", show_default=False)] = None,
     settings: Set = None,
@@ -93,7 +106,7 @@ def train(
     priority: Priority = None,
     resume: Resume = None,
     sweep: Space = None,
-    trials: Number = 20,
+    trials: Number = None,
     parallel: Parallel = None,
     metric: Metric = None,
     direction: Better = None,
@@ -103,18 +116,20 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model on a dataset, or with --sweep many, and keep the best."""
-    full = (_read(config) if config else {}) | nested(settings or [])
-    full |= _said(epochs=epochs, mesh=mesh, metric=metric, direction=direction, grace=grace)
-    limits = _said(timeout=timeout, max_restarts=max_restarts, priority=priority, resume=resume)
-    limits |= _said(resources=_said(cpus=cpus, gpus=gpus, memory=amount_of_bytes(memory)) or None)
-    limits |= {"sweep": sweep, "trials": trials, "parallel": parallel} if sweep else {}
+    said: dict[str, Any] = {"dataset": dataset, "recipe": recipe, "ranks": ranks, "code": code, "model": model, "base": base}
+    said |= {"epochs": epochs, "mesh": mesh, "metric": metric, "direction": direction, "grace": grace}
+    said |= {"timeout": timeout, "max_restarts": max_restarts, "priority": priority, "resume": resume}
+    said |= {"resources": _said(cpus=cpus, gpus=gpus, memory=amount_of_bytes(memory)) or None}
+    said |= {"sweep": sweep, "trials": trials, "parallel": parallel}
+    given = asked(settings, said, _read(config) if config else None)
+    sweeps = given.get("sweep") is not None
     with open_yard(data) as yard:
-        job = yard.train(name, dataset, recipe, ranks=ranks, code=code, model=model, base=base, wait=False, **limits, **full)
+        job = yard.train(name, wait=False, **given)
         if not follow:
             return started(as_json, job)
         note(f"job {job['id']}")
-        version = finish(yard, job, Trials() if sweep else Live("train", logs=True))
-        text = swept_text(yard.job(job["id"]), version) if sweep else f"trained {describe(version)}{scored(version)}"
+        version = finish(yard, job, Trials() if sweeps else Live("train", logs=True))
+        text = swept_text(yard.job(job["id"]), version) if sweeps else f"trained {describe(version)}{scored(version)}"
     say(as_json, version, text)
     return None
 

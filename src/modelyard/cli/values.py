@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from modelyard.errors import Invalid
 from modelyard.plugins import load
 
+_NO_SETTINGS = frozenset({"name", "reference", "wait", "on_event"})  # what commands say to the client themselves
+
 
 def nested(pairs: Iterable[str]) -> dict[str, Any]:
-    """'a.b=1', 'a.c=x' → {'a': {'b': 1, 'c': 'x'}}; values are JSON where they can be, else text."""
+    """'a.b=1', 'a.c=x' → {'a': {'b': 1, 'c': 'x'}}; values are JSON where they can be, else text. Raises `Invalid` for what is
+    said twice."""
     tree: dict[str, Any] = {}
     for pair in pairs:
         path, value = _split(pair)
@@ -23,8 +26,32 @@ def nested(pairs: Iterable[str]) -> dict[str, Any]:
             at = at.setdefault(part, {})
             if not isinstance(at, dict):
                 raise Invalid(f"'{pair}': '{part}' has a value already, so it cannot have parts.")
+        if last in at:
+            raise Invalid(f"'{path}' is said twice: give it once.")
         at[last] = _json_or_text(value)
     return tree
+
+
+def asked(
+    settings: Iterable[str] | None, said: Mapping[str, Any], base: Mapping[str, Any] | None = None, way: str = "--set"
+) -> dict[str, Any]:
+    """What --set gives beside the command's own options (None where not said); both go before what `base` has. Raises `Invalid`
+    for what both say, and for what is no setting."""
+    given, options = nested(settings or ()), {name: value for name, value in said.items() if value is not None}
+    if twice := sorted(given.keys() & options.keys()):
+        raise Invalid(f"'{twice[0]}' is said twice, by its option and by {way}: give it once.")
+    whole = {**(base or {}), **given, **options}
+    if unknown := sorted(whole.keys() & _NO_SETTINGS):
+        raise Invalid(f"'{unknown[0]}' is no setting: the command says it itself.")
+    return whole
+
+
+def names(value: Any) -> list[str]:
+    """'light,camera', or a list of names, as a list."""
+    if isinstance(value, list | tuple):
+        return [str(name) for name in value]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return [name for name in map(str.strip, text.split(",")) if name]
 
 
 def tensors(pairs: Iterable[str]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, f1, paired, resampled_drop, worth
-from modelyard.optimisation.evidence import COUNTED, Drop, Evidence, Metric, Paired, Resampled
+from modelyard.optimisation.counts import heaviest
+from modelyard.optimisation.evaluate import agreement, drop, f1, paired, resampled_drop, right, worth
+from modelyard.optimisation.evidence import COUNTED, SHARES, Drop, Evidence, Metric, Paired, Resampled
 from modelyard.optimisation.examples import Answers
 from modelyard.tensors import Array
 
@@ -126,14 +127,15 @@ def _check(original: Answers, variant: Answers, wanted: Array, metric: Metric) -
 
 def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, mask: Array, seed: int) -> Drop:
     one, two, truth = original.predicted[mask], variant.predicted[mask], wanted[mask]
-    if metric == "accuracy":
-        return Paired(*paired(one == truth, two == truth))
+    if metric in SHARES:
+        return Paired(*paired(right(one, truth, metric), right(two, truth, metric)))
     if len(np.unique(truth)) < (
         1 if metric in COUNTED else 2
     ):  # by R² nothing can be lost there, and nothing is proved: as if there were no rows
         return Resampled.of(0, 0.0, [0.0])
     value, drawn = resampled_drop(one, two, truth, metric, seed)
-    return Resampled.of(len(truth), value, drawn.tolist())
+    worst = 100 * heaviest(two, truth, metric) if metric in COUNTED else 0.0
+    return Resampled.of(len(truth), value, drawn.tolist(), worst)
 
 
 def _calibration(original: Answers, variant: Answers, wanted: Array) -> tuple[float, float] | None:

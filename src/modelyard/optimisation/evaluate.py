@@ -13,12 +13,17 @@ import numpy as np
 
 from modelyard.errors import Invalid
 from modelyard.optimisation import counts
-from modelyard.optimisation.evidence import COUNTED, ERRORS
+from modelyard.optimisation.evidence import COUNTED, ERRORS, SHARES
 from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array
 
 _RESAMPLES = 1000
-_RIGHT = "accuracy"
+
+
+def right(predicted: Array, wanted: Array, metric: str) -> Array:
+    """BOOL [rows]: which are right, by a metric that is the share of those."""
+    found: Array = predicted == wanted if metric == "accuracy" else counts.counts(predicted, wanted, metric)[:, 0] > 0
+    return found
 
 
 def paired_difference(first: Array, second: Array, confidence: float = 0.95) -> Interval:
@@ -67,21 +72,21 @@ def f1(predicted: Array, wanted: Array, times: Array | None = None) -> Array:
 
 
 def score(predicted: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Accuracy (Wilson) or another metric (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of predictions
-    [rows]."""
+    """A share of rows (Wilson) or another metric (percentile bootstrap over rows: B. Efron and R. Tibshirani, 1993) of
+    predictions [rows]."""
     _check(predicted, wanted)
-    if metric == _RIGHT:
-        return wilson(int((predicted == wanted).sum()), len(wanted), confidence)
+    if metric in SHARES:
+        return wilson(int(right(predicted, wanted, metric).sum()), len(wanted), confidence)
     return _bootstrap([predicted], wanted, metric, lambda values: values[:, 0], confidence, seed)
 
 
 def drop(original: Array, variant: Array, wanted: Array, metric: str, confidence: float = 0.95, seed: int = 0) -> Interval:
     """What `variant` loses against `original` on the same rows, in points (100 × the metric, of errors what is added); negative
-    is a gain. Newcombe's paired interval for accuracy, a paired percentile bootstrap for the others."""
+    is a gain. Newcombe's paired interval for shares of rows, a paired percentile bootstrap for the others."""
     _check(original, wanted)
     _check(variant, wanted)
-    if metric == _RIGHT:
-        found = paired_difference(original == wanted, variant == wanted, confidence)
+    if metric in SHARES:
+        found = paired_difference(right(original, wanted, metric), right(variant, wanted, metric), confidence)
     else:
         found = _bootstrap([original, variant], wanted, metric, _lost(metric), confidence, seed)
     # Rounded so that 1 of 100 rows is 1.0 points, not 1.0000000000000009 and past a budget of 1.
@@ -90,19 +95,18 @@ def drop(original: Array, variant: Array, wanted: Array, metric: str, confidence
 
 def agreement(original: Array, variant: Array, metric: str) -> float:
     """How alike two models predict, up to 1: the share of equal answers; of numbers the metric of one against the other."""
-    same = metric == _RIGHT or metric in COUNTED
-    return float(np.mean(original == variant)) if same else worth(variant, original, metric)
+    return float(np.mean(original == variant)) if metric in COUNTED | SHARES else worth(variant, original, metric)
 
 
 def worth(predicted: Array, wanted: Array, metric: str) -> float:
     """The metric of predictions [rows], without its interval."""
-    if metric == _RIGHT:
-        return float(np.mean(predicted == wanted))
+    if metric in SHARES:
+        return float(np.mean(right(predicted, wanted, metric)))
     return float(_scorer([predicted], wanted, metric)(np.arange(len(wanted)))[0])
 
 
 def resampled_drop(original: Array, variant: Array, wanted: Array, metric: str, seed: int = 0) -> tuple[float, Array]:
-    """As `drop`, of any metric but accuracy: what is lost, and the same in 1,000 resamples of the rows, sorted."""
+    """As `drop`, of any metric but shares of rows: what is lost, and the same in 1,000 resamples of the rows, sorted."""
     _check(original, wanted)
     _check(variant, wanted)
     value, drawn = _resampled([original, variant], wanted, metric, _lost(metric), seed)
@@ -149,12 +153,14 @@ def _squared(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
 
 
 def _averaged(models: list[Array], wanted: Array) -> Callable[[Array], Array]:
-    """The same of macro F1: the mean over the classes there are."""
+    """The same of macro F1: the mean over the classes that were drawn."""
     truth, answers, rows = wanted.astype(np.int64), [model.astype(np.int64) for model in models], len(wanted)
+    classes = np.unique(truth)
 
     def scored(drawn: Array) -> Array:
         times = np.bincount(drawn, minlength=rows).astype(np.float64)
-        return np.array([f1(one, truth, times).mean() for one in answers])
+        there = np.bincount(truth, times)[classes] > 0
+        return np.array([f1(one, truth, times)[there].mean() for one in answers])
 
     return scored
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,8 @@ from modelyard.tensors import Array
 SPLIT = "report"
 _USED = ("calibrate", "select")  # splits that variants are made and chosen by
 _MOST_LEFT_OUT = 0.1
-_MOST_SLICES, _MOST_RESAMPLED = 5000, 400  # what the catalogue keeps of one evaluation: numbers take more
+# Bytes of JSON: of the slices of one evaluation, a little less than the catalogue keeps; of one by counts, by quantiles.
+_ROOM, _COUNTS, _QUANTILES = 900_000, 100, 2500
 _PATIENT = 20.0  # times the usual heartbeat: a large language model takes a while to write
 _TOLD = 50  # slices, and classes, that are reported as facts
 
@@ -70,15 +71,17 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     metric, *others = original.source.judges(config.metric)
     kept = fresh(original.source, context)
     within = by_columns(dataset, config.slices, original.source)
+    classes = classes_of(original.source, within, context)
     context.progress(1, 3)
     first, wanted = original.answers(metric, config.max_tokens, context)
     context.progress(2, 3)
     second, _ = variant.answers(metric, config.max_tokens, context)
-    slices = by_label(original.source.labels, wanted) | within
+    slices = by_label(classes, wanted) | within
     how: dict[str, Any] = {"split": SPLIT, "slices": slices, "columns": config.slices, "kept": kept, "seed": config.seed}
     context.allow(_PATIENT)  # metrics of many texts take a while to draw again
     tokens = config.max_tokens if any("gguf" in one.card.files for one in (original, variant)) else None
-    evidence = replace(compare(first, second, wanted, metric, **how), usual=metric == original.source.metric, tokens=tokens)
+    said: dict[str, Any] = {"usual": metric == original.source.metric, "tokens": tokens, "by_class": classes is not None}
+    evidence = replace(compare(first, second, wanted, metric, **how), **said)
     pair = first.only(kept).predicted, second.only(kept).predicted, wanted[kept]
     labels, drawn = original.source.labels, (config.confidence, config.seed)
     more = {"others": by_metric(*pair, others, *drawn), "f1": by_class(*pair, labels, *drawn) if labels else None}
@@ -99,9 +102,25 @@ def by_columns(dataset: Dataset, columns: Sequence[str], source: Source) -> dict
         if column == "label" and source.labels:
             raise Invalid("Slices by a column named 'label' would be taken for the classes: give it another name.")
         found |= by_column(dataset, SPLIT, column)
-    if len(found) > (most := _MOST_SLICES if source.metric == "accuracy" else _MOST_RESAMPLED):
-        raise Invalid(f"There are {len(found):,} slices by {', '.join(columns)}; {most:,} is the most: name fewer columns.")
+    if _size(found, source) > _ROOM:
+        raise Invalid(f"The {len(found):,} slices by {', '.join(columns)} are more than is kept: name fewer columns.")
     return found
+
+
+def classes_of(source: Source, columns: Collection[str], context: JobContext) -> tuple[str, ...] | None:
+    """The classes to slice by, beside the slices by columns; None where they are so many that the catalogue would not keep what
+    is found, which is told."""
+    labels = source.labels or ()
+    if _size([*labels, *columns], source) <= _ROOM:
+        return labels
+    context.log(f"The {len(labels):,} classes are more than an evaluation holds: nothing is found by class.")
+    return None
+
+
+def _size(slices: Collection[str], source: Source) -> int:
+    """Bytes of JSON that slices of these names take, at the most."""
+    each = _COUNTS if source.metric == "accuracy" else _QUANTILES
+    return sum(len(json.dumps(name)) + each for name in slices)
 
 
 def check_alike(original: Subject, variant: Subject) -> None:

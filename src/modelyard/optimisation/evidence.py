@@ -17,11 +17,13 @@ from modelyard.optimisation.intervals import most, refuted, wilson
 Counted = Literal["wer", "bleu", "chrf", "rouge", "mrr", "recall@1", "recall@10"]
 Metric = Literal["accuracy", "r2", "spearman", "perplexity", Counted]
 COUNTED = frozenset(get_args(Counted))  # metrics of `counts`: a mean, or of sums, over rows
+SHARES = frozenset({"accuracy", "recall@1", "recall@10"})  # of rows that are right
 ERRORS = frozenset({"wer"})  # metrics of which more is worse, 0 is perfect, and 1 what no answer would have
 TOKENS = 128  # of each answer of a language model, unless an evaluation says another number
 _FEWEST = 30  # rows, below which resampling says nothing
 _STEPS = 200  # between the quantiles that are kept, of 0 to 1
 _SUREST = 0.999  # that a thousand resamples can be
+_UNSURE = 0.2  # of what no row shows nobody is less sure than at 80 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +67,46 @@ class Paired:
 @dataclass(frozen=True, slots=True)
 class Resampled:
     """A drop in points (100 × the metric, percent of a perplexity) over so many rows, and its quantiles over resamples, at even
-    steps."""
+    steps. `worst`: the points that the heaviest row is worth, if all of it is lost; 0 where a row has no such worth (numbers,
+    perplexity)."""
 
     rows: int
     drop: float
     quantiles: tuple[float, ...]
+    worst: float = 0.0
 
     @classmethod
-    def of(cls, rows: int, drop: float, drawn: Sequence[float]) -> Resampled:
+    def of(cls, rows: int, drop: float, drawn: Sequence[float], worst: float = 0.0) -> Resampled:
         """From the drop in each resample, sorted."""
         places = (math.ceil(step * (len(drawn) - 1) / _STEPS) for step in range(_STEPS + 1))
-        return cls(rows, float(drop), tuple(round(float(drawn[place]), 6) for place in places))
+        return cls(rows, float(drop), tuple(round(float(drawn[place]), 6) for place in places), worst)
 
     def most(self, confidence: float, times: float = 1.0) -> float:
-        """As `Paired.most`: the quantile next above, drawn in towards the drop as √`times`. Infinite where that is more than
-        resampling can say: with few rows, or a confidence above 99.9 %."""
+        """As `Paired.most`: the quantile next above, drawn in towards the drop as √`times`; and above it what may be lost in
+        rows of a kind that none was seen of, -ln(1 - confidence) of the heaviest, as is exact where no row differs. Infinite
+        where that is more than resampling can say: with few rows, or a confidence above 99.9 %."""
         if self.rows * times < _FEWEST or confidence > _SUREST:
             return math.inf
         bound = max(self.drop, self.quantiles[math.ceil(confidence * (len(self.quantiles) - 1) - 1e-9)])
-        return self.drop + (bound - self.drop) / math.sqrt(times)
+        unseen = -math.log(min(1 - confidence, _UNSURE)) * self.worst
+        return self.drop + (bound - self.drop) / math.sqrt(times) + unseen / times
 
     def within(self, budget: float, confidence: float, times: float) -> bool:
         return self.most(confidence, times) <= budget
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": self.rows, "drop": self.drop, "quantiles": list(self.quantiles)}
+        return {"rows": self.rows, "drop": self.drop, "quantiles": list(self.quantiles), "worst": self.worst}
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Resampled:
+    def from_json(cls, body: Mapping[str, Any], counted: bool = False) -> Resampled:
+        """`counted`: whether the metric is of `COUNTED`, of which evidence of before has rows that weigh alike."""
         rows, drop, quantiles = body["rows"], _number(body["drop"]), tuple(_number(value) for value in body["quantiles"])
         if type(rows) is not int or rows < 0 or len(quantiles) != _STEPS + 1 or list(quantiles) != sorted(quantiles):
             raise ValueError(f"a resampled drop has a number of rows and {_STEPS + 1} quantiles in order")
-        return cls(rows, drop, quantiles)
+        worst = _number(body.get("worst", 100 / rows if counted and rows else 0.0))
+        if worst < 0:
+            raise ValueError(f"a row is worth no less than nothing, not {worst}")
+        return cls(rows, drop, quantiles, worst)
 
 
 Drop = Paired | Resampled
@@ -110,7 +120,7 @@ class Evidence:
     `calibration`: expected calibration error of the original and the variant (15 bins of equal mass), None where no scores are
     known. `columns`: those that slices were asked for by. `left_out`: rows of the split that were not counted, because they are
     in another one too. `usual`: by the metric that nobody had to ask for. `tokens`: the most of each answer, of language
-    models."""
+    models. `by_class`: not where there are so many classes that they were left out of the slices."""
 
     metric: Metric
     split: str
@@ -124,6 +134,7 @@ class Evidence:
     left_out: int = 0
     usual: bool = True
     tokens: int | None = None
+    by_class: bool = True
 
     @property
     def rows(self) -> int:
@@ -137,14 +148,14 @@ class Evidence:
     @property
     def losable(self) -> float:
         """The points that whoever answers nothing right would lose; infinite where there is no end to them."""
-        if self.metric not in COUNTED:
+        if self.metric not in COUNTED | SHARES:
             return math.inf
         return 100 * (1 - self.original if self.metric in ERRORS else self.original)
 
     def least_agreement(self, confidence: float, times: float = 1.0) -> float:
         """The agreement that is reached at this confidence: Wilson's lower bound of equal answers, were there `times` as many
         rows at this rate; for numbers as it was seen."""
-        if self.metric not in ("accuracy", *COUNTED):
+        if self.metric not in COUNTED | SHARES:
             return self.agreement
         rows = times * self.rows
         return wilson(min(rows, self.agreement * rows), rows, 2 * confidence - 1).low
@@ -164,6 +175,7 @@ class Evidence:
             "calibration": list(self.calibration) if self.calibration else None,
             "usual": self.usual,
             "tokens": self.tokens,
+            "by_class": self.by_class,
         }
 
     @classmethod
@@ -181,9 +193,13 @@ class Evidence:
         metric = body["metric"]
         if metric not in get_args(Metric):
             raise ValueError(f"the metric is {str(metric)[:40]!r}, expected one of {', '.join(get_args(Metric))}")
-        kind: type[Drop] = Paired if metric == "accuracy" else Resampled
-        drop, calibration = kind.from_json(body["drop"]), body["calibration"]
-        slices = {str(name): kind.from_json(one) for name, one in body["slices"].items()}
+        paired = metric == "accuracy" or (metric in SHARES and "both" in body["drop"])  # places were resampled before
+
+        def read(one: Mapping[str, Any]) -> Drop:
+            return Paired.from_json(one) if paired else Resampled.from_json(one, metric in COUNTED)
+
+        drop, calibration = read(body["drop"]), body["calibration"]
+        slices = {str(name): read(one) for name, one in body["slices"].items()}
         if drop.rows < 1 or drop.rows != body["rows"] or any(one.rows > drop.rows for one in slices.values()):
             raise ValueError("its rows do not add up")
         return cls(
@@ -197,8 +213,9 @@ class Evidence:
             slices,
             tuple(str(name) for name in body["columns"]),
             int(body["left_out"]),
-            bool(body.get("usual", True)),  # evidence of before has neither
+            bool(body.get("usual", True)),  # evidence of before has none of these
             None if body.get("tokens") is None else int(body["tokens"]),
+            bool(body.get("by_class", True)),
         )
 
 

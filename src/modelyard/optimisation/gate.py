@@ -138,7 +138,9 @@ def _missing(policy: GatePolicy, evidence: Evidence) -> Iterator[str]:
         yield f"Its baseline has {evidence.losable:.3g} points to lose ({seen}), all of which may be lost: nothing is shown."
     if evidence.tokens is not None and evidence.tokens < TOKENS:
         yield f"Its answers were cut at {evidence.tokens} tokens; at least {TOKENS} are asked for: leave out max_tokens."
-    if policy.max_slice_drop is not None and not evidence.slices:
+    if policy.max_slice_drop is not None and not evidence.by_class:
+        yield "It was not evaluated by class: there are more classes than an evaluation can hold."
+    elif policy.max_slice_drop is not None and not evidence.slices:
         yield "It was not evaluated by class or slice: add --slice COLUMN."
     for column in policy.slices:
         if column not in evidence.columns:

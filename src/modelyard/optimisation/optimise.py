@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from modelyard.optimisation.choose import ORIGINAL, Measured, choose, told
 from modelyard.optimisation.comparison import by_label, compare
 from modelyard.optimisation.config import OptimiseConfig, check_inputs
 from modelyard.optimisation.evaluate import drop, mse, score
-from modelyard.optimisation.evaluation import SPLIT, check_labels, described, fresh
+from modelyard.optimisation.evaluation import SPLIT, check_labels, classes_of, described, fresh
 from modelyard.optimisation.examples import Answers, Examples, Source
 from modelyard.optimisation.measure import MANY, ONE, UNKNOWN, measure, rows
 from modelyard.optimisation.memory import memory
@@ -144,14 +144,15 @@ def evaluate(answered: Answered, subject: Subject, config: OptimiseConfig, conte
     source, found, rows = subject.source, dict[str, Any](), answered.examples
     try:
         check_labels(subject.card, source)
-        slices = by_label(source.labels, rows.wanted)
+        classes = classes_of(source, (), context)
+        slices = by_label(classes, rows.wanted)
         original = answered.answers[ORIGINAL]
         for name, answers in answered.answers.items():
             context.check()
             if name != ORIGINAL:
                 how: dict[str, Any] = {"split": SPLIT, "slices": slices, "kept": answered.kept, "seed": config.seed}
                 evidence = compare(original, answers, rows.wanted, source.metric, **how)
-                found[name] = described(evidence, "model")
+                found[name] = described(replace(evidence, by_class=classes is not None), "model")
     except Invalid as error:
         context.log(f"The variants were not evaluated on the report split: {error.message}")
     return found
