@@ -15,7 +15,7 @@ DOORS = {
     "grpc": {"modelyard.serving.grpc.server"},
     "matplotlib": {"modelyard.training.sweep.picture"},
     "obstore": {"modelyard.storage.stores"},
-    "optuna": {"modelyard.training.sweep.search", "modelyard.optimisation.search.proposer"},
+    "optuna": {"modelyard.training.sweep.search"},
     "ray": {"modelyard.jobs.ray.cluster"},
 }
 

@@ -166,7 +166,8 @@ def test_an_optimise_job_loses_no_variant_to_its_many_classes(
     examples = source.examples("report")
     answers = source.answers(engine, examples.inputs)
     subject = optimise.Subject(folder, card, engine, source, examples)
-    answered = optimise.Answered(examples, {optimise.ORIGINAL: answers, "fp32": answers})
+    kept = np.ones(len(examples.wanted), bool)
+    answered = optimise.Answered(examples, {optimise.ORIGINAL: answers, "fp32": answers}, kept)
     for room, slices in ((900_000, ["label=high", "label=low"]), (100, [])):
         monkeypatch.setattr(evaluation, "_ROOM", room)
         said = optimise.evaluate(answered, subject, OptimiseConfig(), context)["fp32"]["evidence"]

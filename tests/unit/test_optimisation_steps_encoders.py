@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import mean
 
 import pytest
 import tiny_datasets
@@ -47,15 +48,17 @@ def check() -> None: ...
 
 @pytest.mark.parametrize("step", [Distil(layers=2, epochs=6, lr=5e-3), Distil(layers=1, epochs=6, lr=5e-3, features=0.5)])
 def test_a_student_is_nearer_to_its_teacher_than_what_was_cut_and_its_control_had_as_much(inputs, step):
+    """In the mean of two lessons: by chance a control of so few sentences may come near as well."""
     subject = optimise.read(inputs)
-    lesson, told = teach(subject, step, 0, check, lambda _: None)
-    plain = open_encoder(subject.folder, subject.card)
-    assert told["layers"] == cut(plain.model, step.layers)
-    alike = {}
-    for name, network in (("cut", plain), ("distilled", lesson.distilled), ("control", lesson.control)):
-        engine = TorchEngine.of(network, subject.card)
-        alike[name] = agreement(subject.select.wanted, subject.source.predict(engine, subject.select.inputs), "spearman")
-    assert alike["distilled"] > max(alike["cut"], alike["control"]) + 0.02
+    alike: dict[str, list[float]] = {"cut": [], "distilled": [], "control": []}
+    for seed in (1, 2):
+        lesson, told = teach(subject, step, seed, check, lambda _: None)
+        plain = open_encoder(subject.folder, subject.card)
+        assert told["layers"] == cut(plain.model, step.layers)
+        for name, network in (("cut", plain), ("distilled", lesson.distilled), ("control", lesson.control)):
+            predicted = subject.source.predict(TorchEngine.of(network, subject.card), subject.select.inputs)
+            alike[name].append(agreement(subject.select.wanted, predicted, "spearman"))
+    assert mean(alike["distilled"]) > max(mean(alike["cut"]), mean(alike["control"])) + 0.02
     budgets = {name: [(epoch["rows"], epoch["steps"]) for epoch in curve] for name, curve in told["curves"].items()}
     assert budgets["distil"] == budgets["control"] == [(told["texts"], 10)] * 6
     assert 290 < told["texts"] <= 300  # but for those that judge as well

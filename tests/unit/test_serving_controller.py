@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from test_serving_service import deploy
+from test_serving_service import CALLER, deploy
 
 from modelyard.db import Base, Database, now
 from modelyard.errors import Internal, Unavailable
@@ -303,3 +303,19 @@ def test_what_answers_does_not_sleep_while_another_release_is_on_its_way(tmp_pat
     scene.tick(3)
     assert (scene.replicas(), scene.release(1).replicas) == (scene.old, 1)
     scene.db.close()
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_who_goes_back_while_the_new_release_takes_over_is_ready_again(tmp_path: Path, ticks: int) -> None:
+    """At whatever moment: before the new replicas are ready, when all are, and when the old ones are on their way out."""
+    scene = Scene(tmp_path)
+    scene.tick(3)
+    deploy(scene.db, 2)
+    scene.tick(ticks)
+    with scene.db.begin() as session:
+        releases.roll_back(session, CALLER, "d")
+    scene.tick(8)
+    assert (scene.release(1).state, scene.release(1).settled) == (DeploymentState.ready, True)
+    with scene.db.read() as session:
+        [route] = Directory().read(session)
+    assert (route.version, route.state) == ("1", DeploymentState.ready)

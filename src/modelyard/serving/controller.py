@@ -255,8 +255,8 @@ class Controller:
     def _settle(self, deployment: int, generation: int) -> None:
         with self._db.begin() as session:
             row = session.get(ReleaseRow, (deployment, generation))
-            if row is not None:
-                row.settled = True
+            if row is not None:  # its replicas may have been there before it was wanted again
+                row.settled, row.state = True, DeploymentState.ready
                 bump(session)
 
     def _tidy(self, token: str) -> None:
