@@ -59,7 +59,7 @@ def served(platform: Yard) -> dict[str, Any]:
 def test_another_engine_is_measured_beside_and_answers_the_same(platform: Yard, served: dict[str, Any]) -> None:
     profile = platform.profile
     environment = {**os.environ, "MODELYARD_URL": profile.url, "MODELYARD_KEY": profile.key}
-    command = [sys.executable, "-m", "modelyard", "bench", "homes@1", "--json"]
+    command = [sys.executable, "-m", "modelyard", "bench", "homes@1", "--set", "seconds=0.2", "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
