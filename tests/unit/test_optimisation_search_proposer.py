@@ -108,3 +108,21 @@ def test_a_large_space_is_looked_at_in_parts() -> None:
     for number in range(4):
         assert one.suggest() is not None
         one.end(number, (1.0, -1.0, -1.0, -1.0))
+
+
+def test_the_original_is_the_point_without_steps_wherever_it_stands() -> None:
+    space = {"quantize": Choice(values=("static-int8", "none", "dynamic-int8", "weights-int8"))}
+    points = candidates(space)
+    first = Proposer(space, points, [0] * 4, 0, 5.0)
+    first.know([(-2.0, -2.0, -2.0), (0.0, 0.0, 0.0), (1.0, 1.0, -1.0), (0.5, 0.5, -0.5)])
+    assert first.suggest() == {"quantize": "static-int8"}
+
+
+def test_of_thousands_of_points_whose_costs_are_known_some_are_taken() -> None:
+    space = {"channels": Choice(values=tuple(n / 100 for n in range(60))), "epochs": Choice(values=tuple(range(1, 101)))}
+    points = candidates(space)
+    one = Proposer(space, points, [epochs(Point(**point).steps()) for point in points], 0, 5.0)
+    one.know([(-point["channels"], -point["channels"], -2 * point["channels"]) for point in points])
+    assert one.suggest() is not None
+    one.end(0, (1.0, -1.0, -1.0, -1.0))
+    assert one.suggest() is not None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from modelyard.conversion.base import first_line
 from modelyard.conversion.onnx import FILE, export
-from modelyard.engines.base import BatchEngine, ModelCard
+from modelyard.engines.base import ModelCard
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.engines.torch import load_module
 from modelyard.errors import Invalid
@@ -33,7 +34,8 @@ from modelyard.optimisation.variants import Subject, few
 from modelyard.tensors import Array
 
 _MOST = 64  # shapes that are made; of more a search learns the others from its trials
-_SECONDS = 0.3  # of measuring each: to choose by, it need not be exact
+_SHAPE = "shape"
+_SECONDS = 0.2  # of measuring each: to choose by, it need not be exact
 
 
 class Costs(NamedTuple):
@@ -47,46 +49,53 @@ class Costs(NamedTuple):
 def estimate(
     inputs: Mapping[str, Input], shapes: Sequence[Shape], seed: int, context: JobContext, more: Callable[[], bool]
 ) -> dict[str, Costs]:
-    """The costs, by name, of as many shapes as there is time for, which `more` says; without those that cannot be made."""
-    subject = read(inputs)
+    """The costs, by name, of as many shapes as there is time for, which `more` says; without those that cannot be made or do
+    not run: each is this search's first look at it, and a trial will say why."""
+    maker = _Maker(read(inputs), seed)
     found: dict[str, Costs] = {}
     with tempfile.TemporaryDirectory(dir=context.work) as folder:
-        made = list(_made(subject, shapes[:_MOST], Path(folder), seed, context, more))
-        engines = {ORIGINAL: subject.engine, **{name: engine for name, engine, _ in made}}
-        samples = subject.source.typical(subject.select.inputs, MANY)
-        speeds = measure(engines, samples, _SECONDS, context.check, subject.source.cut)
-        own, own_size = speeds[ORIGINAL], original_bytes(subject)
-        for name, _, size in made:
-            latency, throughput = speeds[name].p50_ms / own.p50_ms, own.items_per_s / speeds[name].items_per_s
-            found[name] = Costs(*map(math.log2, (latency, throughput, size / own_size)))
+        for number, shape in enumerate(sorted(shapes[:_MOST], key=named)):
+            context.check()
+            if not more():
+                break
+            try:
+                found[named(shape)] = maker.costs(shape, Path(folder) / str(number))
+            except Exception as error:  # noqa: BLE001 - the edge of a shape: users' code runs on less than it was written for
+                context.log(f"{named(shape)}: not estimated. {first_line(error)}")
     return found
 
 
-def _made(
-    subject: Subject, shapes: Sequence[Shape], folder: Path, seed: int, context: JobContext, more: Callable[[], bool]
-) -> Iterator[tuple[str, BatchEngine, int]]:
-    """Each by name with its engine and its bytes; what is cut alike is exported once."""
-    samples = few(subject.select.inputs)
-    rows: Mapping[str, Array] = {}
-    floats: dict[str, tuple[Path, ModelCard] | None] = {}
-    for number, shape in enumerate(sorted(shapes, key=named)):
-        if not more():
-            return
-        context.check()
+class _Maker:
+    """Makes shapes of one version and times each by turns with the original; what is cut alike is exported once."""
+
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self._subject, self._samples = subject, few(subject.select.inputs)
+        self._typical = subject.source.typical(subject.select.inputs, MANY)
+        self._rows: Mapping[str, Array] = {}
+        self._seed = seed
+        self._floats: dict[str, tuple[Path, ModelCard] | None] = {}
+
+    def costs(self, shape: Shape, out: Path) -> Costs:
+        """`out`: a folder for it, that is not there."""
         cut = tuple(step for step in shape if isinstance(step, Prune))
+        if (name := named(cut)) not in self._floats:
+            self._floats[name] = None
+            self._floats[name] = _cut(self._subject, cut, self._samples, out.with_suffix(".float"))
+        if (found := self._floats[name]) is None:
+            raise Invalid(f"It cannot be made with {name}.")
+        folder, card = found
+        if quantise := next((step for step in shape if isinstance(step, Quantize)), None):
+            self._rows = self._rows or calibration(self._subject.source, ROWS, self._seed)
+            folder = _rounded(quantise, folder, card, self._rows, out)
+        engine = OnnxEngine(folder, card)
         try:
-            if (name := named(cut)) not in floats:
-                floats[name] = None
-                floats[name] = _cut(subject, cut, samples, folder / f"float{number}")
-            if (source := floats[name]) is None:
-                continue
-            path, card = source
-            if quantise := next((step for step in shape if isinstance(step, Quantize)), None):
-                rows = rows or calibration(subject.source, ROWS, seed)
-                path = _rounded(quantise, path, card, rows, folder / f"rounded{number}")
-            yield named(shape), OnnxEngine(path, card), variant_bytes(path)
-        except Invalid as error:
-            context.log(f"{named(shape)}: not estimated. {error.message}")
+            engines = {ORIGINAL: self._subject.engine, _SHAPE: engine}
+            speeds = measure(engines, self._typical, _SECONDS, cut=self._subject.source.cut)
+        finally:
+            engine.close()
+        own, its = speeds[ORIGINAL], speeds[_SHAPE]
+        size = variant_bytes(folder) / original_bytes(self._subject)
+        return Costs(*map(math.log2, (its.p50_ms / own.p50_ms, own.items_per_s / its.items_per_s, size)))
 
 
 def _cut(subject: Subject, cut: Shape, samples: Mapping[str, Array], out: Path) -> tuple[Path, ModelCard]:

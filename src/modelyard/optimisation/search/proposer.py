@@ -1,9 +1,9 @@
 """What a search tries next: the point by which the front is expected to grow most.
 
 A Gaussian process a figure, over the finite space itself: a point's figures are taken for a sum of what each of its options
-does, and a little of what each two do together. Its numbers are fixed: nothing can be fitted to the ten trials of a search.
-What is known of costs before any trial (`know`) leaves only the quality to find out. All it knows it was told, so that telling
-it the same in the same order makes it the same again.
+does, and a little of what each two do together. Of its numbers one is fitted, how much quality differs at all; the ten trials
+of a search tell no more. What is known of costs before any trial (`know`) leaves only the quality to find out. All it knows it
+was told, so that telling it the same in the same order makes it the same again.
 
 Expected improvement of the hypervolume (M. Emmerich, 2005) by draws of the processes, volumes by sampling (J. Bader and
 E. Zitzler, 2011).
@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from modelyard.optimisation.search.front import MODELLED
+from modelyard.optimisation.search.point import Point
 from modelyard.tensors import Array
 from modelyard.training.sweep.space import Choice
 
 _CUTS = ("channels", "heads", "blocks")
 # What is believed before anything was seen, of log2(1 + points lost) and of the logarithms of costs: the deviations, how much
 # of them is of two options together, the noise of a figure, and what a whole cut would lose.
-_DEVIATIONS, _TOGETHER, _NOISE, _LOST = (1.5, 0.7, 0.7, 1.0), 0.1, 0.03, 4.0
+# The first of the deviations is the likeliest of some.
+_DEVIATIONS, _TOGETHER, _NOISE, _LOST = (1.0, 0.7, 0.7, 1.0), 0.1, 0.03, 4.0
+_SPREADS = (0.75, 1.0, 1.5, 2.0, 2.5)
 _COVERED = 3  # trials that are to try what was not tried at all, where no costs are known
 # Points that are looked at for each suggestion, draws that each is judged by, and samples of the volume.
 _POINTS, _DRAWS, _SAMPLES = 256, 32, 8192
@@ -43,6 +46,7 @@ class Proposer:
         cuts = [max((float(point.get(name, 0.0)) for name in _CUTS), default=0.0) for point in self._points]
         self._lost = _LOST * np.array(cuts)
         self._steps = np.array([len(one.values) - 1 if _numbers(one) else 0.0 for one in self._space.values()])
+        self._original = next((at for at, point in enumerate(self._points) if not Point(**point).steps()), None)
         self._trials: list[int] = []  # the candidate of each
         self._seen: dict[int, Array] = {}  # the figures of candidates
         self._known: dict[int, Array] = {}  # their costs alone
@@ -104,13 +108,14 @@ class Proposer:
         """FP64 [draws, candidates, axes], as they may turn out: points lost and logarithms of costs."""
         axes = []
         for axis, deviation in enumerate(_DEVIATIONS):
-            told = self._told(axis)
+            told = self._told(axis, at)
             seen, values = list(told), np.array(list(told.values()))
             expected = self._lost if axis == 0 else np.zeros(len(self._points))
             mean, spread = expected[at], self._alike(at, at)
             if seen:
                 across = self._alike(at, seen)
                 among = self._alike(seen, seen) + _NOISE * np.eye(len(seen))
+                deviation = deviation if axis else _likeliest(among, values - expected[seen])
                 weights = np.linalg.solve(among, across.T).T
                 mean, spread = mean + weights @ (values - expected[seen]), spread - weights @ across.T
             scale, directions = np.linalg.eigh((spread + spread.T) / 2)
@@ -118,12 +123,14 @@ class Proposer:
             axes.append(mean + deviation * random.standard_normal((_DRAWS, len(at))) @ root.T)
         return self._axes(np.stack(axes, axis=-1))
 
-    def _told(self, axis: int) -> dict[int, float]:
-        """What is known of an axis, by candidate: of trials, of the original, and of costs before any trial."""
-        original = next((at for at, point in enumerate(self._places) if not point.any() and not self._costs[at]), None)
-        told = {} if original is None else {original: 0.0}
+    def _told(self, axis: int, at: Sequence[int]) -> dict[int, float]:
+        """What is known of an axis, by candidate: of trials, of the original, and of costs before any trial, those of the
+        candidates `at` and of one for each shape."""
+        told = {} if self._original is None else {self._original: 0.0}
         if axis:
-            told |= {at: float(costs[axis - 1]) for at, costs in self._known.items()}
+            shapes = {costs.tobytes(): candidate for candidate, costs in self._known.items()}
+            chosen = {candidate for candidate in (*at, *shapes.values()) if candidate in self._known}
+            told |= {candidate: float(self._known[candidate][axis - 1]) for candidate in sorted(chosen)}
         return told | {at: float(figures[axis]) for at, figures in self._seen.items() if np.isfinite(figures[axis])}
 
     def _alike(self, one: Sequence[int], other: Sequence[int]) -> Array:
@@ -141,6 +148,12 @@ class Proposer:
         found = figures.copy()
         found[..., 0] = np.clip(2.0 ** found[..., 0] - 1, 0.0, self._worst)
         return found
+
+
+def _likeliest(among: Array, off: Array) -> float:
+    """The deviation under which figures that are `off` the expected by so much are likeliest; by little data, one near 1."""
+    fit = float(off @ np.linalg.solve(among, off))
+    return max(_SPREADS, key=lambda one: -len(off) * np.log(one) - fit / (2 * one**2) - np.log(one) ** 2)
 
 
 def _squashed(lost: float) -> float:

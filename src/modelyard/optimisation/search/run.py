@@ -182,6 +182,7 @@ class Search(Parent):
         shapes = [shape_of(Point(**point).steps()) for point in self.points]
         if "costs" not in self.besides:
             self.besides["costs"] = self._estimated(shapes)
+            self.keep()
         costs = self.besides["costs"]
         self.proposer.know([None if shape is None else costs.get(named(shape)) for shape in shapes])
 

@@ -85,10 +85,12 @@ class Parent(ABC):
         """Take up the trials that were kept. At most the last has no job yet: its job, where it was submitted, is the one child
         that is nobody's."""
         kept = json.loads((latest / _KEPT).read_text())
-        self._began, self.besides = kept["began"], kept["besides"]
+        self._began, self.besides = kept["began"], kept.get("besides", {})  # one of before has none
         self.trials = [Trial.kept(said) for said in kept["trials"]]
         for trial in self.trials:
             self.recall(trial)
+        if not self.trials:
+            return
         known = {trial.job for trial in self.trials}
         last = self.trials[-1]
         if last.job is None:
