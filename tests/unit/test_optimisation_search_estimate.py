@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_networks import classes, mixer
 
-from modelyard.errors import Cancelled
-from modelyard.kinds import FolderContext, FolderView, Input
+from modelyard.kinds import Cancelled, FolderContext, FolderView, Input
 from modelyard.optimisation.search.estimate import estimate
 from modelyard.optimisation.search.point import Point, candidates, named, shape_of, usual
 
@@ -69,7 +68,7 @@ def test_a_network_that_cannot_be_cut_says_so_and_the_others_are_measured(tmp_pa
 def test_a_search_that_is_cancelled_meanwhile_ends(inputs: dict[str, Input], tmp_path: Path) -> None:
     class Ends(FolderContext):
         def check(self) -> None:
-            raise Cancelled("cancelled")
+            raise Cancelled
 
     with pytest.raises(Cancelled):
         estimate(inputs, SHAPES, 0, Ends(tmp_path), lambda: True)

@@ -77,8 +77,8 @@ def search(one: Proposer, trials: int) -> list[dict[str, Any]]:
 
 
 def test_it_goes_where_it_is_worth_it() -> None:
-    """Of 35 points the best is found within 12."""
-    assert any(point["channels"] == 0.667 and point["lesson"] == "distil" for point in search(proposer(), 12))
+    """Of 35 points the best is found within 16, though no costs are known."""
+    assert any(point["channels"] == 0.667 and point["lesson"] == "distil" for point in search(proposer(), 16))
 
 
 def test_where_costs_are_known_only_the_quality_is_looked_for() -> None:
