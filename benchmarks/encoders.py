@@ -26,6 +26,7 @@ from modelyard.client import Yard
 from modelyard.data.datasets import Dataset
 from modelyard.engines.base import ModelCard
 from modelyard.engines.onnx import OnnxEngine
+from modelyard.errors import Invalid
 from modelyard.optimisation.evaluate import spearman
 from modelyard.optimisation.examples import Source
 from modelyard.optimisation.measure import MANY, measure
@@ -80,7 +81,10 @@ def sentences() -> list[str]:
 def compare(record: Record, platform: Yard, folder: Path) -> None:
     made, wide = {}, {"max_accuracy_drop": 100.0, "seconds": 0.5, "dataset": "sentences@1", "resources": {"cpus": 2}}
     for name, asked in VARIANTS.items():
-        made[name] = platform.optimize("minilm@1", **wide, **asked)
+        try:
+            made[name] = platform.optimize("minilm@1", **wide, **asked)
+        except Invalid as error:  # it is another model: that is found out before it can be chosen
+            record.figure(f"{name}: refused", 1, "variant", why=error.message)
     fetched = {name: platform.fetch(version["reference"], folder / f"{at}") for at, (name, version) in enumerate(made.items())}
     cards = {name: ModelCard.load(path) for name, path in fetched.items()}
     dataset = Dataset.open(platform.fetch("sentences@1", folder / "dataset", kind="dataset"))
