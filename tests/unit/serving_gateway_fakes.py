@@ -44,7 +44,7 @@ class FakeLink:
 
 
 class FakeGroup:
-    gone = False
+    gone = up = False
 
     def __init__(self, links: list[FakeLink]) -> None:
         self.links = links

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,17 @@ def test_folders_too_deep_to_look_into_are_too_much(tmp_path: Path) -> None:
             below = os.open("d" * 200, os.O_RDONLY, dir_fd=above)
             os.close(above)
             above = below
-        said = excess(tmp_path, BYTES, 100)
+        said = {excess(tmp_path, BYTES, 100, opens=opens) for opens in (True, False)}
     finally:
         os.close(above)
-    assert said == "a folder that cannot be looked into (File name too long)"
+    assert said == {"a folder that cannot be looked into (File name too long)"}
+
+
+def test_what_is_not_the_folders_fault_is_not_held_against_a_replica(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        said = excess(tmp_path, BYTES, 100, opens=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert said is None

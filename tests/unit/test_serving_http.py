@@ -589,6 +589,22 @@ async def test_a_client_that_leaves_during_the_look(c):
     assert not c.router.sent
 
 
+@scene(routes=[route(state=DeploymentState.asleep, endpoints=(), wakes=True)])
+async def test_a_client_that_leaves_waits_for_nothing_that_sleeps(c):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        c.transport.extra["socket"] = ours
+        c.feed(post())
+        c.protocol.sweep(c.protocol.now(), 60)
+        assert c.gateway.sleepers.any
+        assert not c.transport.closed
+        theirs.close()
+        c.protocol.sweep(c.protocol.now(), 60)
+        assert c.transport.aborted
+        c.lose()
+        assert not c.gateway.sleepers.any
+
+
 def test_only_so_many_calls_wait_for_what_sleeps(tmp_path, monkeypatch):
     monkeypatch.setattr(sleepers, "MOST", 1)
 
@@ -645,6 +661,17 @@ async def test_an_upload_to_a_deployment_that_fell_asleep_is_held(c):
     assert [call.frame.data for call in c.router.sent] == [b"one more"]
     c.router.answer(c.router.sent[0])
     assert c.answers()[0][0] == 200
+
+
+@scene()
+async def test_an_upload_to_a_version_that_has_gone_is_taken_where_its_replica_still_answers(c):
+    c.feed(post(b"one ", path="/v2/models/digits/versions/3/infer", length=8))
+    group = c.protocol.turns[0].admission.group
+    group.gone = group.up = True
+    c.gateway.apply(State(2, [record()], [route(version="4")]))
+    c.feed(b"more")
+    [call] = c.router.sent
+    assert (call.frame.data, call.frame.version, call.group) == (b"one more", "3", group)
 
 
 @scene()

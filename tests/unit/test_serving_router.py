@@ -323,6 +323,7 @@ async def test_a_group_is_gone_once_all_its_replicas_have_left_the_routes(router
     asked = Asked(group, 1)
     group.links[1].send(asked)
     router.keep([])
+    assert group.up
     assert group.gone, "what still ends its calls takes no more"
     await asked.done
 
@@ -481,6 +482,8 @@ async def test_a_replica_that_answers_nothing_is_not_asked_for_ever(router, repl
 async def test_a_replica_that_does_not_read_is_given_no_more(router, replicas, group):
     await eventually(lambda: all(link.up for link in group.links) and replicas[0].channels)
     replicas[0].channels[0]._transport.pause_reading()
+    for _ in range(2):
+        router.check(0.0)
     alone = router.group([replicas[0].endpoint])
     asked = [Asked(alone, number) for number in range(1000)]
     for one in asked:
@@ -493,9 +496,24 @@ async def test_a_replica_that_does_not_read_is_given_no_more(router, replicas, g
     assert len(link.calls) + len(refused) == 1000
     router.again(asked[0], Fault("unavailable", "gone"))  # what it holds goes to others, as ever
     both = Asked(group, 2000)
+    group.links[1].depth = 2000
     router.send(both)
+    assert not both.retried  # it went at once to who has room
     await both.done
     assert both.events == [("part", b"r1"), ("ended", 1, None)]
+
+
+@over(1)
+async def test_a_replica_that_reads_is_given_however_much_comes_in_one_turn(router, replicas, group):
+    [link] = group.links
+    for up in (None, True):
+        assert link.up is up
+        asked = [Asked(group, number) for number in range(1000)]
+        for one in asked:
+            one.frame = call(one.frame.id, b"x" * 50_000)
+            router.send(one)
+        await asyncio.gather(*(one.done for one in asked))
+        assert all(one.events[-1] == ("ended", 1, None) for one in asked)
 
 
 @over(1)

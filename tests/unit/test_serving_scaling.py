@@ -12,8 +12,8 @@ from modelyard.serving.types import Options
 GIB = 1 << 30
 
 
-def demand(replicas=1, rising=0.0, falling=0.0, us_a_row=None, *, quiet=0.0, whole=True, **more):
-    return Demand(replicas, quiet, Load(rising, falling, us_a_row, **more), whole)
+def demand(replicas=1, rising=0.0, falling=0.0, us_a_row=None, *, quiet=0.0, whole=True, known=True, **more):
+    return Demand(replicas, quiet, Load(rising, falling, us_a_row, known=known, **more), whole)
 
 
 def options(least=1, most=8, **more):
@@ -65,6 +65,7 @@ def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
     assert scale(demand(1, quiet=61), asked) == 0
     assert scale(demand(1, quiet=61, rising=1, falling=1), asked) == 1  # somebody waits
     assert scale(demand(1, quiet=61, falling=8), asked) == 0  # somebody waited half a minute ago
+    assert scale(demand(1, quiet=61, known=False), asked) == 1  # nobody looked
     assert scale(demand(1, quiet=59), asked) == 1
     assert scale(demand(0, quiet=0), asked) == 0
     assert scale(demand(0), options(2)) == 2  # it may not sleep any more
@@ -77,6 +78,7 @@ loads = st.builds(
     st.none() | st.floats(1, 1e6),
     st.floats(0, 1e6),
     st.floats(0, 1e6),
+    st.booleans(),
     st.booleans(),
     st.booleans(),
 )
@@ -92,7 +94,7 @@ def test_it_stays_within_what_was_asked_for(told, least, most, target):
     asked = options(min(least, most), most, latency_target=target)
     wanted = scale(told, asked)
     assert wanted == 0 or max(1, asked.min_replicas) <= wanted <= most
-    assert wanted or asked.min_replicas == 0
+    assert wanted or (asked.min_replicas == 0 and (told.replicas == 0 or (told.load.known and told.load.rising == 0)))
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 5), *[st.integers(0, 100)] * 3), min_size=1, max_size=60))
@@ -112,6 +114,16 @@ def test_loads_forget_what_is_long_past(steps):
     assert (load.offered, load.lasting) == (rates[-1], max(rates))
     assert (load.refused, load.strained) == tuple(any(refused for *_, refused in some) for some in (recent, kept))
     assert load.us_a_row == 5.0
+    assert load.known
+    assert not loads.at(at + 2.1).known
+
+
+def test_who_did_not_answer_lately_is_not_known_to_do_nothing():
+    loads = Loads()
+    assert not loads.at(0.0).known
+    loads.add(0.0, 0, whole=False)
+    loads.add(2.0, 0)
+    assert [loads.at(now).known for now in (2.0, 2.1, 4.1)] == [False, True, False]
 
 
 def holder(key, memory=GIB, used=0.0, yields=True, replicas=1):

@@ -21,6 +21,11 @@ GOOD = ((b"authorization", b"Bearer " + KEY.encode()),)
 SLEEPS = {"state": DeploymentState.asleep, "endpoints": (), "wakes": True}
 
 
+class Call:
+    def __init__(self, began=None):
+        self.began, self.credentials, self.leave = began or time.time(), GOOD, None
+
+
 def run(scene):
     return asyncio.run(scene())
 
@@ -102,10 +107,46 @@ def test_only_so_many_are_held(tmp_path, monkeypatch):
         bench = Bench(tmp_path, routes=[route(**SLEEPS)])
         refusal = _refused(bench)
         for _ in range(2):
-            assert bench.gateway.may_wake(refusal, time.time())
+            assert bench.gateway.may_wake(refusal, Call())
             bench.gateway.sleepers.hold(refusal.of, GOOD, 5.0, lambda: None)
-        assert not bench.gateway.may_wake(refusal, time.time())
-        assert not bench.gateway.may_wake(refusal, time.time() - 1e6)
+        assert not bench.gateway.may_wake(refusal, Call())
+        assert not bench.gateway.may_wake(refusal, Call(time.time() - 1e6))
+
+
+def test_what_there_is_no_room_to_wait_for_is_woken_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(sleepers, "MOST", 1)
+
+    async def scene():
+        bench, asked = Bench(tmp_path, routes=[route(**SLEEPS)]), []
+        bench.gateway.sleepers.hold(route("other", **SLEEPS), GOOD, 5.0, lambda: None)
+        bench.gateway.sleepers.waker = lambda route, credentials: asked.append((route.deployment, credentials))
+        for _ in range(3):
+            with pytest.raises(Asleep):
+                await fresh(bench.gateway, GOOD, bench.gateway.admit, URL, GOOD, time.time())
+        assert asked == [("digits", GOOD)]
+
+    run(scene)
+
+
+def test_who_leaves_gives_the_place_up(tmp_path):
+    async def scene():
+        bench, told = Bench(tmp_path, routes=[route(**SLEEPS)]), []
+        held = bench.gateway.sleepers
+        ask = asyncio.ensure_future(fresh(bench.gateway, GOOD, bench.gateway.admit, URL, GOOD, time.time()))
+        await asyncio.sleep(0)
+        assert held.any
+        ask.cancel()
+        await asyncio.gather(ask, return_exceptions=True)
+        assert not held.any
+        leave = [held.hold(route(**SLEEPS), GOOD, 5.0, lambda number=number: told.append(number)) for number in range(3)]
+        leave[0]()
+        held.look(lambda name: route())
+        leave[1]()
+        await asyncio.sleep(0)
+        leave[2]()
+        assert (told, held.any) == ([2], False)
+
+    run(scene)
 
     run(scene)
 
@@ -137,11 +178,7 @@ def test_a_gateway_lets_go_of_who_waits_when_it_learns_of_a_replica(tmp_path):
     async def scene():
         bench, told = Bench(tmp_path, routes=[route(**SLEEPS)]), []
         bench.gateway.follow(FakeFollower())
-
-        class Call:
-            began, credentials = time.time(), GOOD
-
-        bench.gateway.wait(_refused(bench), Call, told.append)
+        bench.gateway.wait(_refused(bench), Call(), told.append)
         keys = [record()]
         bench.gateway.apply(State(2, keys, [route()]))
         await asyncio.sleep(0)
@@ -174,5 +211,23 @@ def test_who_is_put_to_sleep_again_while_calls_wait_is_woken_again(monkeypatch):
         held.look(lambda name: route(**SLEEPS))
         held.look(lambda name: route(**SLEEPS))
         assert asked == [GOOD, late]  # by the key of one that still waits
+
+    run(scene)
+
+
+@pytest.mark.parametrize("found", [SLEEPS, {"state": DeploymentState.pending, "endpoints": (), "error": "no room"}])
+def test_control_is_asked_by_each_key_in_turn_until_a_replica_is_there(monkeypatch, found):
+    """One may be revoked; and beside a release that has no room the one before may wake."""
+    monkeypatch.setattr(sleepers, "AGAIN", 0.0)
+    keys = [((b"authorization", b"Bearer %d" % number),) for number in range(3)]
+
+    async def scene():
+        held, asked = Sleepers(), []
+        for key in (keys[0], keys[0], *keys):
+            held.hold(route(**SLEEPS), key, 5.0, lambda: None)
+        held.waker = lambda _, credentials: asked.append(credentials)
+        for _ in range(6):
+            held.look(lambda name: route(**found))
+        assert asked == [*keys, *keys]
 
     run(scene)

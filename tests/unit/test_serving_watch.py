@@ -111,7 +111,7 @@ def test_what_is_asked_of_a_release_is_the_sum_of_its_replicas():
     rows = [replica("a"), replica("b"), replica("old", generation=0)]
     scene.said = {"a": health(4, batch={"rows": 8, "us_a_row": 50.0}), "b": health(6), "old": health(100)}
     scene.look(*rows)
-    assert scene.watch.load((1, 1), ["a", "b"]) == Load(10.0, 10.0, 50.0)
+    assert scene.watch.load((1, 1), ["a", "b"]) == Load(10.0, 10.0, 50.0, known=True)
     scene.said = {"a": health(0), "b": health(0)}
     for _ in range(3):
         scene.look(*rows[:2])
@@ -130,6 +130,25 @@ def test_what_replicas_answer_and_refuse_is_counted_from_the_first_look_on():
     scene.said["a"] = health()  # it began anew
     scene.look(*rows)
     assert scene.watch.load((1, 1), ["a", "b"]).offered == 93 / 2
+
+
+def test_that_a_release_does_nothing_is_known_only_while_all_its_replicas_answer():
+    scene, rows = Scene(), [replica("a"), replica("b")]
+    scene.said = {"a": health()}
+
+    def known() -> bool:
+        scene.look(*rows)
+        return scene.watch.load((1, 1), ["a", "b"]).known
+
+    assert not known()
+    scene.said["b"] = health()
+    assert [known() for _ in range(3)] == [False, False, True]
+    scene.said["b"] = None
+    assert not known()
+    scene.said["b"] = health()
+    assert [known() for _ in range(3)] == [False, False, True]
+    scene.clock += 3
+    assert not scene.watch.load((1, 1), ["a", "b"]).known
 
 
 def test_what_is_gone_is_forgotten():

@@ -6,16 +6,19 @@ What lies there is users' code's doing: links are not followed, closed folders a
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 _BLOCK = 512
+_CLOSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}  # what users' code does to a folder
 
 
 def excess(folder: Path, most_bytes: int, most_files: int, *, opens: bool = True) -> str | None:
     """What is too much about a folder, None where nothing is: disk it takes (holes take none), files and folders in it.
-    `opens`: a closed folder is opened, else it is too much. Who looks from outside of the sandbox changes nothing there."""
+    `opens`: a closed folder is opened, else it is too much. Who looks from outside of the sandbox changes nothing there, and
+    whatever else goes wrong, as where no more files may be open, is not the folder's fault: nothing is too much then."""
     taken = files = 0
     waiting = [str(folder)]
     while waiting:
@@ -30,6 +33,8 @@ def excess(folder: Path, most_bytes: int, most_files: int, *, opens: bool = True
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
         except OSError as error:
+            if not opens and error.errno not in _CLOSED:
+                return None
             return f"a folder that cannot be looked into ({error.strerror})"
     return None
 
@@ -38,7 +43,7 @@ def _entries(path: str, opens: bool) -> Iterator[os.DirEntry[str]]:
     """What is in a folder; nothing where it is gone."""
     try:
         listing = os.scandir(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except PermissionError:
         if not opens:

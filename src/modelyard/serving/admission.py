@@ -23,7 +23,9 @@ Head = Mapping[str, str] | None
 
 
 class Waiter(Protocol):
-    """Who may wait: since when, a time.time(), and by what key."""
+    """Who may wait: since when, a time.time(), and by what key. While it is held, `leave` gives its place up."""
+
+    leave: Callable[[], None] | None
 
     @property
     def began(self) -> float: ...

@@ -7,7 +7,7 @@ answer is written (a stream's before its end is), exactly once, whatever happens
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -54,6 +54,7 @@ class Exchange(Underway):
     whole = False
     in_pieces = False  # the body was not whole with the head
     streams = True  # parts may be passed on before the end
+    leave: Callable[[], None] | None = None  # while it is held for what sleeps
     open = False  # more follows what is in `response`
     held = 0  # bytes of room that the answer takes beyond `SMALL`
     _size, _reserved, _passed = 0, SMALL, 0
@@ -148,6 +149,8 @@ class Exchange(Underway):
     def abandon(self) -> None:
         """The client is gone. A call that was sent is cancelled and still counted when the replica has said what it used."""
         self._gone = True
+        if self.leave is not None:
+            self.leave()
         if self.link is not None and not self._answered:
             self.link.cancel(self)
         else:

@@ -219,24 +219,31 @@ async def fresh(gateway: Gateway, credentials: Credentials, look: Callable[P, T]
     try:
         return look(*args, **kwargs)
     except ModelyardError as error:
-        if not is_stale(error, credentials) or not gateway.may_wait(error):
+        if not is_stale(error, credentials) or not gateway.may_wait(error, asker):
             raise
         refusal = error
     while True:
         looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         gateway.wait(refusal, asker, partial(_settle, looked))
-        seen = await looked
+        try:
+            seen = await looked
+        except asyncio.CancelledError:
+            if asker.leave is not None:
+                asker.leave()
+            raise
         try:
             return look(*args, **kwargs)
         except ModelyardError as error:
-            if not gateway.may_wake(error, asker.began):
+            if not gateway.may_wake(error, asker):
                 raise gateway.after_look(error, credentials, seen) from None
             refusal = error
 
 
-class _Asker(NamedTuple):
+@dataclass(slots=True)
+class _Asker:
     began: float
     credentials: Credentials
+    leave: Callable[[], None] | None = None
 
 
 def _settle(looked: asyncio.Future[bool], seen: bool) -> None:

@@ -154,20 +154,20 @@ class Gateway:
             self._follower.refresh(done)
 
     def wait(self, refusal: ModelyardError | None, call: Waiter, done: Done) -> None:
-        """Call `done` once what was refused, if it was, may be looked at again: the database was seen, or the deployment is
-        awake."""
+        """Call `done` once what was refused, if it was, may be looked at again: as the database is, or the deployment awake."""
         if isinstance(refusal, Asleep) and isinstance(refusal.of, Route):
-            self.sleepers.hold(refusal.of, call.credentials, self._left(call.began), lambda: done(True))
+            call.leave = self.sleepers.hold(refusal.of, call.credentials, self._left(call.began), lambda: done(True))
         else:
             self.refresh(done)
 
-    def may_wait(self, refusal: ModelyardError) -> bool:
+    def may_wait(self, refusal: ModelyardError, call: Waiter) -> bool:
         """Whether a call so refused may wait: of those whose deployment sleeps only so many are held."""
-        return not isinstance(refusal, Asleep) or self.sleepers.room
+        sleeps = refusal.of if isinstance(refusal, Asleep) else None
+        return not isinstance(sleeps, Route) or self.sleepers.room(sleeps, call.credentials)
 
-    def may_wake(self, refusal: ModelyardError, began: float) -> bool:
-        """Whether a call that began at `began`, a time.time(), may wait for its deployment to wake."""
-        return isinstance(refusal, Asleep) and self._left(began) > 0 and self.sleepers.room
+    def may_wake(self, refusal: ModelyardError, call: Waiter) -> bool:
+        """Whether a call may wait for its deployment to wake."""
+        return isinstance(refusal, Asleep) and self._left(call.began) > 0 and self.may_wait(refusal, call)
 
     def _left(self, began: float) -> float:
         return began + self.settings.call_timeout - time.time()

@@ -14,13 +14,13 @@ from typing import Any
 
 import httptools
 
-from modelyard.errors import Invalid, ModelyardError, TooLarge
+from modelyard.errors import Invalid, ModelyardError, NotFound, TooLarge
 from modelyard.serving import heads
 from modelyard.serving.channel import LARGE_READ
 from modelyard.serving.exchange import Exchange, is_stale
 from modelyard.serving.gateway import SMALL
 from modelyard.serving.heads import Known
-from modelyard.serving.patience import RATE, Flow, Reader, unread
+from modelyard.serving.patience import RATE, Flow, Reader, hung_up, unread
 from modelyard.serving.turns import MAX_PIPELINED, Turns
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
@@ -112,7 +112,8 @@ class InferenceProtocol(Turns):
     def sweep(self, now: float, patience: float) -> None:
         """Called about twice a second with the loop's clock: end what is idle, what never is whole, and who never reads."""
         idle = self.gateway.settings.idle_timeout
-        if self._reader.is_stuck(now, idle, self.transport.get_write_buffer_size()):
+        stuck = self._reader.is_stuck(now, idle, self.transport.get_write_buffer_size())
+        if stuck or (self._held and hung_up(self.transport)):
             self.transport.abort()
         elif self.incoming is not None and now - self.incoming.started > patience and not self._held:
             self._break(408, f"The request was not whole within {patience:g} seconds.")
@@ -207,7 +208,7 @@ class InferenceProtocol(Turns):
             exchange.trace = gateway.traces.begin(head)
         self.incoming = exchange
         self.turns.append(exchange)
-        if refusal is not None and is_stale(refusal, credentials) and gateway.may_wait(refusal):
+        if refusal is not None and is_stale(refusal, credentials) and gateway.may_wait(refusal, exchange):
             self._wait(exchange, special, refusal)
         elif refusal is not None or special.keys() - heads.PLAIN or int(special.get(b"content-length", b"0")) > gateway.small:
             self._judge(exchange, special, refusal)
@@ -260,14 +261,17 @@ class InferenceProtocol(Turns):
         if self.transport.is_closing() or exchange.refusal is not None:
             return
         refusal: ModelyardError | None = None
+        before = exchange.admission
         try:
-            paid = exchange.admission is not None
-            exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time(), paid)
+            exchange.admission = self.gateway.admit(exchange.url, exchange.credentials, time.time(), before is not None)
         except ModelyardError as error:
-            if self.gateway.may_wake(error, exchange.began):
+            if self.gateway.may_wake(error, exchange):
                 self._wait(exchange, special, error)
                 return
-            refusal = self.gateway.after_look(error, exchange.credentials, seen)
+            if not (
+                before and before.group.newest.up and isinstance(error, NotFound)
+            ):  # else who would have taken it still does
+                refusal = self.gateway.after_look(error, exchange.credentials, seen)
         self._judge(exchange, special, refusal)
         if exchange.whole:
             self._go(exchange)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import select
 import struct
 import termios
 from collections.abc import Callable
@@ -25,6 +26,16 @@ def unread(transport: asyncio.Transport) -> int:
         return 0
     found: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
     return found
+
+
+def hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the other end of a connection has closed, which nobody is told of while nothing is read."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)  # errors and POLLHUP are told unasked
+    return bool(poll.poll(0))
 
 
 class Upload:

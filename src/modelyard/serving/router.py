@@ -38,7 +38,8 @@ from modelyard.serving.types import Endpoint
 
 FIRST_RETRY, LAST_RETRY = 0.05, 2.0  # seconds between attempts to connect
 SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken last
-# Past so many calls at a replica, or bytes that it has not read, it is given no more: one that reads nothing costs no more.
+# Past so many calls at a replica, or bytes that wait for one that does not answer, it is given no more: one that reads nothing
+# costs no more.
 MOST_CALLS, MOST_UNREAD = 16_384, 32 << 20
 _MOST_QUESTIONS = 8  # HEALTH unanswered at a time
 _MOST_EXTENSIONS = 16  # of one call's grant
@@ -113,6 +114,11 @@ class Link:
         return int(doubt), max(len(self.calls), self.depth)
 
     @property
+    def full(self) -> bool:
+        """Whether it is given no more. Bytes that wait say nothing of a replica that answers: this turn of the loop is long."""
+        return len(self.calls) >= MOST_CALLS or (len(self._questions) > 1 and self._channel.unread >= MOST_UNREAD)
+
+    @property
     def state(self) -> str:
         """For people: connecting, lost, silent, draining or ready."""
         if not self.up:
@@ -124,7 +130,7 @@ class Link:
     def send(self, call: Underway) -> None:
         """Raises `Invalid` where it does not fit a frame, `Overloaded` where the replica does not take what it was sent before;
         then it is as if it had never been sent."""
-        if len(self.calls) >= MOST_CALLS or self._channel.unread >= MOST_UNREAD:
+        if self.full:
             raise Overloaded(_UNREAD.message)
         frame = call.frame
         if self._ahead:
@@ -280,8 +286,14 @@ class Group:
         """Whether none of them is in the routes any more, or can be reached."""
         return all(link.retired or link.up is False for link in self.links)
 
+    @property
+    def up(self) -> bool:
+        """Whether one of them answers still, be it in the routes or not."""
+        return any(link.up for link in self.links)
+
     def pick(self, but: Link | None = None) -> Link | None:
-        """The link for the next call, never `but`; None where none is up or about to be."""
+        """The link for the next call, never `but`, nor a full one while others have room; None where none is up or about to
+        be."""
         links = self.links
         if len(links) == 1 and links[0].up and but is None:
             return links[0]
@@ -289,6 +301,7 @@ class Group:
         if not links:
             return None
         self._turn += 1
+        links = [link for link in links if not link.full] or links
         return links[choose([link.load for link in links], self._turn)]
 
 

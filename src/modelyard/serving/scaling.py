@@ -25,7 +25,8 @@ class Load(NamedTuple):
     """What is asked of a release. `rising` and `falling`: calls at its replicas, on average in the last seconds, and at most in
     the last half minute; `us_a_row`: what a row takes in its best batch, None where that was not measured; `offered` and
     `lasting`: rows a second that were answered or refused as too many, in the last seconds, and at most in the last half
-    minute; `refused` and `strained`: whether any were refused in the last seconds, and in the last half minute."""
+    minute; `refused` and `strained`: whether any were refused in the last seconds, and in the last half minute; `known`: all
+    replicas answered when they were asked in the last seconds, so that none computes what was not seen."""
 
     rising: float = 0.0
     falling: float = 0.0
@@ -34,6 +35,7 @@ class Load(NamedTuple):
     lasting: float = 0.0
     refused: bool = False
     strained: bool = False
+    known: bool = False
 
 
 class Demand(NamedTuple):
@@ -49,12 +51,12 @@ class Demand(NamedTuple):
 def scale(demand: Demand, options: Options) -> int:
     """How many replicas to want. By Little's law so many that what is outstanding is done within the latency target. What is
     refused for it is never outstanding: where there is a target the rate counts too, and where all there are refuse, there is
-    one more, whatever was measured. None after `idle` seconds without a call, where none is computed any more. Only a call
-    wakes what sleeps."""
+    one more, whatever was measured. None after `idle` seconds without a call, where it is known that none is computed any
+    more. Only a call wakes what sleeps."""
     load, there = demand.load, demand.replicas
     if there == 0:
         return 0 if options.min_replicas == 0 else options.min_replicas
-    if options.min_replicas == 0 and demand.quiet >= options.idle and load.rising == 0:
+    if options.min_replicas == 0 and demand.quiet >= options.idle and load.known and load.rising == 0:
         return 0
     each = calls_each(options, load.us_a_row)
     row = 0.0 if options.latency_target is None else (load.us_a_row or 0.0) / 1e6 / BUSY  # of a replica's seconds
@@ -77,18 +79,19 @@ class _Seen(NamedTuple):
     calls: int
     rows: int
     refused: int
+    whole: bool
     rate: float = 0.0
 
 
 class Loads:
     """What was asked of a release in the last half minute: at a moment so many calls were there, and since the moment before so
-    many rows were answered and calls refused."""
+    many rows were answered and calls refused; `whole`: by the word of all its replicas."""
 
     def __init__(self) -> None:
         self._seen: deque[_Seen] = deque()
 
-    def add(self, at: float, calls: int, done: int = 0, refused: int = 0) -> None:
-        seen = _Seen(at, calls, done + refused, refused)
+    def add(self, at: float, calls: int, done: int = 0, refused: int = 0, *, whole: bool = True) -> None:
+        seen = _Seen(at, calls, done + refused, refused, whole)
         self._seen.append(seen)
         self._seen[-1] = seen._replace(rate=sum(one.rows for one in self._recent(at)) / RISING)
         while self._seen[0].at < at - FALLING:
@@ -104,6 +107,7 @@ class Loads:
             max((one.rate for one in self._seen), default=0.0),
             any(one.refused for one in recent),
             any(one.refused for one in self._seen),
+            bool(recent) and all(one.whole for one in recent),
         )
 
     def _recent(self, now: float) -> Sequence[_Seen]:

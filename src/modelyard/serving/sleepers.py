@@ -6,7 +6,7 @@ The gateway holds them; `waker` (given by `serve`) asks control with the caller'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from modelyard.serving.types import DeploymentState, Route
 
@@ -30,9 +30,13 @@ class _Held:
     def over(self) -> bool:
         return self._done is None
 
-    def tell(self) -> None:
+    def drop(self) -> Callable[[], None] | None:
         self._late.cancel()
         done, self._done = self._done, None
+        return done
+
+    def tell(self) -> None:
+        done = self.drop()
         if done is not None:
             done()
 
@@ -41,8 +45,8 @@ class Sleepers:
     """The calls that are held, by deployment. Every method runs on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._held: dict[Name, list[_Held]] = {}
-        self._asked: dict[Name, float] = {}
+        self._held: dict[Name, dict[_Held, None]] = {}
+        self._asked: dict[Name, tuple[float, int]] = {}  # when last, and how often
         self.waker: Callable[[Route, Credentials], None] | None = None
 
     @property
@@ -50,26 +54,40 @@ class Sleepers:
         """Whether a call waits, so that it is worth looking at the database often."""
         return bool(self._held)
 
-    @property
-    def room(self) -> bool:
-        """Whether one more may be held."""
-        return sum(map(len, self._held.values())) < MOST
+    def room(self, route: Route, credentials: Credentials) -> bool:
+        """Whether one more may be held. Where not, control is asked all the same, so that who tries again finds it awake."""
+        if sum(map(len, self._held.values())) < MOST:
+            return True
+        self._ask(route, [credentials])
+        return False
 
-    def hold(self, route: Route, credentials: Credentials, patience: float, done: Callable[[], None]) -> None:
-        """Call `done` once the deployment has a replica or has failed, or after `patience` seconds."""
-        name = (route.project, route.deployment)
-        self._held.setdefault(name, []).append(_Held(credentials, done, patience))
-        self._ask(name, route, credentials)
+    def hold(self, route: Route, credentials: Credentials, patience: float, done: Callable[[], None]) -> Callable[[], None]:
+        """Call `done` once the deployment has a replica or has failed, or after `patience` seconds; not where what this returns
+        was called before, which gives the place to others."""
+        name, held = (route.project, route.deployment), _Held(credentials, done, patience)
+        self._held.setdefault(name, {})[held] = None
+        self._ask(route, [credentials])
+        return lambda: self._leave(name, held)
 
-    def _ask(self, name: Name, route: Route, credentials: Credentials) -> None:
-        now = asyncio.get_running_loop().time()
-        if self.waker is not None and now - self._asked.get(name, float("-inf")) >= AGAIN:
-            self._asked[name] = now
-            self.waker(route, credentials)
+    def _leave(self, name: Name, held: _Held) -> None:
+        held.drop()
+        waiting = self._held.get(name, {})
+        waiting.pop(held, None)
+        if not waiting:
+            self._held.pop(name, None)
+
+    def _ask(self, route: Route, waiting: Iterable[Credentials]) -> None:
+        """Ask control where that is due, each time by the next of the keys that wait: one may be revoked by now."""
+        name, now = (route.project, route.deployment), asyncio.get_running_loop().time()
+        last, times = self._asked.get(name, (float("-inf"), 0))
+        if self.waker is not None and now - last >= AGAIN:
+            self._asked[name] = now, times + 1
+            keys = list(dict.fromkeys(waiting))
+            self.waker(route, keys[times % len(keys)])
 
     def look(self, known: Callable[[Name], Route | None]) -> None:
-        """Let those go whose wait is over; ask again for who is asleep still, or once more because others needed the room.
-        Called when routes have changed, and now and then."""
+        """Let those go whose wait is over. Ask again for who is asleep still, or once more because others needed the room, and
+        for who cannot be served as it is: the release before may wake. Called when routes have changed, and now and then."""
         for name in list(self._held):
             route = known(name)
             if route is None or route.state in (DeploymentState.ready, DeploymentState.failed):
@@ -77,8 +95,8 @@ class Sleepers:
                 for held in self._held.pop(name):  # each in a turn of its own: what one raises is no other's
                     asyncio.get_running_loop().call_soon(held.tell)
                 continue
-            waiting = self._held[name] = [held for held in self._held[name] if not held.over]
+            waiting = self._held[name] = {held: None for held in self._held[name] if not held.over}
             if not waiting:
                 del self._held[name]
-            elif route.state == DeploymentState.asleep:
-                self._ask(name, route, waiting[0].credentials)
+            elif route.state == DeploymentState.asleep or route.error is not None:
+                self._ask(route, (held.credentials for held in waiting))

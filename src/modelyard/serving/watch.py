@@ -33,7 +33,8 @@ _TIMES, _MORE = 2.0, 512 << 20
 @dataclass(slots=True)
 class _Known:
     """`since`: when it last moved: it held no call, had computed more, or was not asked before. `served`: it ever answered;
-    `done` and `refused`, counted so far. `left`: when it was asked, if it said that nobody is connected to it."""
+    `done` and `refused`, counted so far; `heard`: it has answered since that count. `left`: when it was asked, if it said that
+    nobody is connected to it."""
 
     health: Health | None
     steps: int
@@ -42,6 +43,7 @@ class _Known:
     served: bool = False
     done: int | None = None
     refused: int = 0
+    heard: bool = False
     left: float | None = None
 
 
@@ -121,7 +123,7 @@ class Watch:
         known.health = health
         if health is None:
             return
-        known.served = known.served or health.done > 0
+        known.served, known.heard = known.served or health.done > 0, True
         if health.depth == 0 or health.steps != known.steps:
             known.since, known.steps = at, health.steps
         if health.state == ReplicaState.ready:
@@ -129,15 +131,19 @@ class Watch:
 
     def _count(self, rows: Sequence[ReplicaRow], at: float) -> None:
         asked: dict[tuple[int, int], list[int]] = {}
+        unheard = set[tuple[int, int]]()
         for row in rows:
             known = self._known.get(row.token)
             if row.state == ReplicaState.ready:
-                counts = asked.setdefault((row.deployment, row.generation), [0, 0, 0])
+                release = (row.deployment, row.generation)
+                counts = asked.setdefault(release, [0, 0, 0])
+                if known is None or not known.heard:
+                    unheard.add(release)
                 for index, count in enumerate(_new(known) if known else ()):
                     counts[index] += count
         self._loads = {release: self._loads.get(release, Loads()) for release in asked}
         for release, counts in asked.items():
-            self._loads[release].add(at, *counts)
+            self._loads[release].add(at, *counts, whole=release not in unheard)
 
 
 def _leaves(row: ReplicaRow) -> bool:
@@ -150,7 +156,7 @@ def _new(known: _Known) -> tuple[int, int, int]:
     health = known.health
     if health is None:
         return 0, 0, 0
-    before, known.done = known.done, health.done
+    before, known.done, known.heard = known.done, health.done, False
     refused, known.refused = known.refused, health.refused
     since = (0, 0) if before is None else (max(0, health.done - before), max(0, health.refused - refused))
     return health.depth, *since
