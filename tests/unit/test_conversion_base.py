@@ -227,8 +227,9 @@ def one_only(x):
     ("answer", "rows", "said"),
     [
         (lambda x: np.exp(x) / np.exp(x).sum(0), -1, "follows from the rows beside it"),
-        (lambda x: np.cumsum(x, 0), -1, r"row 1 of 7"),
+        (lambda x: np.cumsum(x, 0), -1, r"row 6 of 7"),
         (lambda x: np.argsort(x, 0), -1, "follows from the rows beside it"),
+        (lambda x: x @ x.T, -1, "follows from the rows beside it"),
         (lambda x: x - x.mean(0), 4, r"row 0 of 4"),
         (lambda x: x.squeeze(), -1, "follows from the rows beside it"),
         (lambda x: x[:3], -1, r"\[3, 2\] for 7 rows: its dim 0 must be the batch"),
@@ -243,12 +244,59 @@ def one_only(x):
 )
 def test_rows_that_follow_from_others_are_found(answer, rows: int, said: str | None) -> None:
     signature = Signature((TensorSpec("x", "FP32", (rows, 2)),), ())
-    asked = (lambda batch: {"y": answer(batch["x"])}, signature, made_up(signature), (ValueError,))
+    samples = made_up(signature)
+
+    def forward(batch):
+        return {"y": answer(batch["x"])}
+
     if said is None:
-        check_rows(*asked)
+        check_rows(forward, signature, samples, forward(samples), (ValueError,))
         return
     with pytest.raises(Invalid, match=said):
-        check_rows(*asked)
+        check_rows(forward, signature, samples, forward(samples), (ValueError,))
+
+
+def test_a_model_is_tried_with_few_rows() -> None:
+    ran = []
+
+    def forward(batch):
+        ran.append(len(batch["x"]))
+        return {"y": batch["x"] * 2}
+
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), ())
+    tried = try_out(forward, signature, ())
+    assert tried is not None
+    check_rows(forward, signature, *tried, ())
+    assert ran == [7, 1, 1]
+
+
+def test_an_output_as_wide_as_the_longest_row_is_no_mixture() -> None:
+    def texts(batch, more=0.0):
+        length = batch["x"][:, 0]
+        at = np.arange(int(length.max()))
+        return {"y": np.where(at < length[:, None], at + 1 + more * length.sum(), 0).astype(np.float32)}
+
+    signature = Signature((TensorSpec("x", "INT64", (-1, 1)),), ())
+    samples = {"x": np.array([[2], [5], [3]])}
+    check_rows(texts, signature, samples, texts(samples), ())
+    with pytest.raises(Invalid, match="follows from the rows beside it"):
+        check_rows(lambda b: texts(b, 1.0), signature, samples, texts(samples, 1.0), ())
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3)])
+def test_an_input_of_a_fixed_size_beside_an_open_batch_is_no_row(shape: tuple[int, ...]) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 3)), TensorSpec("s", "FP32", shape)), ())
+    samples = made_up(signature)
+
+    def scaled(batch):
+        return {"y": batch["x"] * batch["s"]}
+
+    def mixed(batch):
+        return {"y": batch["x"].sum(0) * batch["s"] + 0 * batch["x"]}
+
+    check_rows(scaled, signature, samples, scaled(samples), ())
+    with pytest.raises(Invalid, match="follows from the rows beside it"):
+        check_rows(mixed, signature, samples, mixed(samples), ())
 
 
 def test_open_dims_are_tried_in_several_sizes_closed_ones_must_run() -> None:

@@ -91,6 +91,22 @@ def test_a_graph_that_mixes_rows_is_refused(out: Path) -> None:
         read(CONFIG, path, path.parent, out, FolderContext(out.parent))
 
 
+def test_a_constant_given_as_an_input_is_no_batch(out: Path) -> None:
+    path = out.parent / "in" / "m.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "s"], ["y"])],
+        "scaled",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, [3]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    save(graph, path)
+    card, _ = read(CONFIG, path, path.parent, out, FolderContext(out.parent))
+    assert [spec.shape for spec in card.inputs] == [(-1, 3), (3,)]
+
+
 def test_what_is_quantised_by_the_batch_may_follow_from_it(out: Path) -> None:
     path = mixing(out.parent / "in" / "m.onnx", helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]))
     read(CONFIG, path, path.parent, out, FolderContext(out.parent))

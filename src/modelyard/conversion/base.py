@@ -199,28 +199,41 @@ def check_rows(
     forward: Callable[[Mapping[str, Array]], dict[str, Array]],
     signature: Signature,
     samples: Mapping[str, Array],
+    given: Mapping[str, Array],
     failures: tuple[type[Exception], ...],
 ) -> None:
-    """Raises `Invalid` where a row's answer follows from the rows beside it, which are other callers' when it is served: each
-    row is run alone or, where the batch is fixed, the first among copies of itself. What draws random numbers is let pass."""
-    rows, fixed = count(samples), fixed_rows(signature)
-    given, again = forward(samples), forward(samples)
+    """Raises `Invalid` where a row's answer, as in `given` to all `samples`, follows from the rows beside it, which are other
+    callers' when it is served: the first and the last row are run alone or, where the batch is fixed, the first among copies of
+    itself. What draws random numbers is let pass."""
     check_batch(samples, given)
-    if rows == 1 or any(_apart(array, again[name], array) for name, array in given.items()):
-        return
-    for row in range(rows if fixed == -1 else 1):
-        copies = 1 if fixed == -1 else fixed
+    rows, fixed = count(samples), fixed_rows(signature)
+    copies, chosen = (1, (0, rows - 1)) if fixed == -1 else (fixed, (0,))
+    for row in chosen if rows > 1 else ():
         try:
-            alone = forward({name: np.repeat(array[row : row + 1], copies, axis=0) for name, array in samples.items()})
+            alone = forward(_copied(samples, signature, row, copies))
         except failures as error:
             raise Invalid(f"The model runs on {rows} rows but not on one alone: {first_line(error)}") from error
         for name, array in given.items():
             if alone[name].shape[:1] != (copies,) or _apart(array[row : row + 1], alone[name][:1], array):
+                if _random(given, forward(samples)):
+                    return
                 raise Invalid(
                     f"Output '{name}' of a row follows from the rows beside it (row {row} of {rows}): dim 0 of some tensor is "
                     "not the batch, or rows are mixed. Rows of several callers are run as one batch: export the model in eval "
                     "mode, with the batch as dim 0 of every input and output, and nothing computed across it."
                 )
+
+
+def _copied(samples: Mapping[str, Array], signature: Signature, row: int, copies: int) -> dict[str, Array]:
+    """A batch of one row so many times; of inputs whose dim 0 is fixed, as a constant's, while others' is open, as they are."""
+    fixed = {spec.name for spec in signature.inputs if spec.shape and spec.shape[0] != -1}
+    kept = fixed if len(fixed) < len(signature.inputs) else set()
+    return {name: array if name in kept else np.repeat(array[row : row + 1], copies, axis=0) for name, array in samples.items()}
+
+
+def _random(given: Mapping[str, Array], again: Mapping[str, Array]) -> bool:
+    """Whether the same rows had another answer."""
+    return any(array.shape != again[name].shape or _apart(array, again[name], array) for name, array in given.items())
 
 
 def blank(given: Mapping[str, Array]) -> list[str]:
@@ -321,8 +334,11 @@ def _floor(array: Array, largest: float) -> float:
 
 
 def _apart(wanted: Array, given: Array, whole: Array) -> bool:
-    """Whether rows of the output `whole` differ by more than how they were batched may make them."""
-    if wanted.shape != given.shape:
+    """Whether rows of the output `whole` differ by more than how they were batched may make them. Where they are as wide as the
+    longest of their batch, what both have is compared."""
+    if wanted.ndim != given.ndim:
         return True
+    shared = tuple(slice(min(sizes)) for sizes in zip(wanted.shape, given.shape, strict=True))
+    wanted, given = wanted[shared], given[shared]
     allowed = _ALIKE if wanted.dtype.kind == "f" else 0.0
     return bool((_errors(wanted, given, max(_largest(whole), _LEAST))[1] > allowed).any())

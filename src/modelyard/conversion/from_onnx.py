@@ -39,7 +39,7 @@ def read(
     elif _scaled_by_batch(out / FILE):
         check_batch(*tried)
     else:
-        check_rows(forward, signature, tried[0], ERRORS)
+        check_rows(forward, signature, *tried, ERRORS)
     return card, {"format": "onnx", "notes": notes}
 
 

@@ -41,7 +41,7 @@ def read(
             f"'{path.name}' ran with none of the sizes tried for its open dims, so that nothing shows what it answers."
         )
     steady(engine, tried[0])
-    check_rows(engine.forward, signature, tried[0], failures)
+    check_rows(engine.forward, signature, *tried, failures)
     reference = _Reference(out / FILE, signature)
     try:
         found = verify(reference, engine, tried[0], keep=context.work)

@@ -100,7 +100,7 @@ def _tried(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[dict[str,
     tried = try_out(forward, signature, _FAILURES)
     if tried is None:
         raise Invalid("The module runs on none of the sizes tried for its open dims: state the sizes it takes.")
-    check_rows(forward, signature, tried[0], _FAILURES)
+    check_rows(forward, signature, *tried, _FAILURES)
     return tried
 
 

@@ -29,6 +29,7 @@ FILE = "model.onnx"
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)', overload='(?P<overload>[^']+)'\)>")
 _OWN_LEAST = 2  # torch.export takes sizes of 0 and 1 for special: not a bound of the module's
 _ENDLESS = 1 << 62
+_TRIED = 4096  # the largest size that a module is run with to see whether its bound is a branch
 _INLINE = 1 << 30  # bytes of weights kept in the file itself; protobuf ends at 2 GiB
 
 
@@ -57,7 +58,7 @@ def export(
     if len(program.model.graph.outputs) != len(card.outputs):  # one for each tensor in the result, however deep
         module = _Tensors(module, [spec.name for spec in card.outputs])
         program = _export(module, card, arguments)
-    _check_bounds(program.exported_program, module, card, past=not bounded)
+    _check_bounds(program.exported_program, module, card, arguments, past=not bounded)
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     program.save(out / file, external_data=size > _INLINE)
     _forget_the_machine(out / file)
@@ -110,22 +111,42 @@ def _kind(module: nn.Module) -> str:
     return type(module.module if isinstance(module, _Tensors) else module).__name__
 
 
-def _check_bounds(program: Any, module: nn.Module, card: ModelCard, *, past: bool) -> None:
+def _check_bounds(program: Any, module: nn.Module, card: ModelCard, arguments: list[Tensor], *, past: bool) -> None:
     """Raises `Invalid` where the trace holds for some sizes of an open batch alone, or with `past` of an open dim past it: the
-    graph keeps the branch that was traced, and would answer another way for the others."""
+    graph keeps the branch that was traced, and would answer another way for the others. A size past the batch that the module
+    does not take either, less than a kernel or more than a table of positions, is none of them."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    for spec, name in zip(card.inputs, program.graph_signature.user_inputs, strict=True):
-        for axis, size in enumerate(values[name].shape):
+    shapes = [values[name].shape for name in program.graph_signature.user_inputs]
+    for spec, shape in zip(card.inputs, shapes, strict=True):
+        for axis, size in enumerate(shape):
             limits = None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
             if limits is None or (axis and not past):
                 continue
             low, high = limits.lower, limits.upper
-            if low > _OWN_LEAST or high < _ENDLESS:
+            beyond = ([int(low) - 1] if low > _OWN_LEAST else []) + ([int(high) + 1] if high < _ENDLESS else [])
+            if any(axis == 0 or other > _TRIED or _runs(module, arguments, shapes, size, other) for other in beyond):
                 sizes = f"{low} to {high}" if high < _ENDLESS else f"{low} or more"
                 raise Invalid(
                     f"{_kind(module)} cannot be exported to ONNX for every size: forward decides by dim {axis} of input "
                     f"'{spec.name}', and the graph would hold for {sizes} alone. Take the branch out, or state the dim's size."
                 )
+
+
+def _runs(module: nn.Module, arguments: list[Tensor], shapes: list[Any], dim: Any, size: int) -> bool:
+    """Whether the module takes the arguments with all dims that follow from `dim` as for such a size of it."""
+    given = []
+    for value, shape in zip(arguments, shapes, strict=True):
+        for axis, other in enumerate(shape):
+            if not isinstance(other, int) and other.node.expr.free_symbols == {dim.node.expr}:
+                wanted = int(other.node.expr.xreplace({dim.node.expr: size}))
+                value = value.index_select(axis, torch.arange(wanted) % value.shape[axis])
+        given.append(value)
+    try:
+        with quiet(), torch.inference_mode():
+            module(*given)
+    except Exception:  # noqa: BLE001  whatever the user's source raises
+        return False
+    return True
 
 
 def _by_parameter(module: nn.Module, dims: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
