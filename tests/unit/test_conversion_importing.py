@@ -38,20 +38,6 @@ def test_an_onnx_file_becomes_a_version(tmp_path: Path) -> None:
     assert ENGINES.get("onnx")(made["folder"], card).forward({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 2)
 
 
-def test_an_import_may_be_silent_for_longer_while_the_model_is_tried(tmp_path: Path) -> None:
-    told: list[float] = []
-
-    class Heard(FolderContext):
-        def allow(self, times: float = 1.0) -> None:
-            told.append(times)
-
-    (tmp_path / "in").mkdir()
-    matmul(tmp_path / "in" / "graph.onnx")
-    files = {"files": Input("upload", {}, FolderView(tmp_path / "in"))}
-    run(ImportModelConfig(), files, FolderOutputs(tmp_path / "out"), Heard(tmp_path))
-    assert told == [10.0, 1.0]
-
-
 def test_a_program_of_torch_export_becomes_a_version(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "program.pt2", entries())

@@ -41,7 +41,6 @@ IMPORTERS: Registry[Importer] = Registry(
         "huggingface": "modelyard.conversion.from_huggingface:read",
     },
 )
-_PATIENT = 10.0  # times as long as usual a job may be silent while a model is tried, exported and verified
 FOLDER = "config.json"  # what a Hugging Face folder is known by
 ENDINGS = {".onnx": "onnx", ".pt2": "pt2", ".tflite": "litert", ".pth": "torch", ".pt": "torch", ".safetensors": "torch"}
 
@@ -58,9 +57,7 @@ def run(config: ImportModelConfig, inputs: Mapping[str, Input], outputs: Outputs
     out = context.work / "model"
     out.mkdir()
     context.progress(0, 2)
-    context.allow(_PATIENT)
     card, facts = IMPORTERS.get(kind)(config, path, upload, out, context)
-    context.allow()
     context.check()
     context.progress(1, 2)
     notes = facts.pop("notes")
