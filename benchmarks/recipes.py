@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -43,10 +44,14 @@ def _alone(graph: Path, folder: Path) -> Path:
 
 
 def plain(graph: Path, rows: Rows, folder: Path) -> dict[str, Path]:
-    """Defaults throughout, after the pre-processing that the documentation asks for."""
+    """Defaults throughout, after the pre-processing that the documentation asks for; without its symbolic shapes where that gives
+    up, as it then advises."""
     paths = {name: folder / f"{name}.onnx" for name in ("prepared", "dynamic", "static")}
-    with quietly():
-        quant_pre_process(graph, paths["prepared"])
+    with quietly(), contextlib.chdir(folder):  # where it gives up it leaves the graph in the folder it is run in
+        try:
+            quant_pre_process(graph, paths["prepared"])
+        except Exception:  # noqa: BLE001 - it raises nothing narrower
+            quant_pre_process(graph, paths["prepared"], skip_symbolic_shape=True)
         quantize_dynamic(paths["prepared"], paths["dynamic"])
         quantize_static(paths["prepared"], paths["static"], _Reader(rows))
     return {"onnxruntime, dynamic": paths["dynamic"], "onnxruntime, static": paths["static"]}
