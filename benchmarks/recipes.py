@@ -44,8 +44,8 @@ def _alone(graph: Path, folder: Path) -> Path:
 
 
 def plain(graph: Path, rows: Rows, folder: Path) -> dict[str, Path]:
-    """Defaults throughout, after the pre-processing that the documentation asks for; without its symbolic shapes where that gives
-    up, as it then advises."""
+    """Defaults throughout, after the pre-processing that the documentation asks for; without its symbolic shapes where that
+    gives up, as it then advises."""
     paths = {name: folder / f"{name}.onnx" for name in ("prepared", "dynamic", "static")}
     with quietly(), contextlib.chdir(folder):  # where it gives up it leaves the graph in the folder it is run in
         try:
