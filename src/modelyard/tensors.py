@@ -59,6 +59,11 @@ class TensorSpec:
         return {"name": self.name, "datatype": self.datatype, "shape": [-1] if self.shape is None else list(self.shape)}
 
 
+def shown(spec: TensorSpec) -> str:
+    """A spec for people: 'image:FP32[-1, 3, 224, 224]', without a shape where that is any."""
+    return f"{spec.name}:{spec.datatype}{'' if spec.shape is None else list(spec.shape)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What a model takes and gives: the tensors of one call, in order."""

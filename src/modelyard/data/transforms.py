@@ -14,7 +14,7 @@ import numpy as np
 
 from modelyard.errors import Internal, Invalid
 from modelyard.plugins import Registry
-from modelyard.tensors import Array, Signature, TensorSpec
+from modelyard.tensors import Array, Signature, TensorSpec, shown
 
 if TYPE_CHECKING:
     from modelyard.kinds import Config
@@ -114,13 +114,13 @@ def check_engine(name: str, engine: Signature, made: TensorSpec, output: str, la
     """Raises `Invalid` where an engine does not go with transform `name`: it takes another tensor than the one that is `made`,
     or its `output` is missing, no numbers or, where there are labels, not one logit a label."""
     if len(engine.inputs) != 1 or not _takes(engine.inputs[0], made):
-        raise Invalid(f"The transform '{name}' makes {_shown(made)}; the model takes {', '.join(map(_shown, engine.inputs))}.")
+        raise Invalid(f"The transform '{name}' makes {shown(made)}; the model takes {', '.join(map(shown, engine.inputs))}.")
     given = next((spec for spec in engine.outputs if spec.name == output), None)
     wanted = TensorSpec(output, "FP32", (-1, len(labels)) if labels else None)
     if given is None or given.datatype == "BYTES" or not _fits(given.shape, wanted.shape):
         what = f"one logit for each of {len(labels)} labels" if labels else "numbers"
-        has = ", ".join(map(_shown, engine.outputs))
-        raise Invalid(f"The transform '{name}' wants {what} as {_shown(wanted)}; the model gives {has}.")
+        has = ", ".join(map(shown, engine.outputs))
+        raise Invalid(f"The transform '{name}' wants {what} as {shown(wanted)}; the model gives {has}.")
 
 
 def _takes(spec: TensorSpec, made: TensorSpec) -> bool:
@@ -132,10 +132,6 @@ def _fits(shape: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> bool
     if shape is None or wanted is None:
         return True
     return len(shape) == len(wanted) and all(dim in (-1, size) for dim, size in zip(shape[1:], wanted[1:], strict=True))
-
-
-def _shown(spec: TensorSpec) -> str:
-    return f"{spec.name}:{spec.datatype}{'' if spec.shape is None else list(spec.shape)}"
 
 
 def softmax(logits: Array) -> Array:

@@ -21,6 +21,7 @@ from modelyard.engines.files import inside
 from modelyard.engines.gguf import widen
 from modelyard.engines.huggingface import ends
 from modelyard.engines.openvino import reason
+from modelyard.engines.tensors import text_of
 from modelyard.errors import Invalid, Unavailable
 from modelyard.tensors import Call, Reply, Signature, Tensor
 
@@ -99,10 +100,7 @@ class GenAiEngine:
             config.temperature = float(call.parameters["temperature"])
             config.rng_seed = int(call.parameters.get("seed", 0))
         (text,) = call.inputs[0].array.reshape(-1).tolist()
-        try:
-            words = text.decode() if isinstance(text, bytes) else str(text)
-        except UnicodeDecodeError as error:
-            raise Invalid(f"Row 0 of '{call.inputs[0].name}': byte {error.start} is not UTF-8 text.") from error
+        words = text_of(call.inputs[0].name, 0, text)
         self._running[call.id] = _Running(self._pipe.add_request(next(self._numbers), words, config))
 
     def step(self) -> Sequence[tuple[str, Reply, bool]]:

@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from modelyard.engines.base import ModelCard
 from modelyard.engines.files import inside
-from modelyard.engines.tensors import agree
+from modelyard.engines.tensors import agree, text_of
 from modelyard.errors import Invalid, Unsafe
 from modelyard.tensors import Array, Signature, TensorSpec
 
@@ -210,14 +210,9 @@ def _spec(given: Any) -> TensorSpec:
 
 def _decoded(name: str, array: Array) -> Array:
     """Raises `Invalid` naming the first row that is not UTF-8."""
-    texts = np.empty(array.size, object)
-    for at, value in enumerate(array.ravel()):
-        try:
-            texts[at] = value.decode() if isinstance(value, bytes) else value
-        except UnicodeDecodeError as error:
-            row = at * len(array) // array.size
-            raise Invalid(f"Row {row} of '{name}': byte {error.start} is not UTF-8 text.") from error
-    return texts.reshape(array.shape)
+    each = array.size // max(1, len(array))
+    texts = [text_of(name, at // each, value) for at, value in enumerate(array.ravel())]
+    return np.array(texts, dtype=object).reshape(array.shape)
 
 
 def _encoded(array: Array) -> Array:

@@ -1,11 +1,11 @@
-"""Whether the tensors that a version's card states are those that its graph has. Engines of graphs ask at load, so that a card
-that is wrong is an error before the first call.
+"""Tensors as engines meet them: whether those that a version's card states are those that its graph has, asked at load, so that
+a card that is wrong is an error before the first call; and texts, which are callers' bytes.
 """
 
 from __future__ import annotations
 
 from modelyard.errors import Invalid
-from modelyard.tensors import Signature, TensorSpec
+from modelyard.tensors import Signature, TensorSpec, shown
 
 
 def agree(card: Signature, graph: Signature) -> None:
@@ -14,8 +14,8 @@ def agree(card: Signature, graph: Signature) -> None:
         specs = {spec.name: spec for spec in there}
         for spec in stated:
             if spec.name not in specs or not _fits(spec, specs[spec.name]):
-                found = ", ".join(_shown(s) for s in there)
-                raise Invalid(f"model.json states the {what} {_shown(spec)}, but the graph's {what}s are {found}.")
+                found = ", ".join(shown(s) for s in there)
+                raise Invalid(f"model.json states the {what} {shown(spec)}, but the graph's {what}s are {found}.")
     missing = sorted({spec.name for spec in graph.inputs} - {spec.name for spec in card.inputs})
     if missing:
         raise Invalid(f"The graph also takes {', '.join(missing)}, which model.json does not state.")
@@ -29,5 +29,9 @@ def _fits(stated: TensorSpec, there: TensorSpec) -> bool:
     return len(stated.shape) == len(there.shape) and all(b in (-1, a) for a, b in zip(stated.shape, there.shape, strict=True))
 
 
-def _shown(spec: TensorSpec) -> str:
-    return f"{spec.name}:{spec.datatype}{'' if spec.shape is None else list(spec.shape)}"
+def text_of(name: str, row: int, value: bytes | str) -> str:
+    """An element of a BYTES tensor as text. Raises `Invalid`, naming where it stands, for what is no UTF-8."""
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise Invalid(f"Row {row} of '{name}': byte {error.start} is not UTF-8 text.") from error

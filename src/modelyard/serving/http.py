@@ -268,9 +268,8 @@ class InferenceProtocol(Turns):
             if self.gateway.may_wake(error, exchange):
                 self._wait(exchange, special, error)
                 return
-            if not (
-                before and before.group.newest.up and isinstance(error, NotFound)
-            ):  # else who would have taken it still does
+            taken = before is not None and before.group.newest.up and isinstance(error, NotFound)
+            if not taken:  # by who would have taken it before the routes changed
                 refusal = self.gateway.after_look(error, exchange.credentials, seen)
         self._judge(exchange, special, refusal)
         if exchange.whole:

@@ -22,11 +22,11 @@ from modelyard.tensors import Array
 from modelyard.training.sweep.space import Choice
 
 _CUTS = ("channels", "heads", "blocks")
-# What is believed before anything was seen, of log2(1 + points lost) and of the logarithms of costs: the deviations, how much
-# of them is of two options together, the noise of a figure, and what a whole cut would lose.
-# The first of the deviations is the likeliest of some.
-_DEVIATIONS, _TOGETHER, _NOISE, _LOST = (1.0, 0.7, 0.7, 1.0), 0.1, 0.03, 4.0
-_SPREADS = (0.75, 1.0, 1.5, 2.0, 2.5)
+# What is believed before anything was seen, of log2(1 + points lost) and of the logarithms of costs: the deviations (of the
+# first, once something was seen, the likeliest of some), how much of them is of two options together, the noise of a figure,
+# and what a whole cut would lose.
+_DEVIATIONS, _LIKELY = (1.0, 0.7, 0.7, 1.0), (0.75, 1.0, 1.5, 2.0, 2.5)
+_TOGETHER, _NOISE, _LOST = 0.1, 0.03, 4.0
 _COVERED = 3  # trials that are to try what was not tried at all, where no costs are known
 # Points that are looked at for each suggestion, draws that each is judged by, and samples of the volume.
 _POINTS, _DRAWS, _SAMPLES = 256, 32, 8192
@@ -153,7 +153,7 @@ class Proposer:
 def _likeliest(among: Array, off: Array) -> float:
     """The deviation under which figures that are `off` the expected by so much are likeliest; by little data, one near 1."""
     fit = float(off @ np.linalg.solve(among, off))
-    return max(_SPREADS, key=lambda one: -len(off) * np.log(one) - fit / (2 * one**2) - np.log(one) ** 2)
+    return max(_LIKELY, key=lambda one: -len(off) * np.log(one) - fit / (2 * one**2) - np.log(one) ** 2)
 
 
 def _squashed(lost: float) -> float:

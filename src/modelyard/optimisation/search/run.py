@@ -1,7 +1,8 @@
 """The job `search`: chains of steps are tried as `optimise` child jobs, one variant each, and the best within the budget
 becomes this job's.
 
-It makes and measures nothing itself; how trials are submitted, watched and taken up again is their `parent`'s. What a trial
+Of variants it makes and measures none itself, but before the first it has `estimate` find out what they would cost. How trials
+are submitted, watched and taken up again is their `parent`'s. What a trial
 found comes as its job's metrics: step 0 the original, step 1 the variant, measured by turns, and before, from step 2 on, what
 the variant loses after each of its epochs. Speeds of different jobs are compared by what the original took in the same job, so
 that a busy moment of the machine counts for nobody.
