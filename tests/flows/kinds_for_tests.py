@@ -115,8 +115,9 @@ def spins(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
 def stalls(config: Plan, inputs: Any, outputs: Any, context: Any) -> None:
     """In the first life rank `rank` stops after its checkpoint, while the others go on saying that they live."""
     folder = context.work / "checkpoint"
-    folder.mkdir(exist_ok=True)
-    (folder / "step.txt").write_text("1")
+    if context.rank == 0:  # a folder that is stored may have one writer
+        folder.mkdir(exist_ok=True)
+        (folder / "step.txt").write_text("1")
     context.checkpoint(1, folder)
     if context.latest() is None:
         spins(config, inputs, outputs, context) if context.rank == config.rank else wait_for_ever(context)

@@ -84,7 +84,7 @@ def test_a_gang_of_which_one_rank_hangs_is_found_and_goes_on_from_its_checkpoint
     with bench(tmp_path, job_heartbeat=2.0) as yard:
         job = yard.run("stalls", ranks=2, rank=1)
         log = yard.log(job.id)
-    assert (job.state, job.attempt) == (State.succeeded, 2)
+    assert (job.state, job.attempt) == (State.succeeded, 2), log + str(job.error)
     assert "attempt 1 was lost and is started again: " in log
     assert "The gang was ended: no sign of life from rank 1 for 2 s. Hung: rank 1 in spins" in log
     assert "rank 0 in" not in log.partition("attempt 1 was lost")[2]
