@@ -51,6 +51,18 @@ def test_the_batch_is_left_alone_and_may_be_read_only(tmp_path: Path) -> None:
     assert (x == 1).all()
 
 
+def test_an_answer_is_not_what_the_module_writes_into_again(tmp_path: Path) -> None:
+    card = simple(tmp_path)
+    source = (tmp_path / "model.py").read_text().replace("return self.second(torch.relu(self.first(x)))", "return self.out(x)")
+    source += "\n    def out(self, x):\n        self.kept = vars(self).get('kept', torch.empty(9, 1))\n"
+    source += "        torch.sum(x, 1, keepdim=True, out=self.kept[: len(x)])\n        return self.kept[: len(x)]\n"
+    (tmp_path / "model.py").write_text(source)
+    engine = TorchEngine(tmp_path, card)
+    first = engine.forward({"x": np.ones((2, 10), np.float32)})["output"]
+    engine.forward({"x": np.zeros((3, 10), np.float32)})
+    assert first.tolist() == [[10.0], [10.0]]
+
+
 def test_loading_leaves_nothing_in_the_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = simple(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)

@@ -61,7 +61,8 @@ class TorchEngine:
         with torch.inference_mode():
             # torch.tensor copies: the module may write in place, and the batch is not ours.
             result = self._run([torch.tensor(batch[name]) for name in self._inputs])
-        return {name: value.numpy() for name, value in zip(self._outputs, in_order(result, self._outputs), strict=True)}
+        # Copies: the module may write into what it gave again, for the next batch, while this one's answers are encoded.
+        return {name: value.numpy().copy() for name, value in zip(self._outputs, in_order(result, self._outputs), strict=True)}
 
     def _run(self, arguments: Sequence[torch.Tensor]) -> Any:
         """Where the shape of inputs is unknown nobody could check it before the module does: what it says of it is told."""
