@@ -234,6 +234,37 @@ def test_what_could_not_be_booked_at_the_end_stays_for_the_next(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_who_waits_for_the_books_still_at_the_end_is_the_only_settler(tmp_path, monkeypatch):
+    from modelyard.serving import meter
+
+    turn, asked = threading.Lock(), threading.Event()
+
+    class Locked(Book):
+        def settle(self, settlements):
+            asked.set()
+            with turn:
+                super().settle(settlements)
+
+    monkeypatch.setattr(meter, "_PATIENCE", 0.02)
+    book = Locked()
+    mine = meters(tmp_path, book, every=0.001)
+    turn.acquire()
+    mine.slot(WHO).add(1, 0, 0, 0, 0, 0)
+    mine.start()
+    assert asked.wait(10)
+    for _ in range(2):
+        mine.slot(WHO).add(1, 0, 0, 0, 0, 0)
+    threading.Timer(0.1, turn.release).start()
+    mine.stop()
+    assert not book.entries
+    mine._thread.join(10)
+    assert (book.total().calls, len(list(tmp_path.glob("*.meter")))) == (1, 1)
+    kill(mine)
+    meters(tmp_path, book).settle_once()
+    assert book.total().calls == 3
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_settlement_names_its_piece():
     settlement = Settlement("f", 3, WHO, Counters(version=4), Counters(version=10))
     assert settlement.source == "meter:f:3:6"

@@ -6,6 +6,7 @@ import pytest
 
 from modelyard import migrations
 from modelyard.db import Database
+from modelyard.errors import Conflict
 from modelyard.serving.meter import Counters, Identity, deltas
 from modelyard.serving.settlement import forget, settle, settled
 from modelyard.tenancy.ledger import usage
@@ -39,6 +40,20 @@ def test_telling_the_same_twice_books_once(database):
     settle(database, due)
     settle(database, due)
     assert booked(database)[0]["calls"] == 1
+
+
+def test_of_two_settlers_one_books_and_the_other_looks_again(database):
+    first, both = Counters(2, 2, 0, 8, 20, 200, 100), Counters(3, 3, 1, 9, 30, 300, 150)
+    early, late = (deltas("f", {0: (WHO, total)}, {}) for total in (first, both))
+    settle(database, early)
+    with pytest.raises(Conflict, match="up to 2, by another settler"):
+        settle(database, late)
+    assert settled(database, "f") == {0: first}
+    settle(database, deltas("f", {0: (WHO, both)}, settled(database, "f")))
+    for told_late in (early, deltas("f", {0: (WHO, first)}, {0: Counters(1, 1, 0, 4, 10, 100, 50)})):
+        settle(database, told_late)
+    assert settled(database, "f") == {0: both}
+    assert booked(database)[0]["calls"] == 3
 
 
 def test_a_forgotten_file_stays_in_the_ledger(database):

@@ -39,6 +39,7 @@ _COPIES = (_VERSION.size, _VERSION.size + _COUNTS.size)
 _NAMED = _VERSION.size + 2 * _COUNTS.size
 SLOT = 1024
 SLOTS = 1024
+_PATIENCE = 10.0  # seconds that the thread has for its last step
 
 
 class Identity(NamedTuple):
@@ -243,10 +244,14 @@ class Meters:
         self._thread.start()
 
     def stop(self) -> None:
-        """Settle a last time; files that are settled whole are removed."""
+        """Settle a last time; files that are settled whole are removed. Where the thread waits for its books still, all stay to
+        the next gateway: two settlers of one file would each book from where they know it."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(10.0)
+            self._thread.join(_PATIENCE)
+            if self._thread.is_alive():
+                _log.warning("usage not settled; the next gateway does it", files=len(self._files))
+                return
         self._step()
         for file in self._files:
             whole = not deltas(file.id, file.read(), self._known.get(file.id, {}))
