@@ -156,6 +156,7 @@ def test_it_grows_with_what_waits_and_with_what_is_refused_for_the_latency_targe
     with calling(platform, "grows", 24) as counted:
         until(whole(platform, "grows"), 90.0)
     assert set(counted) == {200}, counted
+    platform.undeploy("grows")  # another release would begin with as many as serve
     platform.deploy("grows", "slow@1", engine="torch", max_replicas=2, latency_target=0.1)
     until(whole(platform, "grows", 1))
     with calling(platform, "grows", 12) as counted:

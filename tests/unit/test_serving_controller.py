@@ -230,6 +230,110 @@ def test_where_both_lose_replicas_alike_the_canary_stays(tmp_path: Path) -> None
     scene.db.close()
 
 
+def room(scene: Scene, replicas: int) -> None:
+    scene.controller._space._room = lambda: Room(0, replicas)  # type: ignore[method-assign]
+
+
+def of(scene: Scene, generation: int) -> int:
+    """How many replicas of a release are ready."""
+    with scene.db.read() as session:
+        return session.query(ReplicaRow).filter_by(generation=generation, state=ReplicaState.ready).count()
+
+
+def grown(folder: Path, replicas: int) -> Scene:
+    """A release that was scaled, and has been so for long."""
+    scene = Scene(folder, max_replicas=8)
+    with scene.db.begin() as session:
+        session.query(ReleaseRow).update({"replicas": replicas})
+    scene.tick(3)
+    assert of(scene, 1) == replicas
+    return scene
+
+
+def long_ago(scene: Scene) -> None:
+    called(scene, 0)
+    scene.controller._began -= timedelta(hours=1)
+    with scene.db.begin() as session:
+        session.query(DeploymentRow).update({"updated": now() - timedelta(hours=1)})
+
+
+def test_what_has_grown_is_followed_by_as_many_and_they_stay_until_the_load_was_seen(tmp_path: Path) -> None:
+    scene = grown(tmp_path, 4)
+    scene.said = replace(READY, state=ReplicaState.starting)
+    scene.old = scene.replicas()
+    deploy(scene.db, 2, max_replicas=8)
+    scene.tick(3)
+    assert (of(scene, 1), of(scene, 2)) == (4, 0)
+    scene.said = READY
+    scene.tick(4)
+    assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (0, 4, True)
+    long_ago(scene)
+    scene.tick(2)
+    assert scene.release(2).replicas == 1
+    scene.db.close()
+
+
+def test_where_both_have_no_room_the_new_release_takes_over_with_what_found_some(tmp_path: Path) -> None:
+    scene = grown(tmp_path, 4)
+    room(scene, 6)
+    deploy(scene.db, 2, max_replicas=8)
+    scene.tick(3)
+    assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (4, 2, True)
+    assert "No room" in str(scene.release(2).error)
+    for _ in range(8):
+        called(scene, 0)
+        scene.tick(2, pauses=False)
+    assert (of(scene, 1), of(scene, 2)) == (0, 4)
+    found = scene.release(2)
+    assert (found.state, found.error, found.settled) == (DeploymentState.ready, None, True)
+    scene.db.close()
+
+
+def test_fewer_than_must_be_do_not_take_over(tmp_path: Path) -> None:
+    scene = grown(tmp_path, 4)
+    room(scene, 6)
+    deploy(scene.db, 2, min_replicas=3, max_replicas=8)
+    scene.tick(8, pauses=False)
+    assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (4, 2, False)
+    scene.db.close()
+
+
+@pytest.mark.parametrize("how", ["deployed again", "scaled down"])
+def test_that_there_is_no_room_is_forgotten_where_fewer_are_wanted(tmp_path: Path, how: str) -> None:
+    scene = Scene(tmp_path, max_replicas=3)
+    with scene.db.begin() as session:
+        session.query(ReleaseRow).update({"replicas": 3})
+    room(scene, 2)
+    scene.tick(3)
+    assert "No room" in str(scene.release().error)
+    if how == "deployed again":
+        deploy(scene.db, replicas=2)
+    else:
+        with scene.db.begin() as session:
+            session.query(ReleaseRow).update({"replicas": 2})
+    scene.tick()
+    found = scene.release()
+    assert (found.state, found.error, found.retry_at, found.settled) == (DeploymentState.ready, None, None, True)
+    assert len(scene.replicas()) == 2
+    assert not scene.controller.tick(), "nothing is on its way"
+    scene.db.close()
+
+
+def test_what_nobody_asks_for_any_more_gives_its_place_up(tmp_path: Path) -> None:
+    """The first release was replaced before it served: it is forgotten while its replica loads."""
+    scene = Scene(tmp_path)
+    room(scene, 1)
+    scene.said = replace(READY, state=ReplicaState.starting)
+    scene.tick(2)
+    deploy(scene.db, 2)
+    scene.said = READY
+    for _ in range(6):
+        scene.tick(pauses=False)
+        called(scene, 0)
+    assert (of(scene, 1), of(scene, 2)) == (0, 1)
+    scene.db.close()
+
+
 def called(scene: Scene, minutes: float) -> None:
     """All deployments were called last so long from now, and all replicas became what they are long ago."""
     with scene.db.begin() as session:

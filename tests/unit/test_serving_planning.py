@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,8 +93,22 @@ def test_no_start_before_the_backoff_is_over_nor_after_giving_up():
 
 def test_the_old_generation_serves_until_the_new_one_is_ready():
     old, new = replica("old", 1), replica("new", 2, ReplicaState.starting, age=1)
-    assert plan(wanted(generation=2), [old, new], AT, PATIENCE) == []
-    assert plan(wanted(generation=2), [old, replica("new", 2)], AT, PATIENCE) == [Settle(2), Drain("old")]
+    asked = [*wanted(generation=2), *wanted(1, settled=True)]
+    assert plan(asked, [old, new], AT, PATIENCE) == []
+    assert plan(asked, [old, replica("new", 2)], AT, PATIENCE) == [Settle(2)]
+    assert plan(wanted(generation=2, settled=True), [old, replica("new", 2)], AT, PATIENCE) == [Drain("old")]
+
+
+@pytest.mark.parametrize("state", [ReplicaState.starting, ReplicaState.ready])
+def test_what_no_call_goes_to_leaves_though_nothing_answers(state):
+    forgotten = replica("old", 1, state, age=1)
+    assert plan(wanted(generation=2, retry_at=AT + timedelta(seconds=1)), [forgotten], AT, PATIENCE) == [Drain("old")]
+
+
+def test_what_is_whole_waits_for_nothing_any_more():
+    paused = wanted(state=DeploymentState.ready, retry_at=AT + timedelta(seconds=1), settled=True)
+    assert plan(paused, [replica()], AT, PATIENCE) == [Settle(1)]
+    assert plan(paused, [replica(state=ReplicaState.starting, age=1)], AT, PATIENCE) == []
 
 
 def test_draining_waits_for_the_gateways_then_stops_then_forgets():
@@ -152,7 +167,8 @@ def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, rel
     actions = plan(releases, here, AT, PATIENCE)
     drained = {action.token for action in actions if isinstance(action, Drain)}
     lost = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
-    ready = {o.token for o in here if o.state == ReplicaState.ready} - lost
+    known = {release.generation for release in releases}
+    ready = {o.token for o in here if o.state == ReplicaState.ready and o.generation in known} - lost
     assert not ready or ready - drained
     for release in releases:
         current = [o for o in here if o.generation == release.generation and o.token not in lost and not o.swollen]

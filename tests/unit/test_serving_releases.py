@@ -133,6 +133,76 @@ def test_promoted_it_serves_and_the_one_before_answers_until_it_is_whole(db: Dat
     assert (row.replicas, row.settled) == (2, False)
 
 
+def grown(db: Database, replicas: int) -> None:
+    """What answers was scaled since."""
+    with db.begin() as session:
+        session.query(ReleaseRow).filter_by(generation=1).update({"replicas": replicas})
+
+
+def sizes(db: Database) -> dict[int, int]:
+    with db.read() as session:
+        return {row.generation: row.replicas for row in session.query(ReleaseRow)}
+
+
+def test_a_new_release_is_as_large_as_what_answers(db: Database) -> None:
+    deploy(db, max_replicas=8)
+    grown(db, 6)
+    deploy(db, 2, max_replicas=8)
+    assert sizes(db) == {1: 6, 2: 6}
+    deploy(db, 3, max_replicas=4)  # beside one that was never ready the first one answers still
+    assert sizes(db) == {1: 6, 3: 4}
+    deploy(db, 3, max_replicas=8, min_replicas=7, threads=2)
+    assert sizes(db) == {1: 6, 4: 7}
+
+
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+def test_a_release_on_trial_is_as_large_as_its_share_of_what_answers(db: Database, kind: str) -> None:
+    deploy(db, max_replicas=8)
+    grown(db, 6)
+    deploy(db, 2, **{kind: 20})
+    assert sizes(db) == {1: 6, 2: 2}
+    deploy(db, 2, **{kind: 60})
+    assert sizes(db) == {1: 6, 2: 4}
+
+
+def test_who_is_tried_or_takes_over_grows_with_what_answers(db: Database) -> None:
+    deploy(db, max_replicas=8)
+    deploy(db, 2, max_replicas=8)
+    deploy(db, 3, canary=50)
+    with db.begin() as session:
+        answers = session.get_one(ReleaseRow, (1, 1))
+        session.expunge(answers)
+        assert releases.resize(session, answers, 6)
+        assert not releases.resize(session, answers, 7), "it is another number by now"
+    assert sizes(db) == {1: 6, 2: 6, 3: 3}
+    with db.begin() as session:
+        assert releases.resize(session, session.get_one(ReleaseRow, (1, 1)), 0)
+    assert sizes(db) == {1: 0, 2: 6, 3: 1}
+
+
+def test_promoted_it_takes_over_from_what_answers_though_another_was_to(db: Database) -> None:
+    deploy(db, max_replicas=8)
+    grown(db, 3)
+    deploy(db, 2)
+    deploy(db, 3, canary=20)
+    replica(db, "three", 3)
+    settle(db, 3)
+    assert sizes(db) == {1: 3, 2: 1, 3: 1}
+    assert verb(db, releases.promote).previous == "m@1"
+    with db.read() as session:
+        [route] = Directory().read(session)
+    assert (route.version, sizes(db)[3]) == ("1", 3)
+
+
+def test_what_found_no_room_is_tried_at_another_share_as_the_same_release(db: Database) -> None:
+    deploy(db, 2, canary=20)
+    with db.begin() as session:
+        session.query(ReleaseRow).filter_by(generation=2).update({"error": "No room", "retry_at": now()})
+    trial = deploy(db, 2, canary=30).trial
+    assert trial is not None
+    assert (trial.share, trial.error, set(sizes(db))) == (30, None, {1, 2})
+
+
 def test_rolled_back_the_one_before_serves_again(db: Database) -> None:
     deploy(db, 2)
     replica(db, "two", 2)

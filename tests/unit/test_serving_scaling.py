@@ -60,6 +60,12 @@ def test_it_does_not_shrink_to_what_would_refuse():
     assert scale(demand(2, **calm, offered=70.0, lasting=70.0), asked) == 1
 
 
+def test_it_does_not_shrink_before_half_a_minute_was_watched():
+    assert scale(demand(4, rising=1)._replace(watched=False), options()) == 4
+    assert scale(demand(4, rising=9 * CALLS)._replace(watched=False), options(most=6)) == 6
+    assert scale(demand(4, rising=1)._replace(watched=False), options(most=3)) == 3
+
+
 def test_it_sleeps_after_a_while_without_a_call_and_only_a_call_wakes_it():
     asked = options(0, 4, idle=60)
     assert scale(demand(1, quiet=61), asked) == 0

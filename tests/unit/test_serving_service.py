@@ -126,6 +126,18 @@ def test_what_failed_is_tried_again_by_the_same_request(db: Database) -> None:
     assert generation(db) == 2
 
 
+def test_what_is_in_trouble_is_tried_again_as_the_release_that_it_is(db: Database) -> None:
+    deploy(db, replicas=3)
+    trouble = {"error": "No room", "failures": 2, "retry_at": now()}
+    for asked, wanted in ((3, 3), (2, 2)):
+        with db.begin() as session:
+            session.query(ReleaseRow).update(trouble)
+        assert deploy(db, replicas=asked).error is None
+        with db.read() as session:
+            row = session.query(ReleaseRow).one()
+        assert (row.generation, row.replicas, row.failures, row.retry_at) == (1, wanted, 0, None)
+
+
 def test_an_engine_that_cannot_run_it_is_refused() -> None:
     assert service.choose_engine(CARD, "torch") == "torch"
     with pytest.raises(Invalid, match="runs on onnx, torch"):

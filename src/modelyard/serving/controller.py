@@ -41,7 +41,7 @@ from modelyard.serving.planning import (
     Stop,
     plan,
 )
-from modelyard.serving.scaling import RISING, Demand, scale
+from modelyard.serving.scaling import FALLING, RISING, Demand, scale
 from modelyard.serving.space import Space
 from modelyard.serving.starts import Arrival, Starts
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
@@ -68,6 +68,7 @@ class Controller:
         self._db, self._artefacts, self._executor, self._settings = db, artefacts, executor, settings
         self._wake = threading.Event()
         self._told: set[str] = set()
+        self._began = now()
         self._logs = Logs(settings.logs)
         self._watch = Watch(probe)
         self._space = Space(db, artefacts, settings, executor.machines)
@@ -180,18 +181,14 @@ class Controller:
         changed = max((row.changed for row in serving), default=deployment.used)
         quiet = (now() - max(deployment.used, changed)).total_seconds()
         whole = len(serving) >= release.replicas and (now() - changed).total_seconds() > RISING
-        wanted = scale(Demand(release.replicas, quiet, load, whole), options)
+        watched = (now() - max(changed, deployment.updated, self._began)).total_seconds() > FALLING
+        wanted = scale(Demand(release.replicas, quiet, load, whole, watched), options)
         rolling = not stable.settled and (release is stable or stable.error is None)
         if wanted == release.replicas or (rolling and wanted < release.replicas):
             return False
         with self._db.begin() as session:
-            row = session.get(ReleaseRow, (release.deployment, release.generation))
-            if row is None or row.replicas != release.replicas:
+            if not releases.resize(session, release, wanted):
                 return False
-            row.replicas = wanted
-            if not wanted:
-                row.state = DeploymentState.asleep
-            bump(session)
         _log.info("scaled", deployment=deployment.name, replicas=wanted, before=release.replicas)
         return True
 
@@ -256,7 +253,7 @@ class Controller:
         with self._db.begin() as session:
             row = session.get(ReleaseRow, (deployment, generation))
             if row is not None:  # its replicas may have been there before it was wanted again
-                row.settled, row.state = True, DeploymentState.ready
+                row.settled, row.state, row.error, row.retry_at = True, DeploymentState.ready, None, None
                 bump(session)
 
     def _tidy(self, token: str) -> None:

@@ -68,7 +68,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """All replicas of a release are ready: nothing older is needed."""
+    """All replicas of a release are ready: nothing older is needed, and nothing is wrong with it any more."""
 
     generation: int
 
@@ -116,7 +116,7 @@ Action = Start | Settle | MarkReady | MarkLost | Replace | Drain | Stop | Forget
 
 def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, patience: Patience) -> list[Action]:
     """What to do for one deployment. `wanted` are the releases that should run, the stable one first; none: it was undeployed.
-    Replicas of other releases serve until some of these do."""
+    Calls go to these alone: replicas of others only take their place."""
     actions = [action for replica in observed if (action := _judge(replica, at, patience))]
     gone = {action.token for action in actions if isinstance(action, MarkLost | Replace)}
     lost = {action.token for action in actions if isinstance(action, MarkLost)}
@@ -127,11 +127,7 @@ def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, p
     for release in wanted:
         present = [replica for replica in here if replica.generation == release.generation]
         actions += _fill(release, present, at, release.generation not in waits)
-    # The stable release, or the one before it while that is not whole, answers: then no other is needed.
-    answering = [r for r in here if r.generation in known and r.state == ReplicaState.ready]
-    if not wanted or answering or not wanted[0].replicas:
-        actions += [Drain(replica.token) for replica in here if replica.generation not in known]
-    return actions
+    return actions + [Drain(replica.token) for replica in here if replica.generation not in known]
 
 
 def _fill(release: Wanted, here: Sequence[Observed], at: datetime, may_start: bool) -> list[Action]:
@@ -140,7 +136,7 @@ def _fill(release: Wanted, here: Sequence[Observed], at: datetime, may_start: bo
     fresh = [replica for replica in here if not replica.swollen]
     ready = [replica for replica in fresh if replica.state == ReplicaState.ready]
     actions: list[Action] = []
-    if not release.settled and release.replicas and len(ready) >= release.replicas:
+    if release.replicas and len(ready) >= release.replicas and (not release.settled or release.retry_at is not None):
         actions.append(Settle(release.generation))
     missing = release.replicas - len(fresh)
     may_start = may_start and release.state != DeploymentState.failed and (release.retry_at is None or release.retry_at <= at)

@@ -7,6 +7,7 @@ transaction each; the processes follow.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -48,14 +49,18 @@ def try_out(
     trial: tuple[TrialKind, int],
     decision: dict[str, Any] | None,
 ) -> None:
-    """Put a release on trial, in place of another; the same one again is given another share. `decision` is the gate's."""
+    """Put a release on trial, in place of another; the same one again is given another share, and replicas for it. `decision`
+    is the gate's."""
     kind, share = trial
     if (row.trial_kind, row.weight) != (kind, share):  # what was seen under another share cannot be added to
         session.execute(delete(ObservationRow).where(ObservationRow.deployment == row.id))
     there = session.get(ReleaseRow, (row.id, row.trial)) if row.trial is not None else None
-    if there is None or there.error is not None or asked != served(there):
+    if there is None or there.state == DeploymentState.failed or asked != served(there):
         there = write(session, row, asked, task, share)
         row.trial = row.generation
+    else:
+        there.replicas = max(there.replicas, _size(session, row, share))
+        again(there)
     there.decision = decision
     row.trial_kind, row.weight, row.note, row.updated = kind, share, None, now()
     name, number, *_ = asked
@@ -76,7 +81,7 @@ def write(session: Session, row: DeploymentRow, asked: Served, task: str, share:
         artefact=artefact,
         engine=engine,
         task=task,
-        replicas=max(1, math.ceil(options_of(row).min_replicas * share / 100)),
+        replicas=_size(session, row, share),
         target_us=_target(options_of(row)),
         threads=options_of(row).threads,
         state=DeploymentState.pending,
@@ -85,6 +90,41 @@ def write(session: Session, row: DeploymentRow, asked: Served, task: str, share:
     session.add(release)
     session.flush()
     return release
+
+
+def again(release: ReleaseRow) -> None:
+    """What is wrong with it is forgotten, and what is missing of it tried again now."""
+    release.error, release.failures, release.retry_at = None, 0, None
+
+
+def _size(session: Session, row: DeploymentRow, share: int) -> int:
+    """How many replicas `share` % of a deployment's calls need: of as many as answer them now, or must."""
+    serves, options = _serving(session, row), options_of(row)
+    there = min(serves.replicas, options.max_replicas) if serves is not None else 0
+    return _part(max(options.min_replicas, there), share)
+
+
+def _part(replicas: int, share: int) -> int:
+    return max(1, math.ceil(replicas * share / 100))
+
+
+def resize(session: Session, release: ReleaseRow, wanted: int) -> bool:
+    """Want so many replicas of the release that answers, no fewer of the one that is to take over, and of one on trial as its
+    share asks for. False where its number was changed meanwhile."""
+    row = session.get(DeploymentRow, release.deployment)
+    current = session.get(ReleaseRow, (release.deployment, release.generation))
+    if row is None or current is None or current.replicas != release.replicas:
+        return False
+    current.replicas = wanted
+    if not wanted:
+        current.state, current.error, current.retry_at = DeploymentState.asleep, None, None
+    for other in _known(session, row).values():
+        if other.generation == row.trial:
+            other.replicas = _part(wanted, row.weight)
+        elif other.generation == row.stable and other.replicas and not other.settled:
+            other.replicas = max(other.replicas, wanted)
+    bump(session)
+    return True
 
 
 def move(session: Session, row: DeploymentRow, generation: int) -> None:
@@ -109,11 +149,12 @@ def promote(session: Session, caller: Principal, name: str, override: str | None
     row = get(session, caller.project, name)
     if row.trial is None:
         raise Conflict(f"Nothing is on trial at deployment '{name}'; deploy a version with a canary or a shadow first.")
-    promoted, stable = session.get_one(ReleaseRow, (row.id, row.trial)), session.get_one(ReleaseRow, (row.id, row.stable))
+    promoted, serves = session.get_one(ReleaseRow, (row.id, row.trial)), _serving(session, row)
+    assert serves is not None
     version = catalogue.resolve(session, caller.project, "model", promoted.reference)
     promoted.decision = gating.admit(session, caller, row, version, override=override)
-    promoted.settled = promoted.replicas >= stable.replicas and promoted.state == DeploymentState.ready
-    promoted.replicas = max(promoted.replicas, stable.replicas)
+    promoted.settled = _ready(session, row)[promoted.generation] >= max(1, serves.replicas)
+    promoted.replicas = max(promoted.replicas, serves.replicas)
     move(session, row, promoted.generation)
     row.trial, row.trial_kind, row.updated, row.note = None, None, now(), None
     audit(session, caller.project, caller.key, "deployment.promote", name, {"model": promoted.reference})
@@ -131,7 +172,7 @@ def roll_back(session: Session, caller: Principal, name: str) -> None:
         assert row.previous is not None
         previous = session.get_one(ReleaseRow, (row.id, row.previous))
         stable = session.get_one(ReleaseRow, (row.id, row.stable))
-        previous.error, previous.failures, previous.retry_at = None, 0, None
+        again(previous)
         previous.settled = not stable.settled and row.previous in _ready(session, row)  # it answers, and goes on
         if not previous.settled:
             previous.state, previous.replicas = DeploymentState.pending, max(1, stable.replicas)
@@ -184,10 +225,16 @@ def answering(row: DeploymentRow, stable: ReleaseRow, ready: Container[int]) -> 
     return row.previous if row.previous in ready or waits else row.stable
 
 
-def _ready(session: Session, row: DeploymentRow) -> set[int]:
-    """The generations that have a ready replica."""
+def _serving(session: Session, row: DeploymentRow) -> ReleaseRow | None:
+    """The release that calls go to, or wait for; None of a deployment that has none yet."""
+    stable = session.get(ReleaseRow, (row.id, row.stable))
+    return stable and session.get_one(ReleaseRow, (row.id, answering(row, stable, _ready(session, row))))
+
+
+def _ready(session: Session, row: DeploymentRow) -> Counter[int]:
+    """How many ready replicas the generations have that have any."""
     here = (ReplicaRow.deployment == row.id) & (ReplicaRow.state == ReplicaState.ready)
-    return set(session.scalars(select(ReplicaRow.generation).where(here)))
+    return Counter(session.scalars(select(ReplicaRow.generation).where(here)))
 
 
 def _known(session: Session, row: DeploymentRow) -> dict[int, ReleaseRow]:

@@ -40,12 +40,13 @@ class Load(NamedTuple):
 
 class Demand(NamedTuple):
     """`replicas`: as many as are wanted now; `whole`: all of them have served for some seconds; `quiet`: seconds since the last
-    call."""
+    call; `watched`: these were the replicas that calls go to for half a minute, so that the most of it was seen."""
 
     replicas: int
     quiet: float
     load: Load
     whole: bool = True
+    watched: bool = True
 
 
 def scale(demand: Demand, options: Options) -> int:
@@ -62,7 +63,7 @@ def scale(demand: Demand, options: Options) -> int:
     row = 0.0 if options.latency_target is None else (load.us_a_row or 0.0) / 1e6 / BUSY  # of a replica's seconds
     more = there + 1 if load.refused and demand.whole else 0
     up = min(2 * there, max(math.ceil(load.rising / each), math.ceil(load.offered * row), more))
-    down = there if load.strained else max(math.ceil(load.falling / each), math.ceil(load.lasting * row))
+    down = there if load.strained or not demand.watched else max(math.ceil(load.falling / each), math.ceil(load.lasting * row))
     wanted = up if up > there else min(there, down)
     return min(max(1, options.min_replicas, wanted), options.max_replicas)
 

@@ -20,11 +20,7 @@ from modelyard.errors import Conflict, Invalid
 from modelyard.serving import gating, releases
 from modelyard.serving.observations import LOSSES, losses, shown, total
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
-from modelyard.serving.types import (
-    DeploymentRequest,
-    Options,
-    ReplicaState,
-)
+from modelyard.serving.types import DeploymentRequest, DeploymentState, Options, ReplicaState
 from modelyard.serving.verdict import judge, unsteady
 from modelyard.storage import Artefacts
 from modelyard.tenancy.ledger import audit
@@ -106,7 +102,7 @@ def choose_engine(card: ModelCard, asked: str | None) -> str:
 
 def deploy(session: Session, caller: Principal, request: DeploymentRequest, version: Version, card: ModelCard) -> Deployment:
     """Write the desired state: a new deployment, another release of an old one, or one on trial beside it. The same request
-    twice changes nothing; only how much of it is wanted changes no release."""
+    twice changes nothing, or tries again what failed; only how much of it is wanted changes no release."""
     row = releases.find(session, caller.project, request.name)
     engine, options, trial = choose_engine(card, request.engine), request.options, request.trial
     asked = (version.name, version.number, version.artefact, engine)
@@ -122,13 +118,15 @@ def deploy(session: Session, caller: Principal, request: DeploymentRequest, vers
         releases.try_out(session, caller, row, asked, card.task, trial, decision)
         return _show(session, row)
     stable = session.get(ReleaseRow, (row.id, row.stable)) if row.stable else None
-    same = stable is not None and stable.error is None and asked == releases.served(stable)
-    changed = row.options != options.model_dump(mode="json") or row.gate != gate
+    same = stable is not None and stable.state != DeploymentState.failed and asked == releases.served(stable)
+    wrong = stable is not None and stable.error is not None
+    changed = wrong or row.options != options.model_dump(mode="json") or row.gate != gate
     if same and row.trial is None and not changed:
         return _show(session, row)
     row.options, row.updated, row.note = options.model_dump(mode="json"), now(), None
     if same and stable is not None and not releases.restarts(options, stable):
         stable.replicas = min(max(stable.replicas, options.min_replicas), options.max_replicas)
+        releases.again(stable)
     else:
         stable = releases.write(session, row, asked, card.task)
         releases.move(session, row, row.generation)
