@@ -31,7 +31,7 @@ def test_variants_stand_side_by_side_with_the_chosen_one_marked() -> None:
 
 def test_rows_that_were_left_out_of_the_report_are_told() -> None:
     text = findings({"metric": "accuracy", "table": [row("original")], "report": REPORT | {"left_out": 3}})
-    assert "on 270 rows kept for the report (3 left out):" in text
+    assert "on 270 rows kept for the report (3 rows left out):" in text
 
 
 def test_a_narrow_terminal_keeps_the_verdict_and_breaks_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,10 @@ def test_a_lesson_stands_beside_its_control() -> None:
 
 def test_a_language_model_loses_percent_and_makes_tokens() -> None:
     lesson = {"rows": 9, **dict.fromkeys(("teacher", "distilled", "control"), INTERVAL), "gain": REPORT["drop"]}
-    text = findings({"metric": "perplexity", "table": [row("q4_0")], "report": REPORT, "distillation": {"report": lesson}})
+    report = REPORT | {"left_out": 3}
+    text = findings({"metric": "perplexity", "table": [row("q4_0")], "report": report, "distillation": {"report": lesson}})
+    assert "on 270 independent blocks kept for the report (3 texts left out):" in text
+    assert "on 9 independent blocks of report" in text
     header = text.splitlines()[0].lower()
     assert [header.count(name) for name in ("perplexity", "lost %", "tokens/s", "rows/s")] == [1, 1, 1, 0]
     assert "0.00 percent lost" in text

@@ -31,10 +31,11 @@ LABELS = Evidence(
 )
 NUMBERS = Evidence("r2", "report", 0.9, 0.89, Resampled.of(400, 1.0, DRAWN), 0.99)
 TEXTS = Evidence("wer", "report", 0.1, 0.11, Resampled.of(400, 1.0, DRAWN, 0.5), 0.9)
+PERPLEXITY = Evidence("perplexity", "report", 12.0, 12.1, Resampled.of(400, 1.0, DRAWN), 0.9)
 PLACES = Evidence("recall@1", "report", 0.95, 0.94, LABELS.drop, 0.96, by_class=False)
 
 
-@pytest.mark.parametrize("evidence", [LABELS, NUMBERS, TEXTS, PLACES])
+@pytest.mark.parametrize("evidence", [LABELS, NUMBERS, TEXTS, PERPLEXITY, PLACES])
 def test_it_is_the_same_after_json(evidence: Evidence) -> None:
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json(), allow_nan=False))) == evidence
 
@@ -114,6 +115,7 @@ def test_a_baseline_knows_something_where_it_is_better_than_no_answer() -> None:
 
 
 def test_equal_texts_are_sure_to_be_so_often_as_wilson_says() -> None:
+    assert TEXTS.least_agreement(0.95) == PERPLEXITY.least_agreement(0.95)
     assert TEXTS.least_agreement(0.95) == replace(LABELS, drop=Paired(400, 0, 0, 0), agreement=0.9).least_agreement(0.95) < 0.9
     assert NUMBERS.least_agreement(0.95) == NUMBERS.agreement
 

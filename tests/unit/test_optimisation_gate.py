@@ -83,9 +83,23 @@ def test_a_language_model_loses_percent_of_its_perplexity() -> None:
     lost = Resampled(400, 3.0, tuple(3 + step / 1000 for step in range(201)))
     seen = Evidence("perplexity", "report", 10.0, 10.3, lost, 0.9, slices={"label=a": Resampled(0, 0.0, (0.0,) * 201)})
     reasons = decide(GatePolicy(max_accuracy_drop=2, max_slice_drop=5), seen).reasons
-    assert reasons[0].startswith("It loses 3.00 percent of all rows (400), at 0.95 confidence up to 3.19; 2 may be lost.")
+    assert reasons[0].startswith("It loses 3.00 percent of all independent blocks (400), at 0.95 confidence up to 3.19; 2")
+    assert reasons[0].endswith("No number of independent blocks would settle it at this rate.")
     assert "points" not in " ".join(reasons)
     assert "No row was evaluated where label=a; 5 percent may be lost there." in reasons
+
+
+def test_the_agreement_of_a_language_model_has_a_bound_and_that_of_numbers_says_that_it_has_none() -> None:
+    drop = Resampled(40, 0.0, (0.0,) * 201)
+    seen = Evidence("perplexity", "report", 10.0, 10.0, drop, 0.94)
+    [reason] = decide(GatePolicy(max_accuracy_drop=2, min_agreement=0.9), seen).reasons
+    assert reason.startswith("It answers as the baseline does in 0.9400 of tokens in 40 independent blocks, at 0.95 confidence")
+    assert "at least 0.84" in reason
+    assert "independent blocks of the report split would settle it at this rate; there were 40." in reason
+    numbers = Evidence("r2", "report", 0.9, 0.9, drop, 0.94)
+    [reason] = decide(GatePolicy(max_accuracy_drop=2, min_agreement=0.95), numbers).reasons
+    assert reason == "Its answers agree with the baseline's by r2 0.9400; 0.95 is asked for."
+    assert decide(GatePolicy(max_accuracy_drop=2, min_agreement=0.94), numbers).allowed
 
 
 def test_a_class_without_rows_is_not_proven() -> None:

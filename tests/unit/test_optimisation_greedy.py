@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from test_engines_genai import expected
 from test_optimisation_evaluation import evaluated, evidence
 from tiny_datasets import write
 
+from modelyard.conversion.gguf import read_back
 from modelyard.data.datasets import Feature
 from modelyard.engines.base import ENGINES
+from modelyard.engines.huggingface import GENERATION, open_tokenizer
 from modelyard.optimisation.greedy import Greedy, answering
 
 SPLITS = {"calibrate": 1, "select": 1, "report": 40}
@@ -56,6 +59,21 @@ def test_a_file_that_may_not_be_written_is_copied_and_other_models_answer_as_the
     assert (copied / "model.gguf").read_bytes() == (folder / "model.gguf").read_bytes()
     graph = card.changed(files={"onnx": "model.onnx"}, engines=("onnx",))
     assert answering(folder, graph, tmp_path / "none") == (folder, graph)
+
+
+def test_a_copy_ends_its_answers_where_the_file_does(model: Path, tmp_path: Path) -> None:
+    folder, card = answering(model, CARD, tmp_path / "gguf")
+    asked = prompts()[7]
+    ids = open_tokenizer(folder)(asked, return_tensors="pt")["input_ids"]
+    last = int(read_back(folder).generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=None)[0, -1])
+    (folder / GENERATION).write_text(json.dumps({"eos_token_id": [1, 5, 6, last]}))  # more than the file itself has room for
+    said = []
+    for there, its in ((folder, card), answering(folder, card, tmp_path / "copy")):
+        engine = Greedy(ENGINES.get("genai")(there, its), TOKENS, lambda: None)  # type: ignore[arg-type]
+        said.append(engine.forward({"text": np.array([asked.encode()], object)})["text"][0].decode())
+        engine.close()
+    assert said[0] == said[1]
+    assert len(said[0]) < len(expected(folder, asked, TOKENS))
 
 
 def test_it_is_evaluated_by_its_answers(model: Path, tmp_path: Path) -> None:

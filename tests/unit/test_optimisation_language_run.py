@@ -10,24 +10,28 @@ import gguf
 import pytest
 import tiny_datasets
 import tiny_language
+import torch
 from test_conversion_gguf import CARD, SIZE
 
-from modelyard.conversion.gguf import FILE, read_back
-from modelyard.data.datasets import Feature
+from modelyard.conversion.gguf import FILE, KIND, read_back
+from modelyard.data.datasets import Dataset, Feature
 from modelyard.engines.base import ModelCard
+from modelyard.engines.huggingface import open_model, open_tokenizer
 from modelyard.errors import Invalid
 from modelyard.kinds import FolderContext, FolderOutputs, FolderView, Input
 from modelyard.optimisation import optimise
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evidence import Evidence
+from modelyard.optimisation.language.texts import Texts, foretell, some
 
 
-def dataset(folder, *, alike: int = 0, rows: int = 40, train: int | None = None, of: str = "calibrate"):
-    """Texts by split, no two alike but the first `alike` of calibrate (or another) and report."""
+def dataset(folder, *, alike: int = 0, rows: int = 40, of: str = "calibrate", **several: int):
+    """Texts by split, as many as `several` says or else `rows`, no two alike but the first `alike` of calibrate (or another)
+    and report."""
     chance, splits = random.Random(0), {}
     for name in ("train", "calibrate", "select", "report"):
-        several = train if train and name == "train" else rows
-        splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in range(several)]}
+        texts = range(several.get(name, rows))
+        splits[name] = {"text": [" ".join(chance.choices(tiny_language.TEXTS, k=3)) for _ in texts]}
     splits["report"]["text"][:alike] = splits[of]["text"][:alike]
     tiny_datasets.write(folder, {"text": Feature(type="text")}, splits, None)
 
@@ -191,6 +195,32 @@ def test_texts_that_choose_and_are_reported_are_left_out_or_refused_before_anyth
             with pytest.raises(Invalid, match=r"10 of 40 texts of the split 'report' are in calibrate or select as well"):
                 optimised(given, folder)
             assert list((folder / "work").iterdir()) == []
+
+
+def test_parts_of_one_text_prove_no_more_than_it(inputs, tmp_path):
+    texts = [" ".join(random.Random(seed).choices(tiny_language.TEXTS, k=40)) for seed in range(9)]
+    tiny_datasets.write(tmp_path / "data", {"text": Feature(type="text")}, {"report": {"text": texts}}, None)
+    folder = inputs["model"].view.local()
+    model, _ = open_model(folder, KIND, dtype=torch.float32)
+    found = Texts.of(Dataset.open(tmp_path / "data"), open_tokenizer(folder), model)
+    blocks, _ = found.blocks("report", (), lambda: None)
+    assert len(blocks.targets) > 40
+    assert foretell(model, blocks, lambda: None).independent <= 9
+    assert set(some(blocks, 10, 0).groups) <= set(blocks.groups)
+
+
+def test_it_takes_as_many_processors_as_the_job_was_given(inputs, tmp_path, monkeypatch):
+    seen = set()
+
+    class Context(FolderContext):
+        def check(self):
+            seen.add(torch.get_num_threads())
+
+    monkeypatch.setenv("RANK_CPUS", "3")
+    (tmp_path / "work").mkdir()
+    config = OptimiseConfig(max_accuracy_drop=50, goal="size", steps=["quantize:q8_0"])
+    optimise.run(config, inputs, FolderOutputs(tmp_path / "out"), Context(tmp_path / "work"))
+    assert seen == {3}
 
 
 def test_too_few_texts_are_refused(inputs, tmp_path):

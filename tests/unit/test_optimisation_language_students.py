@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 
 import pytest
@@ -134,6 +136,30 @@ def test_a_student_is_rounded_and_told_of(inputs, tmp_path):
 def test_students_that_cannot_be_are_refused(inputs, tmp_path, steps, said):
     with pytest.raises(Invalid, match=said):
         optimised(inputs, tmp_path, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "calibrate", "steps", "said"),
+    [
+        ({"byte_fallback": True}, 40, ["quantize:q8_0"], "tokenizer is not of pairs of bytes"),
+        ({}, 5, ["quantize:q4_0"], "The split 'calibrate' has 5 texts; at least 8"),
+        ({}, 40, ["quantize:q4_0,float_layers=head"], "'head' is the name of no layer"),
+        ({}, 40, ["prune:weights=0.001"], r"A share of 0\.001 of a matrix .* is 0 weights of each row"),
+    ],
+)
+def test_what_could_not_be_made_of_the_student_is_refused_before_it_learns(inputs, tmp_path, tokenizer, calibrate, steps, said):
+    shutil.copytree(inputs["model"].view.local(), tmp_path / "model")
+    there = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    there["model"] |= tokenizer
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(there))
+    dataset(tmp_path / "data", calibrate=calibrate)
+    given = {
+        "model": Input("tiny@2", {}, FolderView(tmp_path / "model", "cc")),
+        "dataset": Input("texts@2", {}, FolderView(tmp_path / "data", "dd")),
+    }
+    with pytest.raises(Invalid, match=said):
+        optimised(given, tmp_path, steps=["distil:layers=2", *steps])
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_dataset_with_too_few_texts_to_learn_is_refused(inputs, tmp_path):

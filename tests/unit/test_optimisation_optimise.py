@@ -160,7 +160,7 @@ def test_rows_that_were_chosen_by_are_in_no_figure_of_the_report(inputs: dict[st
     assert (found["rows"], found["left_out"]) == (72, 8)
     assert found["original"] == pytest.approx(report["original"]["value"])
     assert found["drop"]["drop"] == pytest.approx(report["drop"]["value"], abs=1e-9)
-    assert "Of that split 8 were left out" in (made["folder"] / "README.md").read_text()
+    assert "Of that split 8 rows were left out" in (made["folder"] / "README.md").read_text()
 
 
 def test_a_report_split_that_is_the_select_split_is_refused_before_anything_is_made(

@@ -16,7 +16,7 @@ from modelyard.catalogue.types import Parent, Version
 from modelyard.db import Base, Database, now
 from modelyard.engines.base import ModelCard
 from modelyard.errors import Conflict, Forbidden, Invalid, NotFound
-from modelyard.optimisation.evidence import Evidence, Paired
+from modelyard.optimisation.evidence import Evidence, Paired, Resampled
 from modelyard.optimisation.gate import GatePolicy
 from modelyard.serving import gating, releases, service
 from modelyard.serving.tables import ReleaseRow
@@ -146,6 +146,23 @@ def test_a_variant_without_an_evaluation_is_refused_with_the_command_that_makes_
     )
     with pytest.raises(NotFound):
         room.shown()
+
+
+def test_a_perplexity_is_found_where_a_version_is_made(room: Room) -> None:
+    room.project_gate({**GATE, "metric": "perplexity"})
+    made = room.variant()
+    with pytest.raises(Conflict, match=r"`modelyard optimize m@1 --on DATASET --max-accuracy-drop 1`\.") as refused:
+        room.deploy("m@2")
+    assert "modelyard evaluate" not in refused.value.message
+    room.project_gate(GATE)
+    with room.db.begin() as session:
+        named = (("original", "model", "m@1"), ("dataset", "dataset", "digits@1"))
+        parents = {role: Parent.of(role, catalogue.resolve(session, "team", kind, name)) for role, kind, name in named}  # type: ignore[arg-type]
+        evidence = Evidence("perplexity", "report", 10.0, 10.3, Resampled(400, 3.0, (3.0,) * 201), 0.9, left_out=2)
+        said = {"baseline": "original", "dataset": "dataset", "split": "report", "evidence": evidence.to_json()}
+        record(session, "team", "job1", said, parents, made.artefact)
+    with pytest.raises(Conflict, match=r"all independent blocks.*`modelyard optimize m@1 --on digits@1 --max-accuracy-drop 1`"):
+        room.deploy("m@2")
 
 
 def test_a_variant_outside_the_budget_is_refused_with_the_figures(room: Room) -> None:

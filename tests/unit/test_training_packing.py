@@ -42,6 +42,22 @@ def test_positions_begin_again_with_every_piece_and_with_the_padding(sizes, leng
         assert positions[0] == 0
 
 
+@given(sizes=texts, length=st.integers(2, 20), together=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_blocks_go_together_that_hold_parts_of_one_document_and_no_others(sizes, length, together):
+    blocks = pack(documents(sizes), length, PADDING, together=together)
+    assert np.array_equal(blocks.there, blocks.inputs[:, TOKENS] != PADDING)
+    found = []  # sets of blocks and of what they hold, merged while any share a document
+    for row, (tokens, there) in enumerate(zip(blocks.inputs[:, TOKENS], blocks.there, strict=True)):
+        rows, held = {row}, set(np.searchsorted(np.cumsum(sizes), tokens[there], side="right").tolist())
+        for other in [one for one in found if one[1] & held]:
+            found.remove(other)
+            rows, held = rows | other[0], held | other[1]
+        found.append((rows, held))
+    said = {frozenset(np.flatnonzero(blocks.groups == group).tolist()) for group in blocks.groups}
+    assert said == {frozenset(rows) for rows, _ in found}
+
+
 @given(sizes=st.lists(st.integers(1, 16), max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_groups_fit_and_no_two_of_them_would_fit_together_twice_over(sizes):

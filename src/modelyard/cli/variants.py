@@ -7,7 +7,7 @@ from typing import Any
 
 from modelyard.cli.screen import size
 from modelyard.cli.table import table
-from modelyard.optimisation.units import units
+from modelyard.optimisation.units import counted, units
 
 _HEADER = ("variant", "accuracy", "interval", "lost", "size", "memory", "p50 ms", "p99 ms", "rate", "verdict")
 
@@ -50,16 +50,16 @@ def _report(report: Mapping[str, Any], metric: str) -> str:
     lost = report["drop"]
     points = f"{lost['value']:.2f} {units(metric)[0]} lost ({lost['low']:.2f} to {lost['high']:.2f})"
     own, chosen = (_interval(report[name]) for name in ("original", "chosen"))
-    out = f" ({report['left_out']:,} left out)" if report.get("left_out") else ""  # facts of before do not say
-    return (
-        f"on {report['rows']} rows kept for the report{out}:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
-    )
+    rows, texts = counted(metric)
+    out = f" ({report['left_out']:,} {texts} left out)" if report.get("left_out") else ""  # facts of before do not say
+    on = f"on {report['rows']} {rows} kept for the report{out}"
+    return f"{on}:\n  original {metric} {own}\n  chosen {metric} {chosen}, {points}"
 
 
 def _lesson(split: str, found: Mapping[str, Any], metric: str) -> str:
     """What a teacher was worth: the student beside its control."""
     gain, against = found["gain"], found.get("against", "the same student from scratch")  # facts of before do not say
-    lines = [f"the lesson, on {found['rows']} rows of {split} (control: {against}):"]
+    lines = [f"the lesson, on {found['rows']} {counted(metric)[0]} of {split} (control: {against}):"]
     lines += [f"  {name:<9} {metric} {_interval(found[name])}" for name in ("teacher", "distilled", "control")]
     return "\n".join([*lines, f"  gain {gain['value']:.2f} {units(metric)[0]} ({gain['low']:.2f} to {gain['high']:.2f})"])
 

@@ -81,16 +81,20 @@ class GgufConverter:
 CONVERTER = GgufConverter()
 
 
+def check(model: Any, folder: Path) -> None:
+    """Raises `Invalid` for a model, or a tokenizer in `folder`, that `write` would refuse."""
+    _begin(None, folder, model).close()
+    for _ in _called(model, family_of(model)):
+        pass
+
+
 def write(model: Any, folder: Path, card: ModelCard, out: Path, rounded: Mapping[str, Packed] | None = None) -> ModelCard:
     """`model`, whose tokenizer lies in `folder`, as `model.gguf` in `out` with its card. Matrices are those of `rounded`, by
     the name of the weight, or FP16; vectors are FP32. Raises `Invalid` for what GGUF cannot say."""
-    family = family_of(model)
-    writer = gguf.GGUFWriter(str(out / FILE), family.name)
+    writer = _begin(out / FILE, folder, model)
     try:
-        _describe(writer, model)
         writer.add_file_type(_mostly(rounded or {}))
-        _tokenizer(writer, folder, model)
-        for name, array, kind in _tensors(model, family, rounded or {}):
+        for name, array, kind in _tensors(model, family_of(model), rounded or {}):
             writer.add_tensor(name, array, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -129,6 +133,14 @@ def family_of(model: Any) -> Family:
     if name not in FAMILIES:
         raise Invalid(f"{name} has no form in GGUF here; there are {', '.join(FAMILIES)}.")
     return FAMILIES[name]
+
+
+def _begin(path: Path | None, folder: Path, model: Any) -> Any:
+    """A writer that knows all but the tensors; it opens the file when it writes its header."""
+    writer = gguf.GGUFWriter(path, family_of(model).name)
+    _describe(writer, model)
+    _tokenizer(writer, folder, model)
+    return writer
 
 
 def _describe(writer: Any, model: Any) -> None:
@@ -230,11 +242,7 @@ def _cut(said: Mapping[str, Any] | None) -> str:
 def _tensors(model: Any, family: Family, rounded: Mapping[str, Packed]) -> Iterator[tuple[str, Array, Any]]:
     """Each tensor as gguf calls it, with its bytes and their kind."""
     config = model.config
-    known = gguf.get_tensor_name_map(_ARCHITECTURES[family.name], config.num_hidden_layers)
-    for name, tensor in model.named_parameters():  # what is shared comes once
-        called = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        if called is None:
-            raise Invalid(f"'{name}' has no name in GGUF: it is no part of a plain '{family.name}'.")
+    for called, name, tensor in _called(model, family):
         if name in rounded:
             array, kind = rounded[name].packed(), gguf.GGMLQuantizationType[rounded[name].kind.upper()]
         else:
@@ -244,6 +252,16 @@ def _tensors(model: Any, family: Family, rounded: Mapping[str, Packed]) -> Itera
         if family.turned and any(part in name for part in _TURNED):
             array = _turned(array, config.num_key_value_heads if ".k_proj." in name else config.num_attention_heads)
         yield called, np.ascontiguousarray(array), kind
+
+
+def _called(model: Any, family: Family) -> Iterator[tuple[str, str, Tensor]]:
+    """Each tensor as gguf calls it, with its own name. Raises `Invalid` for one that has none there."""
+    known = gguf.get_tensor_name_map(_ARCHITECTURES[family.name], model.config.num_hidden_layers)
+    for name, tensor in model.named_parameters():  # what is shared comes once
+        called = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if called is None:
+            raise Invalid(f"'{name}' has no name in GGUF: it is no part of a plain '{family.name}'.")
+        yield called, name, tensor
 
 
 def _turned(array: Array, heads: int) -> Array:

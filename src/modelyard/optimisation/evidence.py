@@ -18,6 +18,7 @@ Counted = Literal["wer", "bleu", "chrf", "rouge", "mrr", "recall@1", "recall@10"
 Metric = Literal["accuracy", "r2", "spearman", "perplexity", Counted]
 COUNTED = frozenset(get_args(Counted))  # metrics of `counts`: a mean, or of sums, over rows
 SHARES = frozenset({"accuracy", "recall@1", "recall@10"})  # of rows that are right
+NUMBERS = frozenset({"r2", "spearman"})  # metrics of numbers: how alike these are is no share of anything
 ERRORS = frozenset({"wer"})  # metrics of which more is worse, 0 is perfect, and 1 what no answer would have
 TOKENS = 128  # of each answer of a language model, unless an evaluation says another number
 _FEWEST = 30  # rows, below which resampling says nothing
@@ -68,7 +69,7 @@ class Paired:
 class Resampled:
     """A drop in points (100 × the metric, percent of a perplexity) over so many rows, and its quantiles over resamples, at even
     steps. `worst`: the points that the heaviest row is worth, if all of it is lost; 0 where a row has no such worth (numbers,
-    perplexity)."""
+    perplexity). Rows of a perplexity are independent blocks of texts."""
 
     rows: int
     drop: float
@@ -116,7 +117,8 @@ Drop = Paired | Resampled
 class Evidence:
     """A variant beside its original on the same rows of one split. `original` and `variant` are the models' scores by `metric`;
     `drop` the loss over all rows, `slices` within some, as 'label=shirt' or 'COLUMN=value'. `agreement` is how alike they
-    answer, up to 1 (equal labels, texts or places; of numbers the metric of the variant's against the original's).
+    answer, up to 1 (equal labels, texts, places or likeliest tokens; of numbers the metric of the variant's against the
+    original's).
     `calibration`: expected calibration error of the original and the variant (15 bins of equal mass), None where no scores are
     known. `columns`: those that slices were asked for by. `left_out`: rows of the split that were not counted, because they are
     in another one too. `usual`: by the metric that nobody had to ask for. `tokens`: the most of each answer, of language
@@ -154,8 +156,8 @@ class Evidence:
 
     def least_agreement(self, confidence: float, times: float = 1.0) -> float:
         """The agreement that is reached at this confidence: Wilson's lower bound of equal answers, were there `times` as many
-        rows at this rate; for numbers as it was seen."""
-        if self.metric not in COUNTED | SHARES:
+        rows at this rate; for numbers as it was seen. A row of several tokens counts as if all were equal or none."""
+        if self.metric in NUMBERS:
             return self.agreement
         rows = times * self.rows
         return wilson(min(rows, self.agreement * rows), rows, 2 * confidence - 1).low

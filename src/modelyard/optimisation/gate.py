@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from modelyard.kinds import Config
-from modelyard.optimisation.evidence import TOKENS, Drop, Evidence, Metric
-from modelyard.optimisation.units import units
+from modelyard.optimisation.evidence import NUMBERS, TOKENS, Drop, Evidence, Metric
+from modelyard.optimisation.units import counted, units
 
 SPLIT = "report"  # nothing was made or chosen by it
 _MOST_TIMES = 1e6  # the seen rows, past which no number of rows is stated
@@ -28,9 +28,9 @@ class GatePolicy(Config):
     """What a variant must be shown to keep. `max_accuracy_drop` over all rows, `max_slice_drop` within every class and slice:
     the most that may be lost against the baseline, in points (100 × the metric; percent of a perplexity), at `confidence`,
     one-sided. `slices`: columns whose slices must have been evaluated. `min_agreement`: the least part of equal answers (for
-    numbers the least R² against the baseline's). `max_calibration_rise`: points of expected calibration error, as measured.
-    `baseline`: the version it is held against, `dataset` the one (or the version of it) that it must have been evaluated on,
-    `metric` what by."""
+    numbers the least of the metric against the baseline's, as measured). `max_calibration_rise`: points of expected calibration
+    error, as measured. `baseline`: the version it is held against, `dataset` the one (or the version of it) that it must have
+    been evaluated on, `metric` what by."""
 
     max_accuracy_drop: float = Field(ge=0, le=100)
     max_slice_drop: float | None = Field(default=None, ge=0, le=100)
@@ -206,11 +206,14 @@ def _sentence(check: Check, policy: GatePolicy, evidence: Evidence) -> str:
     sure = f"at {policy.confidence:.4g} confidence"
     if check.what == "calibration":
         return f"Its calibration error rises by {check.seen:.2f} points; {check.budget:g} may be added."
+    unit, rows = units(evidence.metric)[0], counted(evidence.metric)[0]
+    if check.what == "agreement" and evidence.metric in NUMBERS:
+        return f"Its answers agree with the baseline's by {evidence.metric} {check.seen:.4f}; {check.budget:g} is asked for."
     if check.what == "agreement":
-        seen = f"It answers as the baseline does in {check.seen:.4f} of {check.rows:,} rows"
+        tokens = "tokens in " if evidence.metric == "perplexity" else ""
+        seen = f"It answers as the baseline does in {check.seen:.4f} of {tokens}{check.rows:,} {rows}"
         return f"{seen}, {sure} at least {check.bound:.4f}; {check.budget:g} is asked for. {_settles(check, evidence)}"
-    unit = units(evidence.metric)[0]
-    where = "of all rows" if check.what == "all rows" else f"where {check.what}"
+    where = f"of all {rows}" if check.what == "all rows" else f"where {check.what}"
     if not check.rows:
         return f"No row was evaluated {where}; {check.budget:g} {unit} may be lost there."
     bound = f"up to {check.bound:.2f}" if math.isfinite(check.bound) else "an unknown number"
@@ -219,6 +222,7 @@ def _sentence(check: Check, policy: GatePolicy, evidence: Evidence) -> str:
 
 
 def _settles(check: Check, evidence: Evidence) -> str:
+    rows = counted(evidence.metric)[0]
     if check.needed is None:
-        return "No number of rows would settle it at this rate."
-    return f"About {check.needed:,} rows of the report split would settle it at this rate; there were {evidence.rows:,}."
+        return f"No number of {rows} would settle it at this rate."
+    return f"About {check.needed:,} {rows} of the report split would settle it at this rate; there were {evidence.rows:,}."

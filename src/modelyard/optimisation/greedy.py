@@ -13,6 +13,7 @@ import numpy as np
 from modelyard.conversion.base import CONVERTERS
 from modelyard.engines.base import ModelCard, StreamEngine
 from modelyard.engines.files import inside
+from modelyard.engines.huggingface import GENERATION, copy_companions
 from modelyard.tensors import Array, Call, Signature, Tensor
 
 _COPY = "model.gguf"
@@ -50,11 +51,13 @@ class Greedy:
 
 def answering(folder: Path, card: ModelCard, out: Path) -> tuple[Path, ModelCard]:
     """The folder and card by which a version answers: its own, but for language models. One as transformers has it, which no
-    engine serves, answers from its GGUF in sixteen-bit floats, made in the new folder `out`; a GGUF is copied there, since the
-    engine's reader opens it for writing, too, which a version in a node's cache does not allow."""
+    engine serves, answers from its GGUF in sixteen-bit floats, made in the new folder `out`; a GGUF is copied there, with
+    what says where an answer ends, since the engine's reader opens it for writing, too, which a version in a node's cache does
+    not allow."""
     if "gguf" in card.files:
         out.mkdir()
         shutil.copyfile(inside(folder, card.files["gguf"]), out / _COPY)
+        copy_companions(folder, out, (GENERATION,))
         return out, card.changed(files={"gguf": _COPY})
     if card.task == "text-generation" and "transformers" in card.engines:
         out.mkdir()

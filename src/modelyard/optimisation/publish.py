@@ -22,7 +22,7 @@ from modelyard.engines.huggingface import PAPERS, copy_companions
 from modelyard.kinds import Input, Outputs
 from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.examples import TRAINING
-from modelyard.optimisation.units import units
+from modelyard.optimisation.units import counted, units
 from modelyard.optimisation.variants import Variant
 from modelyard.training.gang import processors
 
@@ -136,7 +136,8 @@ def readme(findings: Findings) -> str:
         f"({chosen['low']:.4f} to {chosen['high']:.4f}), the original {original['value']:.4f}."
     )
     if out := findings.report["left_out"]:
-        lines.append(f"Of that split {out:,} were left out, since they are in calibrate or select as well.")
+        texts = counted(findings.metric)[1]
+        lines.append(f"Of that split {out:,} {texts} were left out, since they are in calibrate or select as well.")
     return "\n".join(lines)
 
 
@@ -149,14 +150,14 @@ def _within(config: OptimiseConfig, name: str, unit: str) -> str:
 
 def of_steps(findings: Findings) -> list[str]:
     """How the variant was made, and what a teacher was worth."""
-    lines, unit = list[str](), units(findings.metric)[0]
+    lines, unit, (rows, _) = list[str](), units(findings.metric)[0], counted(findings.metric)
     if steps := findings.more.get("steps"):
         lines.append("\nMade by these steps, which `--with` takes again:\n")
         lines += [f"1. `{step['step']}`{_zeros(step)}" for step in steps]
     for split, found in findings.more.get("distillation", {}).items():
         gain = found["gain"]
         lines += [
-            f"\nThe lesson on the {split} split ({found['rows']} rows); the control is {found['against']}, trained for as "
+            f"\nThe lesson on the {split} split ({found['rows']} {rows}); the control is {found['against']}, trained for as "
             "long:\n",
             f"| | {_NAMES[findings.metric]} | interval |",
             "|---|---|---|",

@@ -241,14 +241,22 @@ def _overridden(session: Session, caller: Principal, reason: str) -> dict[str, s
 
 def _refusal(deployment: str, version: Version, refused: list[Held]) -> str:
     parts = [f"{_one(version, held)} {' '.join(held.decision.reasons)}" for held in refused]
-    first = refused[0]
-    dataset = first.evaluation.dataset_reference if first.evaluation else first.policy.dataset or "DATASET"
-    command = f"modelyard evaluate {version.reference} --against {first.baseline} --on {dataset}"
-    command += f" --metric {first.policy.metric}" if first.policy.metric else ""
     return (
-        f"The gate does not let {version.reference} through to '{deployment}'. {' '.join(parts)} Evaluate it: `{command}`. "
-        "An admin key that has a name may pass it all the same, audited: --override REASON."
+        f"The gate does not let {version.reference} through to '{deployment}'. {' '.join(parts)} "
+        f"{_remedy(version, refused[0])} An admin key that has a name may pass it all the same, audited: --override REASON."
     )
+
+
+def _remedy(version: Version, held: Held) -> str:
+    """The command that evaluates; perplexity is found by the job alone that makes a version."""
+    found, policy = held.evaluation, held.policy
+    dataset = found.dataset_reference if found else policy.dataset or "DATASET"
+    metric = policy.metric or (found.evidence.get("metric") if found else None)
+    if metric == "perplexity":
+        command = f"modelyard optimize {held.baseline} --on {dataset} --max-accuracy-drop {policy.max_accuracy_drop:g}"
+        return f"Make it anew, by the same steps (--with): `{command}`."
+    command = f"modelyard evaluate {version.reference} --against {held.baseline} --on {dataset}"
+    return f"Evaluate it: `{command}{f' --metric {policy.metric}' if policy.metric else ''}`."
 
 
 def _one(version: Version, held: Held) -> str:

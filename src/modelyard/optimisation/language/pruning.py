@@ -20,8 +20,18 @@ def pruned(weight: Tensor, seen: Tensor, share: float, *, by: str = "wanda", pat
     """The matrix with a `share` of each row set to nought, rounded down, FP32 [rows, columns], and which those are, BOOL. With
     the pattern '2:4' it is two of every four. `seen`: the sum of x xᵀ over all x that the layer was given, [columns, columns].
     Raises `Invalid` where the share is less than a weight of a row or leaves none, or fours do not fill a row."""
-    weight, columns = weight.float(), weight.shape[1]
-    fours = pattern == "2:4"
+    count, fours = going(weight, share, pattern), pattern == "2:4"
+    weight = weight.float()
+    if by == "sparsegpt":
+        return _made_up_for(weight, seen, count, fours)
+    scores = weight.abs() * seen.diagonal().sqrt() if by == "wanda" else weight.abs()
+    gone = _least(scores.view(-1, 4), 2).view(weight.shape) if fours else _least(scores, count)
+    return weight.masked_fill(gone, 0.0), gone
+
+
+def going(weight: Tensor, share: float, pattern: str) -> int:
+    """How many weights of each row go. Raises `Invalid` where `pruned` would."""
+    columns, fours = weight.shape[1], pattern == "2:4"
     if fours and columns % 4:
         raise Invalid(f"A matrix {list(weight.shape)} has no pattern 2:4: its rows must be multiples of 4 weights long.")
     count = columns // 2 if fours else int(share * columns + 1e-6)
@@ -30,11 +40,7 @@ def pruned(weight: Tensor, seen: Tensor, share: float, *, by: str = "wanda", pat
             f"A share of {share:g} of a matrix {list(weight.shape)} is {count} weights of each row; at least 1 must go, "
             f"and 1 stay: give a share from {1 / columns:.4g} to {1 - 1 / columns:.4g}."
         )
-    if by == "sparsegpt":
-        return _made_up_for(weight, seen, count, fours)
-    scores = weight.abs() * seen.diagonal().sqrt() if by == "wanda" else weight.abs()
-    gone = _least(scores.view(-1, 4), 2).view(weight.shape) if fours else _least(scores, count)
-    return weight.masked_fill(gone, 0.0), gone
+    return count
 
 
 def _least(scores: Tensor, count: int) -> Tensor:

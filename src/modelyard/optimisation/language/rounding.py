@@ -77,7 +77,7 @@ class Rounded:
 def nearest(weight: Tensor, kind: str, share: float = 1.0) -> Rounded:
     """Each weight where it is nearest, on the scales that the format's own quantiser takes, times `share`. Raises `Invalid`
     where blocks do not fill a row."""
-    _check(weight, kind)
+    check(weight, kind)
     return _joined(kind, (_nearest(part, kind, share) for part in torch.split(weight.float(), _CHUNK)))
 
 
@@ -85,7 +85,7 @@ def compensated(weight: Tensor, seen: Tensor, kind: str, gone: Tensor | None = N
     """`seen`: the sum of x xᵀ over all x that the layer was given, [columns, columns]. `gone`, BOOL [rows, columns]: weights
     that become nought, whose code is 0; those that are left make up for them too. Raises as `nearest`, and where `kind` has an
     offset and so no such code."""
-    _check(weight, kind)
+    check(weight, kind)
     if gone is None:
         gone = torch.zeros_like(weight, dtype=torch.bool)
     elif GRIDS[kind].offset:
@@ -95,7 +95,8 @@ def compensated(weight: Tensor, seen: Tensor, kind: str, gone: Tensor | None = N
     return _joined(kind, (_compensated(part, out, factor, idle, kind) for part, out in parts))
 
 
-def _check(weight: Tensor, kind: str) -> None:
+def check(weight: Tensor, kind: str) -> None:
+    """Raises `Invalid` where `nearest` and `compensated` would."""
     if kind not in GRIDS:
         raise Invalid(f"'{kind}' is no grid; there are {', '.join(GRIDS)}.")
     if weight.ndim != 2 or weight.shape[1] % BLOCK:

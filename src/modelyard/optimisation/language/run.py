@@ -8,15 +8,16 @@ Losses are those of the file as another reader has it, so that what was written 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelyard.conversion.gguf import FILE, KIND, prove, read_back, write
+from modelyard.conversion.gguf import check as check_gguf
 from modelyard.data.datasets import Dataset
 from modelyard.engines.base import ModelCard
 from modelyard.engines.huggingface import open_model, open_tokenizer
@@ -27,18 +28,21 @@ from modelyard.optimisation.config import OptimiseConfig
 from modelyard.optimisation.evaluation import described
 from modelyard.optimisation.language.losses import Foretold, drop, evidence, interval
 from modelyard.optimisation.language.plan import Plan, check_layers, kind_of, wanted
+from modelyard.optimisation.language.pruning import going
 from modelyard.optimisation.language.rounding import Rounded
+from modelyard.optimisation.language.rounding import check as check_grid
 from modelyard.optimisation.language.sensitivity import allot, look
 from modelyard.optimisation.language.speed import measure
 from modelyard.optimisation.language.students import Lesson, distil, worth
-from modelyard.optimisation.language.texts import Texts, foretell
+from modelyard.optimisation.language.texts import Texts, foretell, some
 from modelyard.optimisation.language.tuning import tune
-from modelyard.optimisation.language.walk import Walk
+from modelyard.optimisation.language.walk import Walk, decoder
 from modelyard.optimisation.measure import UNKNOWN, Speed
 from modelyard.optimisation.publish import Findings, publish
 from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
+from modelyard.training.gang import processors, repeatable
 from modelyard.training.recipes.packing import Blocks
 
 METRIC = "perplexity"
@@ -47,13 +51,14 @@ _PATIENT = 20.0  # times the usual heartbeat: a layer's matrices take a while
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The version, its own answers to the select split, the texts, and of the report split the blocks that count and how many
-    texts were left out."""
+    """The version, its own answers to the select split, the texts, of the calibrate split all blocks (None: no plan asks for
+    them), and of the report split the blocks that count and how many texts were left out."""
 
     inputs: Mapping[str, Input]
     folder: Path
     card: ModelCard
     texts: Texts
+    calibrate: Blocks | None
     select: Blocks
     report: tuple[Blocks, int]
     own: Foretold
@@ -67,9 +72,14 @@ class Subject:
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes every variant under its name, the best within the budget last. Raises `Invalid` for what cannot be written as
     GGUF, steps that are not for language models, and where no variant is within the budget."""
+    with repeatable(processors()):
+        _run(config, inputs, outputs, context)
+
+
+def _run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     plans = wanted(config)
     total = len(plans) + 3
-    subject = read(inputs, context)
+    subject = read(inputs, plans, context)
     context.progress(1, total)
     original = (_size(subject.folder, "*.safetensors"), UNKNOWN, math.nan)
     lesson = taught(subject, plans[0], config, context)
@@ -98,15 +108,21 @@ def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, c
     context.progress(total, total)
 
 
-def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
+def read(inputs: Mapping[str, Input], plans: Sequence[Plan], context: JobContext) -> Subject:
+    """Raises `Invalid` for all that would end the making of a variant and can be known before."""
     folder = inputs["model"].view.local()
     card = ModelCard.load(folder)
     if "gguf" in card.files:
         raise Invalid(f"{inputs['model'].reference} is quantised already; optimise the version it was made from.")
     model, _ = open_model(folder, KIND, dtype=torch.float32)
+    check_gguf(model, folder)
+    for plan in plans:
+        check_plan(plan, model)
     texts = Texts.of(Dataset.open(inputs["dataset"].view.local()), open_tokenizer(folder), model)
     select, _ = texts.blocks("select", (), context.check)
     report = texts.blocks("report", ("calibrate", "select"), context.check)  # before anything is made that it could not judge
+    looks = any(plan.reads for plan in plans)
+    calibrate = texts.blocks("calibrate", ("select", "report"), context.check)[0] if looks else None
     own = foretell(model, select, context.check)
     known = model.get_input_embeddings().weight.shape[0]
     if not own.perplexity < known:
@@ -115,7 +131,18 @@ def read(inputs: Mapping[str, Input], context: JobContext) -> Subject:
             "nothing could be lost. Is it trained, and on texts like these?"
         )
     context.log(f"the original foretells {own.tokens.sum():,} tokens of select with a perplexity of {own.perplexity:.3f}.")
-    return Subject(inputs, folder, card, texts, select, report, own)
+    return Subject(inputs, folder, card, texts, calibrate, select, report, own)
+
+
+def check_plan(plan: Plan, model: Any) -> None:
+    """Raises `Invalid` for layers that are not there, and matrices that fit no grid or share."""
+    check_layers(plan, model)
+    for name, weight in Walk(model, lambda name: kind_of(plan, name, model)).matrices().items():
+        check_grid(weight, kind_of(plan, name, model) or "")
+    if plan.prune:
+        for part in decoder(model)[0].modules():
+            if isinstance(part, nn.Linear):
+                going(part.weight, plan.prune.weights, plan.prune.pattern)
 
 
 def taught(subject: Subject, plan: Plan, config: OptimiseConfig, context: JobContext) -> Lesson | None:
@@ -139,8 +166,8 @@ def make(
     model, out, epochs = subject.fresh(), context.work / plan.name, plan.quantize.tune if plan.quantize else 0
     out.mkdir()
     check_layers(plan, model)
-    if plan.reads:
-        blocks, _ = subject.texts.blocks("calibrate", ("select", "report"), context.check, plan.rows, config.seed)
+    if subject.calibrate is not None:
+        blocks = some(subject.calibrate, plan.rows, config.seed)
     finer, tokens = weighed(plan, model, blocks, config.seed, context.check) if plan.weighs else (dict[str, str](), {})
 
     def kinds(name: str) -> str | None:
@@ -148,7 +175,7 @@ def make(
 
     walk = Walk(model, kinds, context.check, plan.prune, plain=plan.plain, tokens=tokens)
     if plan.looks:
-        walk.through(torch.from_numpy(blocks.inputs).long(), context.log)
+        walk.through(blocks, context.log)
     else:
         walk.nearest()
     rounded: Mapping[str, Rounded] = walk.rounded
@@ -212,7 +239,7 @@ def judge(
     blocks, out = subject.report
     context.allow(_PATIENT)
     own = foretell(subject.fresh(), blocks, context.check)
-    report: dict[str, Any] = {"rows": len(blocks.targets), "left_out": out, "metric": METRIC, "variant": chosen}
+    report: dict[str, Any] = {"rows": own.independent, "left_out": out, "metric": METRIC, "variant": chosen}
     report["tokens"] = int(own.tokens.sum())
     report[ORIGINAL] = interval(own, config.confidence, config.seed).to_json()
     evaluations = {}

@@ -81,7 +81,7 @@ def worth(
         found[name] = foretell(model, blocks, check)
     figures = {name: interval(one, config.confidence, config.seed).to_json() for name, one in found.items()}
     gain = drop(found["distilled"], found["control"], config.confidence, config.seed).to_json()
-    return {"rows": len(blocks.targets), **figures, "gain": gain, "against": "the same layers, from the texts alone"}
+    return {"rows": teacher.independent, **figures, "gain": gain, "against": "the same layers, from the texts alone"}
 
 
 class _Objective:

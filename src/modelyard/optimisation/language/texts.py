@@ -46,7 +46,7 @@ class Texts:
         self, split: str, others: Sequence[str], check: Callable[[], None], most: int | None = None, seed: int = 0
     ) -> tuple[Blocks, int]:
         """The blocks of a split, and how many of its texts were left out since they are in `others` as well; of them `most`,
-        drawn by `seed`. Raises `Invalid` where there are too few, or many are such."""
+        as `some`. Raises `Invalid` where there are too few, or many are such."""
         rows = self._rows(split)
         seen = {row for other in others for row in self._rows(other)}
         fresh = [row for row in rows if row not in seen]
@@ -61,7 +61,7 @@ class Texts:
         found = pack(self._documents(fresh, check), self.length, self._padding, part=not self._chats)
         if not len(found.targets):
             raise Invalid(f"The split '{split}' has no text of two tokens in '{self.column}'.")
-        return (found if most is None else _some(found, most, seed)), out
+        return (found if most is None else some(found, most, seed)), out
 
     def _rows(self, split: str) -> list[str]:
         if split not in self.dataset.card.splits:
@@ -97,12 +97,12 @@ def foretell(model: Any, blocks: Blocks, check: Callable[[], None]) -> Foretold:
         nats.append(cost.view(targets.shape).sum(1).double().numpy())
         tokens.append(counted.sum(1).numpy())
         likeliest.append(logits.argmax(-1)[counted].numpy())
-    return Foretold(np.concatenate(nats), np.concatenate(tokens), np.concatenate(likeliest))
+    return Foretold(np.concatenate(nats), np.concatenate(tokens), np.concatenate(likeliest), blocks.groups)
 
 
-def _some(blocks: Blocks, most: int, seed: int) -> Blocks:
-    """So many blocks at most, in order."""
+def some(blocks: Blocks, most: int, seed: int) -> Blocks:
+    """So many blocks at most, drawn by `seed`, in order."""
     if len(blocks.targets) <= most:
         return blocks
     kept: Array = np.sort(np.random.default_rng(seed).choice(len(blocks.targets), most, replace=False))
-    return Blocks(blocks.inputs[kept], blocks.targets[kept], blocks.cut)
+    return Blocks(blocks.inputs[kept], blocks.targets[kept], blocks.cut, blocks.groups[kept])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from modelyard.errors import Invalid
 from modelyard.optimisation.language.pruning import pruned
 from modelyard.optimisation.language.rounding import Rounded, compensated, nearest
 from modelyard.optimisation.steps.config import Prune
+from modelyard.training.recipes.packing import Blocks
 
 _AT_ONCE = 8  # blocks of tokens
 # Of the usual scale of eight bits: weights that were on that grid and learned since, less than half a step, would go back.
@@ -30,7 +32,7 @@ class Walk:
     """A model on its way. `prune`: what the linear layers of its decoder lose. `kinds` says which grid the weight of a name
     goes on (None: it stays), where it is nearest if `plain`. What was `rounded` stands in the model too, as the values that its
     codes mean; `gone` has of each matrix that was pruned which weights are nought, BOOL [rows, columns]. `tokens`: of a matrix
-    how much each token of the blocks counts, FP32 [n, length]; all alike where it has none."""
+    how much each token of the blocks counts, FP32 [n, length]; where it has none, all alike that are no padding."""
 
     model: Any
     kinds: Callable[[str], str | None]
@@ -48,23 +50,23 @@ class Walk:
             self._put(name, weight, self._nearest(weight.detach(), self.kinds(name) or ""))
 
     @torch.no_grad()
-    def through(self, blocks: Tensor, say: Callable[[str], None] = lambda _: None) -> None:
-        """Prune and round by what `blocks` of tokens, INT64 [n, 2, length], make each layer see: the layers of the decoder in
-        order, the head by what comes out of the last one. Eight bits lose so little that they are rounded where they are
-        nearest."""
+    def through(self, blocks: Blocks, say: Callable[[str], None] = lambda _: None) -> None:
+        """Prune and round by what `blocks` make each layer see: the layers of the decoder in order, the head by what comes out
+        of the last one. Eight bits lose so little that they are rounded where they are nearest."""
         layers, prefix = decoder(self.model)
-        given = self._given(layers[0], blocks)
+        given = self._given(layers[0], torch.from_numpy(blocks.inputs).long())
+        there = torch.from_numpy(blocks.there.astype(np.float32))
         for place, layer in enumerate(layers):
             self.check()
             linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
             called = {name: f"{prefix}.{place}.{name}.weight" for name in linear}
             looking = {name: module for name, module in linear.items() if self._looks(called[name])}
-            seen = _seen(layer, looking, given, {name: self.tokens.get(called[name]) for name in looking})
+            seen = _seen(layer, looking, given, {name: self.tokens.get(called[name], there) for name in looking})
             for name, module in linear.items():
                 self._one(called[name], module.weight, seen.get(name, torch.empty(0)), self.prune)
             given = [(_called(layer, hidden, how), how) for hidden, how in given]
             say(f"layer {place + 1} of {len(layers)} done")
-        self._last(given)
+        self._last(given, there)
 
     def matrices(self) -> dict[str, Tensor]:
         """The weights that go on a grid: of linear layers and embeddings, each once."""
@@ -76,7 +78,7 @@ class Walk:
         return found
 
     def _given(self, first: nn.Module, blocks: Tensor) -> list[tuple[Tensor, Mapping[str, Any]]]:
-        """What the first layer is called with, a few blocks at a time."""
+        """What the first layer is called with, a few blocks, INT64 [n, 2, length], at a time."""
         found: list[tuple[Tensor, Mapping[str, Any]]] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -96,15 +98,15 @@ class Walk:
             hook.remove()
         return found
 
-    def _last(self, given: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
-        """The embeddings and the head, which may be one matrix: by what the head sees."""
+    def _last(self, given: Sequence[tuple[Tensor, Mapping[str, Any]]], there: Tensor) -> None:
+        """The embeddings and the head, which may be one matrix: by what the head sees of tokens that are `there`."""
         rest = {name: weight for name, weight in self.matrices().items() if name not in self.rounded}
         if not rest:
             return
         inner, head = self.model.get_decoder(), self.model.get_output_embeddings()
         seen = torch.zeros(head.weight.shape[1], head.weight.shape[1])
-        for hidden, _ in given:
-            rows = inner.norm(hidden).flatten(0, -2)
+        for (hidden, _), some in zip(given, torch.split(there > 0, _AT_ONCE), strict=True):
+            rows = inner.norm(hidden)[some]
             seen += rows.T @ rows
         for name, weight in rest.items():
             if weight is head.weight:
@@ -154,7 +156,7 @@ def _seen(
     layer: nn.Module,
     linear: Mapping[str, nn.Linear],
     given: Sequence[tuple[Tensor, Mapping[str, Any]]],
-    weights: Mapping[str, Tensor | None],
+    weights: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Of each of these linear layers in it the sum of x xᵀ, each token's as it weighs."""
     sums: dict[str, Tensor] = {}
@@ -164,9 +166,7 @@ def _seen(
         def look(_: nn.Module, args: tuple[Any, ...]) -> None:
             rows, at = args[0].flatten(0, -2), done.get(name, 0)
             done[name] = at + len(args[0])
-            weight = weights[name]
-            left = rows if weight is None else rows * weight[at : at + len(args[0])].flatten()[:, None]
-            product = left.T @ rows
+            product = (rows * weights[name][at : at + len(args[0])].flatten()[:, None]).T @ rows
             sums[name] = sums[name] + product if name in sums else product
 
         return look

@@ -38,26 +38,37 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """`inputs` INT32 [n, 2, length]: tokens, and each token's position in its document. `targets` INT32 [n, length]. `cut`:
-    documents of which something was left out or that were parted."""
+    documents of which something was left out or that were parted. `groups` INT64 [n]: equal where blocks hold parts of one
+    document."""
 
     inputs: Array
     targets: Array
     cut: int
+    groups: Array
 
     @property
     def learned(self) -> int:
         """Tokens that are learned."""
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def there(self) -> Array:
+        """What is no padding, BOOL [n, length]: all up to a block's last token that is learned of."""
+        learned = self.targets[:, ::-1] != IGNORED
+        there: Array = np.logical_or.accumulate(learned, axis=1)[:, ::-1]
+        return there
+
 
 def pack(documents: Iterable[Document], length: int, padding: int, *, together: bool = True, part: bool = True) -> Blocks:
     """Every token that is learned, once. A document longer than `length` is parted (`part`) or loses its end; its pieces and
     the short documents fill blocks, the longest first, each where it fits best. Not `together`: a piece a block."""
     pieces: list[Piece] = []
+    owners: list[int] = []
     cut = 0
-    for document in documents:
+    for number, document in enumerate(documents):
         cut += len(document.tokens) > length + 1
         pieces += [piece for piece in parts(document, length, part=part) if (piece.targets != IGNORED).any()]
+        owners += [number] * (len(pieces) - len(owners))
     groups = fit([len(piece.tokens) for piece in pieces], length) if together else [[at] for at in range(len(pieces))]
     inputs = np.zeros((len(groups), 2, length), np.int32)
     inputs[:, TOKENS] = padding
@@ -72,7 +83,9 @@ def pack(documents: Iterable[Document], length: int, padding: int, *, together: 
             targets[row, start:end] = piece.targets
             start = end
         inputs[row, POSITIONS, start:] = np.arange(length - start)  # padding is a document of its own
-    return Blocks(inputs, targets, cut)
+    # Pieces that share a block are the last of their documents; those before fill one each, and belong to where the last lies.
+    homes = {owners[at]: row for at, row in sorted((at, row) for row, group in enumerate(groups) for at in group)}
+    return Blocks(inputs, targets, cut, np.array([homes[owners[group[0]]] for group in groups], np.int64))
 
 
 def parts(document: Document, length: int, *, part: bool) -> list[Piece]:
