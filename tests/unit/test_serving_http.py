@@ -501,6 +501,20 @@ async def test_what_a_late_call_was_asked_is_let_go(c):
     assert c.bench.counted()[0].bytes_in == 100_000
 
 
+@scene(body_limit=1_000_000)
+async def test_what_an_answered_call_was_asked_does_not_wait_for_its_turn(c):
+    before = c.gateway._bodies
+    c.feed(post(), post(b"x" * 300_000), post(b"y" * 300_000))
+    first, *others = c.router.sent
+    c.router.answer(others[0])
+    c.router.fail(others[1], "invalid_request")
+    assert c.gateway._bodies == before
+    assert [call.frame.data for call in others] == [b"", b""]
+    c.router.answer(first)
+    assert [status for status, _, _ in c.answers()] == [200, 200, 400]
+    assert c.bench.counted()[0].bytes_in == 600_002
+
+
 # Access
 
 

@@ -503,6 +503,40 @@ async def test_a_replica_that_does_not_read_is_given_no_more(router, replicas, g
     assert both.events == [("part", b"r1"), ("ended", 1, None)]
 
 
+def test_a_replica_that_is_not_connected_for_long_is_given_no_more(tmp_path, monkeypatch):
+    async def scenario():
+        connected = asyncio.Event()
+
+        async def slow(loop, protocol, address, identity):
+            await connected.wait()
+            return await real(loop, protocol, address, identity)
+
+        real = module.dial
+        monkeypatch.setattr(module, "dial", slow)
+        replica, router = await Replica("r", tmp_path / "r.sock").start(), Router(asyncio.get_running_loop())
+        group = router.group([replica.endpoint])
+        for _ in range(2):
+            router.check(0.0)
+        asked = [Asked(group, number) for number in range(1000)]
+        for one in asked:
+            one.frame = call(one.frame.id, b"x" * 50_000)
+            router.send(one)
+        [link] = group.links
+        assert link.state == "connecting"
+        assert module.MOST_UNREAD <= link._channel.unread < module.MOST_UNREAD + 60_000
+        refused = [one for one in asked if one.events]
+        assert {event for one in refused for event in one.events} == {("ended", 0, "overloaded")}
+        connected.set()
+        await asyncio.gather(*(one.done for one in asked))
+        assert sum(one.events[-1] == ("ended", 1, None) for one in asked) == 1000 - len(refused)
+        await eventually(lambda: not link._questions)
+        router.close()
+        await replica.die()
+        await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 @over(1)
 async def test_a_replica_that_reads_is_given_however_much_comes_in_one_turn(router, replicas, group):
     [link] = group.links
@@ -540,11 +574,13 @@ def test_what_was_given_back_when_nobody_was_reached_is_not_sent_later(tmp_path)
     async def run():
         replica, router = Replica("r", tmp_path / "r.sock"), Router(asyncio.get_running_loop())
         group = router.group([replica.endpoint])
+        router.check(0.0)
         asked = await ask(router, group)
         await asyncio.wait_for(asked.done, 5)
         assert asked.events == [("ended", 0, "unavailable")]
         await replica.start()
         await eventually(lambda: group.links[0].up)
+        assert not group.links[0]._questions
         await (await ask(router, group, 2)).done
         assert replica.calls() == [2]
         router.close()

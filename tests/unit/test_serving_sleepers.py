@@ -101,7 +101,7 @@ def test_control_is_asked_again_after_a_while(monkeypatch):
 
 
 def test_only_so_many_are_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(sleepers, "MOST", 2)
+    monkeypatch.setattr(sleepers, "MOST", 4)
 
     async def scene():
         bench = Bench(tmp_path, routes=[route(**SLEEPS)])
@@ -110,7 +110,32 @@ def test_only_so_many_are_held(tmp_path, monkeypatch):
             assert bench.gateway.may_wake(refusal, Call())
             bench.gateway.sleepers.hold(refusal.of, GOOD, 5.0, lambda: None)
         assert not bench.gateway.may_wake(refusal, Call())
+        bench.gateway.sleepers.look(lambda name: route())
+        assert bench.gateway.may_wake(refusal, Call())
         assert not bench.gateway.may_wake(refusal, Call(time.time() - 1e6))
+
+    run(scene)
+
+
+def test_one_project_leaves_room_for_the_calls_of_others(monkeypatch):
+    monkeypatch.setattr(sleepers, "MOST", 12)
+
+    async def scene():
+        held = Sleepers()
+
+        def fill(project):
+            """Hold what there is room for, of two deployments."""
+            count = 0
+            while held.room(sleeper := route(f"d{count % 2}", project, **SLEEPS), GOOD):
+                held.hold(sleeper, GOOD, 5.0, lambda: None)
+                count += 1
+            return count
+
+        assert [fill("a"), fill("b"), fill("c")] == [6, 3, 2]
+        held.look(lambda name: None if name[0] == "a" else route(project=name[0], **SLEEPS))
+        assert [fill("b"), fill("c")] == [2, 2], "five and four of twelve"
+
+    run(scene)
 
 
 def test_what_there_is_no_room_to_wait_for_is_woken_all_the_same(tmp_path, monkeypatch):
@@ -148,11 +173,9 @@ def test_who_leaves_gives_the_place_up(tmp_path):
 
     run(scene)
 
-    run(scene)
-
 
 def test_where_there_is_no_room_a_call_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sleepers, "MOST", 2)
+    monkeypatch.setattr(sleepers, "MOST", 4)
 
     async def scene():
         bench = Bench(tmp_path, routes=[route(**SLEEPS)])

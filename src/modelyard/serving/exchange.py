@@ -230,6 +230,8 @@ class Exchange(Underway):
                     self._show()
                 self._answer = b""
         self.drop()
+        if len(self.frame.data) > SMALL:  # its room is given back, and its turn may be long in coming
+            self.frame = msgspec.structs.replace(self.frame, data=b"")
 
     def _show(self) -> None:
         """Keep the answer, and show it to the release on trial, where the deployment wants that."""

@@ -147,7 +147,7 @@ class Link:
     def check(self, now: float, alone: bool) -> None:
         """Ask how the replica is, telling it whether it is alone on its machine, and tell the calls that are late. `now` is a
         time.time()."""
-        if self.up and len(self._questions) < _MOST_QUESTIONS:
+        if self.up is not False and len(self._questions) < _MOST_QUESTIONS:  # what is not connected yet has not answered either
             self._questions.add(question := secrets.randbits(63))
             self._channel.send(HealthFrame(question, ALONE if alone else SHARED))
         late = [call for call in self.calls.values() if call.frame.deadline <= now]
@@ -170,6 +170,7 @@ class Link:
                 self._ahead = await dial(self._loop, self._channel, self.endpoint.address, self._router.identity)
             except OSError:
                 self.up, self._channel = False, self._unconnected()  # what waited in the old one is given to others
+                self._questions.clear()
                 self._give_back()
                 await asyncio.sleep(self._wait)
                 self._wait = min(LAST_RETRY, 2 * self._wait)
@@ -362,7 +363,7 @@ class Router:
     def check(self, now: float) -> None:
         """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""
         links = (*self._links.values(), *self._old)
-        there = Counter(link.machine for link in links if link.up)
+        there = Counter(link.machine for link in links if link.up is not False)
         for link in links:
             link.check(now, there[link.machine] == 1)
         self._old = {link for link in self._old if link.calls}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from modelyard.serving.types import DeploymentState, Route
 
-MOST = 4096  # calls that may be held at a time
+MOST = 4096  # calls that may be held at a time, of all projects
 AGAIN = 1.0  # seconds after which control is asked again
 Name = tuple[str, str]
 Credentials = tuple[tuple[bytes, bytes], ...]
@@ -55,8 +55,11 @@ class Sleepers:
         return bool(self._held)
 
     def room(self, route: Route, credentials: Credentials) -> bool:
-        """Whether one more may be held. Where not, control is asked all the same, so that who tries again finds it awake."""
-        if sum(map(len, self._held.values())) < MOST:
+        """Whether one more may be held: a project has no more places than are left free for others (Choudhury and Hahne,
+        Dynamic queue length thresholds for shared-memory packet switches, 1998). Where not, control is asked all the same, so
+        that who tries again finds it awake."""
+        places = [(project, len(held)) for (project, _), held in self._held.items()]
+        if sum(n for project, n in places if project == route.project) < MOST - sum(n for _, n in places):
             return True
         self._ask(route, [credentials])
         return False

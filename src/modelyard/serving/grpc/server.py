@@ -45,6 +45,7 @@ _CODES = {
 _MOST = 8192  # calls at once
 _STREAMS = 1024  # of them on one connection
 _IDLE_MS = 300_000  # of a connection without a call
+_SOON = 1.0  # seconds in which a message is whole, or takes room
 _IDENTITY = 1  # compression algorithms as bits: none alone, for what a compressed message grows to nobody knows
 # Any context and metadata of grpc.aio, which has no types of its own.
 Context = Any
@@ -160,11 +161,9 @@ class Server:
         trace = gateway.traces.begin(head) if head or gateway.traces.sample else None
         if trace is not None:
             await context.send_initial_metadata((("traceparent", trace.header),))
+        connection = _Connection()
         try:
-            credentials = await self._admitted(context)
-            message = await self._message(context)
-            url = target(*wire.names(message))
-            admission = await fresh(gateway, credentials, gateway.admit, url, credentials, time.time())
+            exchange = await self._exchange(context, connection, began, started)
         except ModelyardError as error:
             if trace is not None:
                 about = {"status": tenancy_door.status(error), "door": "grpc"}
@@ -172,15 +171,11 @@ class Server:
             raise
         left = context.time_remaining()
         if left is not None:  # a caller with less patience than we have is one that asked longer ago
-            began = min(began, time.time() + left - gateway.settings.call_timeout)
-        connection = _Connection()
-        exchange = Exchange(gateway, connection, url, credentials, began, started)
+            exchange.began = min(began, time.time() + left - gateway.settings.call_timeout)
         exchange.streams = False
-        exchange.admission = admission
         exchange.id = gateway.call_id(sent.get(b"x-request-id"))
         exchange.head = {**head, "x-request-id": exchange.id}
         exchange.trace = trace
-        exchange.take(message)
         exchange.send()
         try:
             return await connection.answered
@@ -189,6 +184,20 @@ class Server:
             raise
         finally:
             exchange.let_go()
+
+    async def _exchange(self, context: Context, connection: _Connection, began: float, started: float) -> Exchange:
+        """What is asked, once it may be. Its message takes room from when it is here."""
+        gateway, credentials = self._gateway, await self._admitted(context)
+        message = await self._message(context)
+        url = target(*wire.names(message))
+        exchange = Exchange(gateway, connection, url, credentials, began, started)
+        try:
+            exchange.take(message)
+            exchange.admission = await fresh(gateway, credentials, lambda: gateway.admit(url, credentials, time.time()))
+        except BaseException:
+            exchange.drop()
+            raise
+        return exchange
 
     async def _route(self, context: Context) -> Route:
         credentials = await self._admitted(context)
@@ -203,15 +212,42 @@ class Server:
         return credentials
 
     async def _message(self, context: Context) -> bytes:
-        patience = self._gateway.settings.call_timeout
+        reading = _Reading(self._gateway)
         try:
-            async with asyncio.timeout(patience):
+            async with reading.time:
                 message = await context.read()
         except TimeoutError as error:
-            raise TimedOut(f"The request was not whole within {patience:g} seconds.") from error
+            raise reading.refusal from error
+        finally:
+            reading.end()
         if not isinstance(message, bytes):
             raise Invalid("The call has no message.")
         return message
+
+
+class _Reading:
+    """A message that is being read. How much of it is there gRPC does not tell, so one that is not whole soon takes room for
+    the largest until it is. `refusal` is why `time` ended."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        patience = gateway.settings.call_timeout
+        self._gateway, self._room = gateway, 0
+        self.time = asyncio.timeout(patience)
+        self.refusal: ModelyardError = TimedOut(f"The request was not whole within {patience:g} seconds.")
+        self._timer = asyncio.get_running_loop().call_later(min(_SOON, patience / 2), self._take_room)
+
+    def _take_room(self) -> None:
+        try:
+            self._gateway.reserve(self._gateway.body_limit)
+        except Unavailable as error:
+            self.refusal = error
+            self.time.reschedule(0.0)
+        else:
+            self._room = self._gateway.body_limit
+
+    def end(self) -> None:
+        self._timer.cancel()
+        self._gateway.release(self._room)
 
 
 class _Connection:
