@@ -85,7 +85,8 @@ def test_what_is_said_twice_or_is_no_setting_is_refused(line: str, what: str, mo
 
 def test_bench_measures_for_as_long_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     posted, _ = typed("bench m@2 --set seconds=0.2", monkeypatch)
-    assert posted["config"] == {"variants": bench.ENGINES, "max_accuracy_drop": 100.0, "goal": "latency", "seconds": 0.2}
+    base = {"variants": bench.ENGINES, "max_accuracy_drop": 100.0, "alias": False}
+    assert posted["config"] == {**base, "goal": "latency", "seconds": 0.2}
 
 
 def test_what_is_not_said_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,17 @@ def test_rows_come_as_asked_for_whatever_is_held(dataset, held):
         same(groups.take(positions), {name: column[positions] for name, column in whole.items()})
 
 
+@pytest.mark.parametrize("held", [1, 1 << 30])
+def test_some_rows_are_as_if_the_split_had_no_others(dataset, held):
+    some = np.arange(0, dataset.rows("train"), 3)
+    some = some[(some < GROUP_ROWS) | (some >= 2 * GROUP_ROWS)]  # none of the second row group
+    groups = Groups(dataset, "train", ["x", "n"], held, some)
+    assert (groups.rows[1], sum(groups.rows)) == (0, len(some))
+    positions = np.random.default_rng(0).permutation(len(some))[:500]
+    whole = dataset.columns("train", ["x", "n"])
+    same(groups.take(positions), {name: column[some[positions]] for name, column in whole.items()})
+
+
 def test_what_is_held_is_bounded_and_the_oldest_is_dropped(dataset, monkeypatch):
     reads = []
     read = pq.ParquetFile.read_row_group

@@ -13,6 +13,7 @@ from test_conversion_gguf import CARD, SIZE
 
 from modelyard.conversion.base import CONVERTERS
 from modelyard.conversion.gguf import KIND, read_back, write
+from modelyard.engines import genai as module
 from modelyard.engines.base import ENGINES
 from modelyard.engines.huggingface import open_model, open_tokenizer
 from modelyard.errors import Invalid, NotFound
@@ -110,6 +111,42 @@ def test_who_is_cancelled_is_not_heard_of_again_and_its_id_is_free(engine):
     assert set(drive(engine, "stays")) == {"stays"}
     engine.add(call("goes", OTHER, 2))
     assert units(drive(engine, "goes")["goes"]) == 2
+
+
+@pytest.mark.parametrize("order", [("before", "long", "after"), ("long", "before", "after"), ("before", "after", "grows")])
+def test_a_text_that_there_is_no_room_for_is_refused_alone(made, monkeypatch, order):
+    """OpenVINO ends all that are beside it, too."""
+
+    def small():
+        config = module.genai.SchedulerConfig()
+        config.num_kv_blocks = 8  # of 32 tokens
+        return config
+
+    monkeypatch.setattr(module, "_scheduler", small)
+    engine, said, refused = ENGINES.get("genai")(*made), {}, []
+    asked = {"before": (ASKED, 40), "after": (OTHER, 40), "long": ("the cat of rome is " * 60, 8), "grows": (ASKED, 400)}
+    for name in order:
+        engine.add(call(name, *asked[name]))
+    for step in range(10 * MOST):
+        if step == 50:
+            engine.add(call("joins", ASKED, 40))
+        try:
+            parts = engine.step()
+        except Invalid as error:
+            refused.append(error.message)
+            continue
+        for name, part, last in parts:
+            said.setdefault(name, []).append((part, last))
+        if refused and all(name in said and said[name][-1][1] for name in ("before", "after", "joins")):
+            break
+    (message,) = refused
+    (too_long,) = {"long", "grows"} & set(order)
+    assert message.startswith(f"Call '{too_long}' asks for {asked[too_long][1]} tokens after a text of ")
+    for name in ("before", "after"):
+        engine.add(call("alone", *asked[name]))
+        assert text(said[name]) == text(drive(engine, "alone")["alone"])
+        assert [last for _, last in said[name]] == [False] * (len(said[name]) - 1) + [True]
+    engine.close()
 
 
 def test_text_that_is_not_utf8_is_the_callers_fault(engine):

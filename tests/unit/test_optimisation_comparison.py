@@ -69,6 +69,7 @@ def test_numbers_are_resampled_over_all_rows_and_by_slice() -> None:
         (np.array([], int), "accuracy", "no row to evaluate on"),
         (np.array([1, 1, 1]), "accuracy", "All 3 rows to evaluate on are of one class"),
         (np.array([2.0, 2.0]), "r2", "All 2 rows to evaluate on are of one number"),
+        (np.array([0.3, 0.1 + 0.2]), "r2", "All 2 rows to evaluate on are of one number"),
     ],
 )
 def test_rows_that_can_tell_nothing_are_refused(wanted: np.ndarray, metric: str, what: str) -> None:
@@ -133,7 +134,7 @@ def test_a_column_whose_values_do_not_repeat_makes_no_slices(tmp_path: Path) -> 
 
 def test_where_all_numbers_are_the_same_nothing_is_proved() -> None:
     random = np.random.default_rng(0)
-    wanted = np.concatenate([100 * random.standard_normal(400), np.zeros(40)])
+    wanted = np.concatenate([100 * random.standard_normal(400), 0.1 + 1e-17 * random.integers(0, 3, 40)])
     one, two = wanted + 0.1, np.concatenate([wanted[:400] + 0.1, np.full(40, 40.0)])
     sunday = {"day=sunday": np.arange(440) >= 400, "day=never": np.zeros(440, bool)}
     evidence = compare(Answers(one), Answers(two), wanted, "r2", split="report", slices=sunday, columns=("day",))

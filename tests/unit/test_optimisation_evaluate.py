@@ -8,7 +8,18 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_score
 
 from modelyard.errors import Invalid
-from modelyard.optimisation.evaluate import agreement, drop, f1, mse, paired_difference, r2, resampled_drop, score, spearman
+from modelyard.optimisation.evaluate import (
+    agreement,
+    drop,
+    f1,
+    mse,
+    paired_difference,
+    r2,
+    resampled_drop,
+    same,
+    score,
+    spearman,
+)
 
 
 def table(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +78,28 @@ def test_r2_of_constants_is_scikit_learns_too() -> None:
     constant = np.full(3, 2.0)
     for predicted in (constant, constant + 1):
         assert r2(predicted, constant) == r2_score(constant, predicted)
+
+
+@pytest.mark.parametrize("value", [0.1, -1e6 / 3, 1e-30, 0.0])
+def test_what_differs_by_rounding_is_one_number(value: float) -> None:
+    flat = np.full(99, value)
+    assert same(flat)
+    assert same(flat * (1 + 1e-15 * np.arange(99)))
+    assert not same(np.append(flat, value * (1 + 1e-6) or 1e-30))
+    assert (r2(flat, flat), r2(flat + 0.5, flat), r2(flat * (1 + 1e-9) + 1e-40, flat)) == (1, 0, 0)
+    assert (agreement(flat, flat, "r2"), agreement(flat, flat + 0.5, "r2")) == (1, 0)
+
+
+def test_resamples_in_which_no_number_differs_are_drawn_again() -> None:
+    """99 of 100 are one number, and more than a third of resamples miss the other."""
+    random, wanted = np.random.default_rng(0), np.array([0.1] * 99 + [5.0])
+    good, bad = wanted + 0.01 * random.standard_normal(100), wanted + 0.2 * random.standard_normal(100)
+    value, drawn = resampled_drop(good, bad, wanted, "r2")
+    lost = 100 * (r2_score(wanted, good) - r2_score(wanted, bad))
+    assert value == pytest.approx(lost)
+    assert lost / 10 < drawn.min() <= drawn.max() < 10 * lost
+    own = score(bad, wanted, "r2")
+    assert 0.5 < own.low < own.high < 1
 
 
 def test_accuracy_is_scored_and_its_drop_counted_in_points() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from test_conversion_gguf import CARD
 from tiny_datasets import table, write
 from tiny_models import matmul, phrases, simple
 
@@ -81,6 +83,18 @@ def test_a_graph_that_is_quantised_already_is_no_float_variant(
     (tmp_path / "imported" / "optimisation.json").unlink()
     with pytest.raises(Invalid, match="quantised already"):
         optimised({**inputs, "model": Input("q@1", {}, FolderView(tmp_path / "imported"))}, tmp_path)
+
+
+def test_language_models_use_the_processors_that_the_job_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(optimise, "load", lambda path: lambda *given: used.append(torch.get_num_threads()))
+    CARD.save(tmp_path)
+    before = torch.get_num_threads()
+    for given in (1, 3):
+        monkeypatch.setenv("RANK_CPUS", str(given))
+        model = {"model": Input("smol@1", {}, FolderView(tmp_path))}
+        optimise.run(OptimiseConfig(), model, FolderOutputs(tmp_path / "out"), FolderContext(tmp_path))
+    assert (used, torch.get_num_threads()) == ([1, 3], before)
 
 
 def test_every_verified_variant_is_published_and_one_is_best(done: tuple[FolderOutputs, FolderContext]) -> None:

@@ -51,6 +51,14 @@ def findings(tmp_path: Path) -> Findings:
     return Findings(OptimiseConfig(), inputs, "accuracy", [ROW, BROKEN], REPORT, "fp32")
 
 
+def test_the_alias_is_given_unless_it_was_not_asked_for(findings: Findings, tmp_path: Path) -> None:
+    (folder := tmp_path / "fp32").mkdir()
+    variant, outputs = Variant("fp32", folder, matmul(folder / "model.onnx"), None, True, {}), FolderOutputs(tmp_path / "out")
+    publish(replace(findings, config=OptimiseConfig(alias=False)), variant, outputs)
+    assert outputs.published["fp32"]["alias"] is None
+    assert outputs.published["fp32"]["metadata"]["chosen"]
+
+
 def test_a_variant_is_handed_over_with_its_figures(findings: Findings, tmp_path: Path) -> None:
     folder = tmp_path / "fp32"
     folder.mkdir()

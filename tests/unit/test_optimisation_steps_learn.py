@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_datasets import images, table
+from tiny_datasets import COLUMNS, images, table
 from tiny_models import simple
 from tiny_networks import classes, learning, subject
 from torch import nn
 
-from modelyard.data.datasets import Feature
+from modelyard.data.datasets import Dataset, Feature
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.torch import TorchEngine, load_module
 from modelyard.errors import Invalid
@@ -42,6 +42,18 @@ def test_it_learns_and_the_same_seed_learns_the_same(tmp_path: Path) -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert accuracies[0][0] < 0.75 < accuracies[0][-1]
+
+
+def test_rows_that_judge_are_not_trained_on(tmp_path: Path) -> None:
+    teaching = learning(subject(tmp_path, classes(tmp_path / "data", shared=12)), tmp_path)
+    data = Dataset.open(tmp_path / "data")
+    rows = np.stack([data.column("train", column) for column in COLUMNS], axis=1).astype(np.float32)
+    trained = np.concatenate([batch.inputs for batch in teaching.feed.batches(0, 0, 1, 0, 24)])
+    assert sorted(trained.tolist()) == sorted(rows[12:-12].tolist())
+    assert teaching.context.lines == ["24 rows of the train split are in select or report as well and were left out."]
+    (tmp_path / "many").mkdir()
+    with pytest.raises(Invalid, match="26 of 240 rows of the split 'train' are in select or report as well"):
+        learning(subject(tmp_path / "many", classes(tmp_path / "many" / "data", shared=13)), tmp_path)
 
 
 def test_each_epoch_is_told(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_each_row_once_an_epoch_and_the_same_batches_for_every_gang(dataset, pla
         assert {(part.step, part.rows) for part in shares} == {(batch.step, len(batch.target))}
 
 
+@pytest.mark.parametrize("more", [{}, {"kept": 0}, {"kept": 0, "held": 100_000}])
+def test_some_rows_are_read_as_if_there_were_no_others(dataset, plan, more):
+    some = np.flatnonzero(np.arange(dataset.rows("train")) % 7)
+    batches = list(Feed.read(dataset, "train", plan, alive, among=some, **more).batches(3, 1, 1, 0, 64))
+    read = np.concatenate([batch.positions for batch in batches])
+    assert sorted(read) == list(range(len(some)))
+    wanted = dataset.column("train", "label")[some[read]]
+    assert np.concatenate([batch.target for batch in batches]).tolist() == wanted.tolist()
+
+
 @pytest.mark.parametrize("way", ["kept", "held", "streamed"])
 def test_what_was_taken_may_be_changed(dataset, plan, way):
     feed = feeds(dataset, plan)[way]

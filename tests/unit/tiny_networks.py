@@ -63,13 +63,17 @@ class Mixer(nn.Module):
 LABELS = ("low", "middle", "high")
 
 
-def classes(folder: Path, rows: int = 240) -> Dataset:
-    """Ten columns of normal numbers; the class is where the sum of three of them lies."""
+def classes(folder: Path, rows: int = 240, shared: int = 0) -> Dataset:
+    """Ten columns of normal numbers; the class is where the sum of three of them lies. `shared`: so many rows of select, and as
+    many of report, are those that train begins and ends with."""
     random, splits = np.random.default_rng(0), {}
     for name, count in {"train": rows, "calibrate": 40, "select": 120, "report": 120}.items():
         matrix = random.standard_normal((count, len(COLUMNS)))
         wanted = np.digitize(matrix[:, :3].sum(axis=1), [-0.8, 0.8])
         splits[name] = {**{c: matrix[:, i].tolist() for i, c in enumerate(COLUMNS)}, "target": wanted.tolist()}
+    for name, some in (("select", slice(0, shared)), ("report", slice(rows - shared, rows))):
+        for column, values in splits[name].items():
+            values[:shared] = splits["train"][column][some]
     features = {**{c: Feature(type="float") for c in COLUMNS}, "target": Feature(type="label", names=LABELS)}
     return write(folder, features, splits, "target")
 

@@ -21,10 +21,13 @@ HELD_BYTES = 512 << 20
 
 
 class Groups:
-    """`rows` of each row group; `bytes` is what the columns take together, once read. Raises `Damaged`, naming the shard, at
-    once where one is not as stated, and in `take` where one has become so."""
+    """`rows` of each row group; `bytes` is what the columns take together, once read. `among`: as if the split had these rows
+    alone, INT64 positions in order. Raises `Damaged`, naming the shard, at once where one is not as stated, and in `take`
+    where one has become so."""
 
-    def __init__(self, dataset: Dataset, split: str, names: Sequence[str], held: int = HELD_BYTES) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, names: Sequence[str], held: int = HELD_BYTES, among: Array | None = None
+    ) -> None:
         self._dataset, self._names, self._held = dataset, list(dict.fromkeys(names)), held
         self._kinds = {name: dataset.feature(name).type for name in self._names}
         self._places: list[tuple[str, int]] = []  # of each row group, its shard and which of that it is
@@ -37,15 +40,19 @@ class Groups:
             self._list(shard)
         if sum(self.rows) != dataset.rows(split):
             raise Damaged(f"Split '{split}' has {sum(self.rows)} rows where {CARD} states {dataset.rows(split)}.")
-        self._ends = np.cumsum(self.rows)
+        self._ends, self._among = np.cumsum(self.rows, dtype=np.int64), among
+        self._starts = self._ends - np.array(self.rows, np.int64)
+        if among is not None:
+            self.rows = np.diff(np.searchsorted(among, [0, *self._ends])).tolist()
 
     def take(self, positions: Array) -> dict[str, Array]:
         """Some rows' columns, each as `Dataset.columns` gives it, in the order asked for."""
+        positions = positions if self._among is None else self._among[positions]
         groups = np.searchsorted(self._ends, positions, side="right")
         order = np.argsort(groups, kind="stable")
         pieces = []
         for group in np.unique(groups).tolist():
-            wanted = positions[order][groups[order] == group] - (self._ends[group] - self.rows[group])
+            wanted = positions[order][groups[order] == group] - self._starts[group]
             pieces.append(self._table(group).take(wanted))
         table = pa.concat_tables(pieces).take(np.argsort(order))
         return {name: array_of(table.column(name), kind) for name, kind in self._kinds.items()}

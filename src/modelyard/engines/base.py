@@ -125,7 +125,9 @@ class StreamEngine(Protocol):
 
     def step(self) -> Sequence[tuple[str, Reply, bool]]:
         """Advance once: (call id, part, is last) for each call that has something, its parts in order. A call whose grant is
-        used up ends: its last part says so and nothing follows it; never are more units used than it was granted."""
+        used up ends: its last part says so and nothing follows it; never are more units used than it was granted. Raises
+        `Invalid`, naming the call, for one that there is no room for: it has left the loop, and the next step goes on with the
+        others and what they said."""
         ...
 
     def cancel(self, call: str) -> None:

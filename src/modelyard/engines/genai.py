@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov  # type: ignore[import-untyped]
 import openvino_genai as genai
 
 from modelyard.engines.base import ModelCard
@@ -22,20 +23,32 @@ from modelyard.engines.gguf import widen
 from modelyard.engines.huggingface import ends
 from modelyard.engines.openvino import reason
 from modelyard.engines.tensors import text_of
-from modelyard.errors import Invalid, Unavailable
+from modelyard.errors import Invalid
 from modelyard.tensors import Call, Reply, Signature, Tensor
 
 MOST = 128  # tokens of an answer, where neither the call nor its grant says
 _CACHE = 1  # GiB for what was read and said of all calls
 _UNKNOWN_KIND = "gguf_tensor_to_f16"  # of what OpenVINO says where it does not know a tensor's kind
+_SHOWN = 40  # letters of a text that is refused
 _BROKEN = "\ufffd"  # stands for a letter of which not all bytes are there yet
 
 
 @dataclass(slots=True)
 class _Running:
-    handle: Any
+    """A call: what it asks, of at most so many tokens; where it is in the loop its handle there."""
+
+    asked: str
+    most: int
+    config: Any
+    handle: Any = None
     tokens: list[int] = field(default_factory=list)
     said: int = 0  # letters
+
+
+def _scheduler() -> Any:
+    config = genai.SchedulerConfig()
+    config.cache_size = _CACHE
+    return config
 
 
 def _opened(path: Path, scheduler: Any, options: dict[str, Any]) -> Any:
@@ -68,19 +81,19 @@ class GenAiEngine:
         if "gguf" not in card.files:
             raise Invalid("model.json names no file for the engine 'genai': expected files.gguf.")
         path = inside(folder, card.files["gguf"])
-        scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = _CACHE
         # OpenVINO's own defaults take fewer bits for sums and for what was read, and would answer otherwise.
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
         try:
-            self._pipe = _opened(path, scheduler, options)
+            self._pipe = _opened(path, _scheduler(), options)
         except (RuntimeError, IndexError) as error:  # of a file that lacks what it reads
             raise Invalid(f"OpenVINO GenAI refuses '{path.name}': {reason(error, path)}") from error
         self._tokenizer = self._pipe.get_tokenizer()
         self._ends = set(ends(folder))  # OpenVINO takes one from the file
         self._card, self._numbers = card, count()
         self._running: dict[str, _Running] = {}
-        self._ended: list[tuple[str, Reply, bool]] = []
+        self._said: list[tuple[str, Reply, bool]] = []  # and not told yet
+        self._fallen: list[str] = []  # out of the loop, and waiting to go on
+        self._suspect = False  # whether the first of them may be what there was no room for
 
     @property
     def signature(self) -> Signature:
@@ -90,10 +103,10 @@ class GenAiEngine:
         asked = int(call.parameters.get("max_tokens", MOST))
         most = asked if call.grant is None else min(asked, call.grant)
         if most < 1:
-            self._ended.append((call.id, Reply((), 0), True))
+            self._said.append((call.id, Reply((), 0), True))
             return
         config = genai.GenerationConfig()
-        config.max_new_tokens, config.stop_token_ids = most, self._ends
+        config.stop_token_ids = self._ends
         config.ignore_eos = bool(call.parameters.get("ignore_end", False))  # for who measures
         config.do_sample = float(call.parameters.get("temperature", 0.0)) > 0
         if config.do_sample:
@@ -101,13 +114,20 @@ class GenAiEngine:
             config.rng_seed = int(call.parameters.get("seed", 0))
         (text,) = call.inputs[0].array.reshape(-1).tolist()
         words = text_of(call.inputs[0].name, 0, text)
-        self._running[call.id] = _Running(self._pipe.add_request(next(self._numbers), words, config))
+        running = self._running[call.id] = _Running(words, most, config)
+        if self._fallen:
+            self._fallen.append(call.id)
+        else:
+            self._start(running)
 
     def step(self) -> Sequence[tuple[str, Reply, bool]]:
-        said, self._ended = self._ended, []
+        if self._fallen and not self._pipe.has_non_finished_requests():
+            self._go_on()
         if self._pipe.has_non_finished_requests():
             self._pipe.step()
-        for call, running in list(self._running.items()):
+        there = [(call, running) for call, running in self._running.items() if running.handle is not None]
+        fallen = []
+        for call, running in there:
             ended = running.handle.get_status() != genai.GenerationStatus.RUNNING
             new: list[int] = []
             while running.handle.can_read():
@@ -115,23 +135,54 @@ class GenAiEngine:
                     new += found.generated_ids
             running.tokens += new
             if running.handle.get_status() == genai.GenerationStatus.IGNORED:
-                raise Unavailable("There is no room for so long a text beside those that are being answered.")
+                fallen.append(call)
+                running.handle, ended = None, False
             if new or ended:
-                said.append((call, self._reply(running, len(new), ended), ended))
+                self._said.append((call, self._reply(running, len(new), ended), ended))
             if ended:
                 del self._running[call]
+        if len(fallen) == len(there) == 1:
+            raise self._too_long(fallen[0], self._running.pop(fallen[0]))
+        if fallen:
+            self._fallen, self._suspect = fallen + self._fallen, True
+        said, self._said = self._said, []
         return said
 
     def cancel(self, call: str) -> None:
-        self._ended = [one for one in self._ended if one[0] != call]
+        self._said = [one for one in self._said if one[0] != call]
+        self._fallen = [one for one in self._fallen if one != call]
         running = self._running.pop(call, None)
-        if running is not None:
+        if running is not None and running.handle is not None:
             running.handle.cancel()
 
     def close(self) -> None:
         for call in list(self._running):
             self.cancel(call)
         del self._pipe
+
+    def _go_on(self) -> None:
+        """A call that is too long for the cache takes those beside it out of the loop. It is likely the first, which goes on
+        alone and is refused if it falls again; then the others go on together."""
+        turn = self._fallen[:1] if self._suspect else self._fallen
+        self._fallen, self._suspect = self._fallen[len(turn) :], False
+        for call in turn:
+            self._start(self._running[call])
+
+    def _start(self, running: _Running) -> None:
+        """From its text and what it said already."""
+        running.config.max_new_tokens = running.most - len(running.tokens)
+        asked: Any = running.asked
+        if running.tokens:
+            read = self._tokenizer.encode(asked).input_ids.data
+            asked = ov.Tensor(np.append(read, [running.tokens], axis=1))
+        running.handle = self._pipe.add_request(next(self._numbers), asked, running.config)
+
+    def _too_long(self, call: str, running: _Running) -> Invalid:
+        tokens, begins = self._tokenizer.encode(running.asked).input_ids.shape[-1], running.asked[:_SHOWN]
+        return Invalid(
+            f"Call '{call}' asks for {running.most:,} tokens after a text of {tokens:,} ({begins!r} …), for which the cache of "
+            f"{_CACHE} GiB is too small: shorten the text, or ask for fewer."
+        )
 
     def _reply(self, running: _Running, tokens: int, ended: bool) -> Reply:
         """The letters that became whole with these tokens."""

@@ -1,5 +1,5 @@
-"""The rows that ranges of eight bits are found by: of the calibrate split, which nothing is judged by. Rows that judge as well
-would make every figure look better than it is. A student's texts are drawn in the same way.
+"""The rows that ranges of eight bits are found by, of the calibrate split, and those that steps train on: none that anything is
+judged by, which would make every figure look better than it is.
 """
 
 from __future__ import annotations
@@ -30,10 +30,16 @@ def drawn(source: Source, most: int | None, seed: int, split: str) -> Mapping[st
             f"The split '{split}' of the dataset has {source.dataset.rows(split)} rows; this needs at least {LEAST}: import "
             "more data."
         )
+    return source.examples(split, most, seed, unseen(source, split)).inputs
+
+
+def unseen(source: Source, split: str) -> Array:
+    """INT64: the rows of a split that are in none that judges, as the model is shown them. Raises `Invalid` where more than a
+    tenth are."""
     fresh = source.fresh(split, _JUDGING)
     if (shared := int((~fresh).sum())) > _MOST_SHARED * len(fresh):
         raise Invalid(
             f"{shared:,} of {len(fresh):,} rows of the split '{split}' are in {' or '.join(_JUDGING)} as well: figures would "
             "be of what was learned from. Import the dataset anew with each row in one split."
         )
-    return source.examples(split, most, seed, np.flatnonzero(fresh)).inputs
+    return np.flatnonzero(fresh)

@@ -14,7 +14,7 @@ import numpy as np
 from modelyard.data.datasets import Dataset
 from modelyard.errors import Invalid
 from modelyard.optimisation.counts import heaviest
-from modelyard.optimisation.evaluate import agreement, drop, f1, paired, resampled_drop, right, worth
+from modelyard.optimisation.evaluate import agreement, drop, f1, paired, resampled_drop, right, same, worth
 from modelyard.optimisation.evidence import COUNTED, SHARES, Drop, Evidence, Metric, Paired, Resampled
 from modelyard.optimisation.examples import Answers
 from modelyard.tensors import Array
@@ -117,7 +117,7 @@ def calibration_error(confidence: Array, right: Array, bins: int = _BINS) -> flo
 def _check(original: Answers, variant: Answers, wanted: Array, metric: Metric) -> None:
     if not len(wanted):
         raise Invalid("There is no row to evaluate on.")
-    if len(np.unique(wanted)) < 2:
+    if same(wanted) if wanted.dtype.kind == "f" else len(np.unique(wanted)) < 2:
         what = "text" if wanted.dtype == object else "class" if metric == "accuracy" else "number"
         raise Invalid(f"All {len(wanted):,} rows to evaluate on are of one {what}: a model that answers nothing else is right.")
     for who, answers in (("original", original), ("variant", variant)):
@@ -129,9 +129,8 @@ def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, ma
     one, two, truth = original.predicted[mask], variant.predicted[mask], wanted[mask]
     if metric in SHARES:
         return Paired(*paired(right(one, truth, metric), right(two, truth, metric)))
-    if len(np.unique(truth)) < (
-        1 if metric in COUNTED else 2
-    ):  # by R² nothing can be lost there, and nothing is proved: as if there were no rows
+    # by numbers that are one nothing can be lost, and nothing is proved: as if there were no rows
+    if not len(truth) or (metric not in COUNTED and same(truth)):
         return Resampled.of(0, 0.0, [0.0])
     value, drawn = resampled_drop(one, two, truth, metric, seed)
     worst = 100 * heaviest(two, truth, metric) if metric in COUNTED else 0.0

@@ -31,12 +31,14 @@ class OptimiseConfig(Config):
     the memory that serving it takes.
     `steps`: techniques to be done one after another, as objects or as text ('prune:channels=0.5'); they make one variant, and
     `variants` is then left aside.
+    `alias`: whether the chosen one gets the alias 'best'.
     `confidence`: of every interval reported. `seed`: of the calibration sample. `seconds`: of measuring each variant."""
 
     max_accuracy_drop: float = Field(default=1.0, ge=0, le=1e6)
     goal: Goal = "latency"
     variants: tuple[Variant, ...] = Field(default=("fp32", "static-int8", "dynamic-int8"), min_length=1)
     steps: tuple[Step, ...] = Field(default=(), max_length=16)
+    alias: bool = True
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     seed: int = Field(default=0, ge=0)
     seconds: float = Field(default=1.5, gt=0, le=60)

@@ -26,10 +26,11 @@ def alike(embeddings: Array) -> Array:
     return found
 
 
-def places(queries: Array, passages: Array, texts: Array, check: Callable[[], None]) -> Array:
-    """INT64 [rows]: of each query the place of its own passage among those of all rows, by the cosine; another text that is as
-    near comes before it. `queries`, `passages`: embeddings [rows, dim]; `texts`: the passages. Raises `Invalid` for an
-    embedding that is near to nothing; `check` is called now and then."""
+def places(queries: Array, passages: Array, belongs: Array, check: Callable[[], None]) -> Array:
+    """INT64 [rows]: of each query the place of its own passage among all, by the cosine; another that is as near comes before
+    it. `queries`: embeddings [rows, dim]; `passages`: [passages, dim], no two of the same text; `belongs`: of each query the
+    position of its own, INT64 [rows]. Raises `Invalid` for an embedding that is near to nothing; `check` is called now and
+    then."""
     ours, theirs = _unit(queries), _unit(passages)
     found = np.empty(len(ours), np.int64)
     for row, own in enumerate(ours):
@@ -38,7 +39,7 @@ def places(queries: Array, passages: Array, texts: Array, check: Callable[[], No
         near = theirs @ own
         if not np.isfinite(near).all():
             raise Invalid("An embedding holds NaN or infinity: nothing is near to it or far from it.")
-        found[row] = 1 + int((~(near < near[row]) & (texts != texts[row])).sum())
+        found[row] = int((near >= near[belongs[row]]).sum())
     return found
 
 

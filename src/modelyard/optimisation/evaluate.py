@@ -18,6 +18,7 @@ from modelyard.optimisation.intervals import Interval, newcombe, wilson
 from modelyard.tensors import Array
 
 _RESAMPLES = 1000
+_ROUNDING = 1e-20  # of squares: what differs by less than in the tenth digit is the same number
 
 
 def right(predicted: Array, wanted: Array, metric: str) -> Array:
@@ -48,7 +49,8 @@ def mse(predicted: Array, wanted: Array) -> float:
 
 
 def r2(predicted: Array, wanted: Array) -> float:
-    """Coefficient of determination: 1 is perfect, 0 is as good as the mean. For constant `wanted`: 1 if perfect, else 0."""
+    """Coefficient of determination: 1 is perfect, 0 is as good as the mean. Where `wanted` is one number but for rounding: 1 if
+    perfect, else 0."""
     return float(_r2s((predicted.astype(np.float64) - wanted)[None] ** 2, wanted.astype(np.float64), np.ones(len(wanted)))[0])
 
 
@@ -56,6 +58,11 @@ def spearman(predicted: Array, wanted: Array) -> float:
     """Spearman's rank correlation ρ (1904), ties by their mean rank: 1 where the order is the same. Where either is constant: 1
     if both are, else 0. NaN where a figure is."""
     return float(_ranked([predicted], wanted)(np.arange(len(wanted)))[0])
+
+
+def same(numbers: Array) -> bool:
+    """Whether all of [rows], at least one, are one number but for rounding; also where one is NaN."""
+    return not _spread(numbers, np.ones(len(numbers)))
 
 
 def f1(predicted: Array, wanted: Array, times: Array | None = None) -> Array:
@@ -125,11 +132,17 @@ def _bootstrap(
 def _resampled(
     models: list[Array], wanted: Array, metric: str, statistic: Callable[[Array], Array], seed: int
 ) -> tuple[float, Array]:
-    """`statistic` maps the metric of each model, [resamples, models], to [resamples]; the same rows are drawn for all."""
+    """`statistic` maps the metric of each model, [resamples, models], to [resamples]; the same rows are drawn for all. Rows of
+    one number have no R²: such a draw is made again, for counted as no loss it would draw the bounds in."""
     scored = _scorer(models, wanted, metric)
     random, rows = np.random.default_rng(seed), len(wanted)
-    drawn = np.stack([scored(random.integers(0, rows, rows)) for _ in range(_RESAMPLES)])
-    return float(statistic(scored(np.arange(rows))[None])[0]), statistic(drawn)
+    again = metric == "r2" and not same(wanted)
+    drawn: list[Array] = []
+    while len(drawn) < _RESAMPLES:
+        some = random.integers(0, rows, rows)
+        if not (again and same(wanted[some])):
+            drawn.append(scored(some))
+    return float(statistic(scored(np.arange(rows))[None])[0]), statistic(np.stack(drawn))
 
 
 def _lost(metric: str) -> Callable[[Array], Array]:
@@ -197,11 +210,15 @@ def _correlation(one: Array, two: Array, times: Array) -> float:
 
 def _r2s(squares: Array, wanted: Array, weights: Array) -> Array:
     """R² of each model from its squared errors [models, rows], rows counted `weights` times."""
-    mean = weights @ wanted / weights.sum()
-    total = weights @ (wanted - mean) ** 2
-    errors: Array = squares @ weights
-    found: Array = 1 - errors / total if total > 0 else (errors == 0).astype(np.float64)
+    total, errors = _spread(wanted, weights), squares @ weights
+    found: Array = 1 - errors / total if total else (errors == 0).astype(np.float64)
     return found
+
+
+def _spread(wanted: Array, weights: Array) -> float:
+    """The sum of squares around the mean, rows counted `weights` times; 0 where it is that of rounding, or no number."""
+    total = weights @ (wanted - weights @ wanted / weights.sum()) ** 2
+    return float(total) if total > _ROUNDING * (weights @ wanted**2) else 0.0
 
 
 def _check(predicted: Array, wanted: Array) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from modelyard.data.datasets import Dataset
+from modelyard.data.groups import Groups
 from modelyard.data.tokens import MAX_CALL_TOKENS
 from modelyard.data.transforms import Transform, build, softmax
 from modelyard.engines.base import BatchEngine, ModelCard
@@ -102,16 +103,16 @@ class Source:
     def found(
         self, engine: BatchEngine, split: str, metric: Metric, check: Callable[[], None] = lambda: None
     ) -> tuple[Answers, Array]:
-        """Of each row of a split one by the place at which the text that belongs to it comes among those of all rows, by the
-        cosine of embeddings; another text that is as near comes before it. And the texts that belong to the rows. Raises
-        `Invalid` where there are so few that `metric` finds each."""
+        """Of each row of a split one by the place at which the text that belongs to it comes among the different ones of all
+        rows, by the cosine of embeddings; another text that is as near comes before it. And the texts that belong to the rows.
+        Raises `Invalid` where there are so few that `metric` finds each."""
         columns = self._dataset.columns(split, [*self._features, self._pair])
-        there, first = len(set(columns[self._pair])), FOUND[metric]
-        if there <= first:
+        texts, first = columns[self._pair], FOUND[metric]
+        different, belongs = np.unique(texts, return_inverse=True)  # rows may share one, which is searched once
+        if (there := len(different)) <= first:
             raise Invalid(f"{metric} is 1 of any model: among {there} texts each is one of the first {first}. Give more rows.")
-        ours, theirs = (self._embedded(engine, columns[name], check) for name in (self._features[0], self._pair))
-        texts = columns[self._pair]
-        return Answers(1 / embeddings.places(ours, theirs, texts, check)), texts
+        ours, theirs = (self._embedded(engine, some, check) for some in (columns[self._features[0]], different))
+        return Answers(1 / embeddings.places(ours, theirs, belongs, check)), texts
 
     def truth(self, examples: Examples, predicted: Callable[[], Array]) -> Examples:
         """The examples with what is wanted of texts: how alike the original makes them, `predicted` by it."""
@@ -197,9 +198,12 @@ class Source:
         return columns, wanted if self._labels else wanted.astype(np.float64)
 
     def _contents(self, split: str) -> Iterator[tuple[Any, ...]]:
-        """Each row of a split as the model is shown it; a missing number is None, so that it equals another."""
-        columns = self._dataset.columns(split, self._features)
-        return zip(*([None if v != v else v for v in columns[name].tolist()] for name in self._features), strict=True)
+        """Each row of a split as the model is shown it, a row group at a time; a missing number is None, so that it equals
+        another."""
+        groups, first = Groups(self._dataset, split, self._features, held=0), 0
+        for rows in filter(None, groups.rows):
+            columns, first = groups.take(np.arange(first, first + rows)), first + rows
+            yield from zip(*([None if v != v else v for v in columns[name].tolist()] for name in self._features), strict=True)
 
     def _feature_names(self) -> list[str]:
         """What the transform reads: the one image, its named columns, or all numbers in the dataset's order."""

@@ -34,18 +34,20 @@ from modelyard.optimisation.study import study
 from modelyard.optimisation.variants import Subject, Variant, make
 from modelyard.plugins import load
 from modelyard.tensors import Array
+from modelyard.training.gang import processors, repeatable
 
 _STEPS = chain.BEYOND
 
 
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
-    """Publishes every verified variant under its name, the chosen one last and with the alias 'best': it is then the newest
-    version too. Raises `Invalid` where the version is a variant, cannot be converted, too many rows of the report split are in
-    calibrate or select as well, or no variant is within the budget."""
+    """Publishes every verified variant under its name, the chosen one last, so that it is the newest version too, and with the
+    alias 'best' if `config.alias`. Raises `Invalid` where the version is a variant, cannot be converted, too many rows of the
+    report split are in calibrate or select as well, or no variant is within the budget."""
     check_inputs(inputs)
     context.report(environment=machine())
     if ModelCard.load(inputs["model"].view.local()).task == "text-generation":
-        load("modelyard.optimisation.language.run:run")(config, inputs, outputs, context)
+        with repeatable(processors()):
+            load("modelyard.optimisation.language.run:run")(config, inputs, outputs, context)
         return
     subject, ahead = read(inputs), epochs(config.steps)
     kept = fresh(subject.source, context)  # before anything is made that they could not judge

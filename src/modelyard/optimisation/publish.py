@@ -52,7 +52,7 @@ class Findings:
 
 
 def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
-    """Complete the variant's folder and hand it over under its name; the chosen one as 'best'."""
+    """Complete the variant's folder and hand it over under its name; the chosen one, if that was asked for, as 'best'."""
     chosen = variant.name == findings.chosen
     row = next(row for row in findings.table if row["variant"] == variant.name)
     report = findings.report if chosen else None
@@ -91,7 +91,8 @@ def publish(findings: Findings, variant: Variant, outputs: Outputs) -> None:
     if variant.name in findings.evaluations:
         metadata["evaluation"] = findings.evaluations[variant.name]
     output = variant.name.replace("+", ".")[:_LONGEST]  # what joins steps is no part of a name
-    outputs.publish(output, variant.folder, task=variant.card.task, metadata=metadata, alias="best" if chosen else None)
+    alias = "best" if chosen and findings.config.alias else None
+    outputs.publish(output, variant.folder, task=variant.card.task, metadata=metadata, alias=alias)
 
 
 def machine() -> dict[str, Any]:

@@ -64,13 +64,15 @@ class Feed:
         *,
         kept: int = KEPT_BYTES,
         held: int = HELD_BYTES,
+        among: Array | None = None,
     ) -> Feed:
-        """The split as `plan` wants it; its inputs are kept where they take at most `kept` bytes, or the plan made them."""
+        """The split as `plan` wants it, or of what it does not read itself these rows alone, INT64 positions in order; its
+        inputs are kept where they take at most `kept` bytes, or the plan made them."""
         if plan.read is not None:
             inputs, target = plan.read(dataset, split, check)
             return cls(plan, len(target), check, None, inputs, target)
-        groups = Groups(dataset, split, [*plan.features, plan.target], held)
-        raw = cls(plan, dataset.rows(split), check, groups, held=held)
+        groups = Groups(dataset, split, [*plan.features, plan.target], held, among)
+        raw = cls(plan, sum(groups.rows), check, groups, held=held)
         inputs, _ = raw.take(np.arange(1))
         if inputs.nbytes * raw.rows > kept:
             return raw

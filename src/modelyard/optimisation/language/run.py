@@ -42,7 +42,6 @@ from modelyard.optimisation.publish import Findings, publish
 from modelyard.optimisation.steps.text import show
 from modelyard.optimisation.units import units
 from modelyard.optimisation.variants import Variant
-from modelyard.training.gang import processors, repeatable
 from modelyard.training.recipes.packing import Blocks
 
 METRIC = "perplexity"
@@ -72,11 +71,6 @@ class Subject:
 def run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     """Publishes every variant under its name, the best within the budget last. Raises `Invalid` for what cannot be written as
     GGUF, steps that are not for language models, and where no variant is within the budget."""
-    with repeatable(processors()):
-        _run(config, inputs, outputs, context)
-
-
-def _run(config: OptimiseConfig, inputs: Mapping[str, Input], outputs: Outputs, context: JobContext) -> None:
     plans = wanted(config)
     total = len(plans) + 3
     subject = read(inputs, plans, context)

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from modelyard.engines.base import ModelCard
 from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
+from modelyard.optimisation.calibration import unseen
 from modelyard.optimisation.examples import TRAINING, Source
 from modelyard.tensors import Array
 from modelyard.training.checks import check_learns
@@ -63,7 +64,8 @@ class Learning:
 
     @classmethod
     def of(cls, folder: Path, card: ModelCard, source: Source, context: JobContext, **more: Any) -> Learning:
-        """Raises `Invalid` where a network of this version and dataset cannot be trained here."""
+        """Without the rows that judge as well. Raises `Invalid` where those are many, or a network of this version and dataset
+        cannot be trained here."""
         if len(card.inputs) != 1 or card.inputs[0].datatype not in ("FP32", "FP64"):
             takes = ", ".join(f"{spec.name} {spec.datatype}" for spec in card.inputs)
             raise Invalid(f"Steps that train feed a network one tensor of numbers; this one takes {takes}: use quantize alone.")
@@ -87,7 +89,10 @@ class Learning:
         )
         if not source.dataset.rows("train"):
             raise Invalid("The split 'train' of the dataset is empty: this step trains on it. Import more data.")
-        feed = Feed.read(source.dataset, "train", plan, context.check)
+        among = unseen(source, "train")
+        feed = Feed.read(source.dataset, "train", plan, context.check, among=among)
+        if out := source.dataset.rows("train") - len(among):
+            context.log(f"{out:,} rows of the train split are in select or report as well and were left out.")
         training, order = trained_as(folder), source.order()
         own = len(card.labels or source.transform.config.get("labels") or source.labels or ())
         options = training.image_classifier
