@@ -83,7 +83,7 @@ class Replica:
         self.peers: set[Peer] = set()
         self._depth = 0
         self._settings, self._most = spec.settings, spec.settings.get("calls", _MOST)
-        self._large, self._room = ThreadPoolExecutor(1, "decode"), coding.Room()
+        self._large, self._room = ThreadPoolExecutor(1, "decode", confine.take_turns, (0,)), coding.Room()
         self._cpu = self._owed = 0
         self._next = Polling(loop)  # the next call of somebody who calls alone, one after another
 
@@ -358,6 +358,7 @@ async def _loaded(loop: asyncio.AbstractEventLoop, spec: Spec, replica: Replica)
     else:
         keep_loaded()
         replica.ready(model)
+        confine.take_turns(confine.SHORT)  # the thread that answers, not the one that computes
 
 
 async def serve(spec: Spec) -> int:

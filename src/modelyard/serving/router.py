@@ -11,6 +11,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ SILENT = 3.0  # seconds without an answer to HEALTH before a replica is taken la
 # Past so many calls at a replica, or bytes that wait for one that does not answer, it is given no more: one that reads nothing
 # costs no more.
 MOST_CALLS, MOST_UNREAD = 16_384, 32 << 20
+_ROUND = 0.4  # seconds: each replica is asked for HEALTH once in it
 _MOST_QUESTIONS = 8  # HEALTH unanswered at a time
 _MOST_EXTENSIONS = 16  # of one call's grant
 _MOST_STRAYS = 1000  # frames that nobody asked for, of one connection
@@ -144,12 +146,14 @@ class Link:
             self._channel.drop(call.frame.id)
             self._channel.send(CancelFrame(call.frame.id))
 
-    def check(self, now: float, alone: bool) -> None:
-        """Ask how the replica is, telling it whether it is alone on its machine, and tell the calls that are late. `now` is a
-        time.time()."""
+    def ask(self, alone: bool) -> None:
+        """Ask how the replica is, telling it whether it is alone on its machine."""
         if self.up is not False and len(self._questions) < _MOST_QUESTIONS:  # what is not connected yet has not answered either
             self._questions.add(question := secrets.randbits(63))
             self._channel.send(HealthFrame(question, ALONE if alone else SHARED))
+
+    def check(self, now: float) -> None:
+        """Tell the calls that are late. `now` is a time.time()."""
         late = [call for call in self.calls.values() if call.frame.deadline <= now]
         for call in late:
             self.cancel(call)
@@ -364,8 +368,11 @@ class Router:
         """Call it about twice a second: late calls, health, connections no longer needed. `now` is a time.time()."""
         links = (*self._links.values(), *self._old)
         there = Counter(link.machine for link in links if link.up is not False)
-        for link in links:
-            link.check(now, there[link.machine] == 1)
+        for turn, link in enumerate(links):
+            link.check(now)
+            ask = partial(link.ask, there[link.machine] == 1)
+            # One after another: the answers of many at once would be in the way of calls.
+            self._loop.call_later(turn * _ROUND / len(links), ask) if turn else ask()
         self._old = {link for link in self._old if link.calls}
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
+from modelyard.jobs import confine
 from modelyard.metrics import UNEXPECTED
 from modelyard.plugins import load
 from modelyard.serving.admission import Credentials
@@ -92,6 +93,7 @@ async def serve(settings: Settings, pepper: bytes, books: Books, listener: socke
         host, port = listener.getsockname()[:2]
         await calls.start(host, port + 1)
     keep_loaded()
+    confine.take_turns(confine.SHORT)
     watching = (
         loop.create_task(_check(server, router, settings.call_timeout)),
         loop.create_task(relay.watch()),
