@@ -2,7 +2,8 @@
 
 The grid is a search that may try all points. Each search then has 30 % as many trials. Both are jobs of the platform and every
 trial is made, trained and measured anew; what a search found is judged by the figures that the grid has of the same steps, so
-that the noise of two measurements is not taken for a difference. The hypervolume is that of quality, latency, throughput and
+that the noise of two measurements is not taken for a difference; nor is that of variants which differ in what they learned
+alone, and so cost the same: each has the median of their costs. The hypervolume is that of quality, latency, throughput and
 size: of costs, by their logarithms, beside the worst of the grid, and of quality between no loss and five points, since that
 much is lost by nobody's leave, and a gain over the original is luck. What a search measures before it trains anything, to know
 what cuts cost, is no trial; it counts in its seconds, and not in the grid's, which has no use for it.
@@ -11,6 +12,7 @@ what cuts cost, is no trial; it counts in its seconds, and not in the grid's, wh
 from __future__ import annotations
 
 import math
+import re
 import sys
 import tempfile
 import time
@@ -18,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from fashion import PACKAGE, write_files
@@ -116,15 +118,31 @@ def search(platform: Yard, task: Task, *, trials: int, seed: int) -> dict[str, A
 
 def volume(rows: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]]) -> float:
     """What the rows dominate, up to the worst of the grid on each axis of costs, and to `WORST` points."""
-    worst = [WORST, *[max(axis) for axis in zip(*map(place, grid), strict=True)][1:]]
-    return dominated([point for row in rows if (point := place(row))], worst)
+    alike: dict[str, list[tuple[float, ...]]] = {}
+    for row in grid:
+        alike.setdefault(shape(row), []).append(costs(row))
+    known = {name: tuple(map(median, zip(*found, strict=True))) for name, found in alike.items()}
+    worst = [WORST, *map(max, zip(*known.values(), strict=True))]
+    return dominated([(lost(row), *known[shape(row)]) for row in rows], worst)
 
 
-def place(row: dict[str, Any]) -> tuple[float, ...]:
-    """A row on the axes: points lost, from none up to the worst, and logarithms of costs."""
+def shape(row: dict[str, Any]) -> str:
+    """What is cut away and how it is rounded: all that costs depend on."""
+    return " ".join(re.findall(r"(?:channels|heads|blocks)=[\d.]+|quantize:[^,]+", " ".join(row["steps"])))
+
+
+def lost(row: dict[str, Any]) -> float:
+    """Points, from none up to the worst."""
     found = losses(row)
     assert found is not None
-    return min(max(found[0], 0.0), WORST), *(math.copysign(1, cost) * math.log2(abs(cost)) for cost in found[1:])
+    return min(max(found[0], 0.0), WORST)
+
+
+def costs(row: dict[str, Any]) -> tuple[float, ...]:
+    """Their logarithms."""
+    found = losses(row)
+    assert found is not None
+    return tuple(math.copysign(1, cost) * math.log2(abs(cost)) for cost in found[1:])
 
 
 def dominated(points: Sequence[tuple[float, ...]], worst: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.engines.base import ModelCard, ModuleCard, TensorCard
+from modelyard.jobs.confine import SHORT
 from modelyard.serving.frames import MAX_FRAME, CallFrame, Decoder, EndFrame, HealthFrame, append
 from modelyard.serving.probe import probe
 from modelyard.serving.types import ReplicaState
@@ -133,6 +135,12 @@ class Process:
         self.got.clear()
         return health
 
+    def turns(self):
+        """Seconds of the turns that each thread takes at the processor, by number; empty where the kernel does not tell."""
+        told = {int(task.name): (task / "sched").read_text() for task in Path(f"/proc/{self.process.pid}/task").iterdir()}
+        found = {number: re.search(r"^se\.slice\s*:\s*(\d+)", text, re.MULTILINE) for number, text in told.items()}
+        return {number: int(match[1]) / 1e9 for number, match in found.items() if match}
+
     def threads(self):
         """Seconds of processor time of each thread, by number."""
         used = {}
@@ -209,6 +217,17 @@ def test_a_graph_of_fixed_size_is_left_alone(tmp_path):
         assert "batch" not in replica.metadata
         assert len(replica.ask(*[np.ones(256)] * 5)) == 5
         assert replica.health().steps == 5
+
+
+def test_the_thread_that_answers_takes_short_turns_and_the_one_that_computes_does_not(tmp_path, onnx_model):
+    with Process(tmp_path, onnx_model, "onnx") as replica:
+        replica.ask(np.ones(256))
+        turns = replica.turns()
+        if not turns:
+            pytest.skip("this kernel tells no turns in /proc/PID/sched")
+        assert turns.pop(replica.process.pid) == SHORT
+        assert turns
+        assert min(turns.values()) > SHORT
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])

@@ -1,7 +1,12 @@
 """The filter of system calls, run as the kernel would run it. That it holds is tested with real gangs, in the flows."""
 
 import errno
+import os
+import re
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +72,27 @@ def test_other_tables_of_calls_are_closed() -> None:
 
 def test_a_machine_without_numbers_has_no_filter() -> None:
     assert confine.program("riscv64") is None
+
+
+def turn() -> float | None:
+    """Seconds of this thread's turns; None where the kernel does not tell."""
+    found = re.search(r"^se\.slice\s*:\s*(\d+)", Path("/proc/thread-self/sched").read_text(), re.MULTILINE)
+    return int(found[1]) / 1e9 if found else None
+
+
+def test_a_thread_takes_turns_as_long_as_it_asks_for_and_keeps_its_niceness() -> None:
+    if turn() is None:
+        pytest.skip("this kernel tells no turns in /proc/thread-self/sched")
+
+    def asks() -> tuple[list[float | None], int]:
+        turns = [turn()]
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
+        for seconds in (confine.SHORT, 0.02, 0):
+            confine.take_turns(seconds)
+            turns.append(turn())
+        return turns, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with ThreadPoolExecutor(1) as pool:
+        (usual, short, long, again), niceness = pool.submit(asks).result()
+    assert (short, long, niceness) == (confine.SHORT, 0.02, 3)
+    assert again == usual == turn()

@@ -337,6 +337,20 @@ async def test_a_replica_that_does_not_answer_is_taken_last(router, replicas, gr
     await eventually(lambda: group.links[1].load == (0, 0))
 
 
+@over(4)
+async def test_replicas_are_asked_one_after_another(router, replicas, group):
+    await eventually(lambda: all(link.up for link in group.links))
+    router.check(0.0)
+    asked = lambda: sum(isinstance(frame, HealthFrame) for replica in replicas for frame in replica.got)  # noqa: E731
+    await eventually(asked)
+    assert asked() < 4
+    await eventually(lambda: asked() == 4)
+    router.close()
+    router.check(0.0)  # those that are gone by then are asked nothing
+    await asyncio.sleep(0.5)
+    assert asked() == 4
+
+
 @over(1)
 async def test_what_a_replica_counted_is_passed_on_and_its_state_is_told(router, replicas, group):
     [link] = group.links

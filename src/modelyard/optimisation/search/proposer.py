@@ -1,8 +1,8 @@
 """What a search tries next: the point by which the front is expected to grow most.
 
 A Gaussian process a figure, over the finite space itself: a point's figures are taken for a sum of what each of its options
-does, and a little of what each two do together. Of its numbers one is fitted, how much quality differs at all; the ten trials
-of a search tell no more. What is known of costs before any trial (`know`) leaves only the quality to find out. All it knows it
+does, and a little of what each two do together. Of its numbers one is fitted, how much quality differs at all, and what a cut
+loses is learned; the ten trials of a search tell no more. What is known of costs before any trial (`know`) leaves only the quality to find out. All it knows it
 was told, so that telling it the same in the same order makes it the same again.
 
 Expected improvement of the hypervolume (M. Emmerich, 2005) by draws of the processes, volumes by sampling (J. Bader and
@@ -24,9 +24,9 @@ from modelyard.training.sweep.space import Choice
 _CUTS = ("channels", "heads", "blocks")
 # What is believed before anything was seen, of log2(1 + points lost) and of the logarithms of costs: the deviations (of the
 # first, once something was seen, the likeliest of some), how much of them is of two options together, the noise of a figure,
-# and what a whole cut would lose.
+# and what a whole cut would lose, as a mean and a deviation.
 _DEVIATIONS, _LIKELY = (1.0, 0.7, 0.7, 1.0), (0.75, 1.0, 1.5, 2.0, 2.5)
-_TOGETHER, _NOISE, _LOST = 0.1, 0.03, 4.0
+_TOGETHER, _NOISE, _LOST, _LOST_BY = 0.1, 0.03, 5.0, 2.0
 _COVERED = 3  # trials that are to try what was not tried at all, where no costs are known
 # Points that are looked at for each suggestion, draws that each is judged by, and samples of the volume.
 _POINTS, _DRAWS, _SAMPLES = 256, 32, 8192
@@ -44,7 +44,7 @@ class Proposer:
         places = [[one.values.index(point[name]) for name, one in self._space.items()] for point in self._points]
         self._places = np.array(places, np.float64).reshape(len(self._points), len(self._space))
         cuts = [max((float(point.get(name, 0.0)) for name in _CUTS), default=0.0) for point in self._points]
-        self._lost = _LOST * np.array(cuts)
+        self._cuts = np.array(cuts)
         self._steps = np.array([len(one.values) - 1 if _numbers(one) else 0.0 for one in self._space.values()])
         self._original = next((at for at, point in enumerate(self._points) if not Point(**point).steps()), None)
         self._trials: list[int] = []  # the candidate of each
@@ -110,17 +110,19 @@ class Proposer:
         for axis, deviation in enumerate(_DEVIATIONS):
             told = self._told(axis, at)
             seen, values = list(told), np.array(list(told.values()))
-            expected = self._lost if axis == 0 else np.zeros(len(self._points))
-            mean, spread = expected[at], self._alike(at, at)
-            if seen:
-                across = self._alike(at, seen)
-                among = self._alike(seen, seen) + _NOISE * np.eye(len(seen))
-                deviation = deviation if axis else _likeliest(among, values - expected[seen])
-                weights = np.linalg.solve(among, across.T).T
-                mean, spread = mean + weights @ (values - expected[seen]), spread - weights @ across.T
+            cuts = self._cuts if axis == 0 else np.zeros(len(self._points))
+            off, among = values - _LOST * cuts[seen], self._alike(seen, seen) + _NOISE * np.eye(len(seen))
+            by_cut = _LOST_BY**2 * np.outer(cuts, cuts)
+            if axis == 0 and seen:
+                deviation = _likeliest(among, by_cut[np.ix_(seen, seen)], off)
+            covariance = deviation**2 * among + by_cut[np.ix_(seen, seen)]
+            across = deviation**2 * self._alike(at, seen) + by_cut[np.ix_(at, seen)]
+            weights = np.linalg.solve(covariance, across.T).T
+            mean = _LOST * cuts[at] + weights @ off
+            spread = deviation**2 * self._alike(at, at) + by_cut[np.ix_(at, at)] - weights @ across.T
             scale, directions = np.linalg.eigh((spread + spread.T) / 2)
             root = directions * np.sqrt(np.maximum(scale, 0.0))
-            axes.append(mean + deviation * random.standard_normal((_DRAWS, len(at))) @ root.T)
+            axes.append(mean + random.standard_normal((_DRAWS, len(at))) @ root.T)
         return self._axes(np.stack(axes, axis=-1))
 
     def _told(self, axis: int, at: Sequence[int]) -> dict[int, float]:
@@ -150,10 +152,15 @@ class Proposer:
         return found
 
 
-def _likeliest(among: Array, off: Array) -> float:
-    """The deviation under which figures that are `off` the expected by so much are likeliest; by little data, one near 1."""
-    fit = float(off @ np.linalg.solve(among, off))
-    return max(_LIKELY, key=lambda one: -len(off) * np.log(one) - fit / (2 * one**2) - np.log(one) ** 2)
+def _likeliest(among: Array, more: Array, off: Array) -> float:
+    """The deviation under which figures that are `off` the expected by so much are likeliest, where they vary together as
+    `among`, times its square, and `more`; by little data, one near 1."""
+
+    def likelihood(one: float) -> float:
+        covariance = one**2 * among + more
+        return -float(np.linalg.slogdet(covariance)[1] + off @ np.linalg.solve(covariance, off)) / 2 - np.log(one) ** 2
+
+    return max(_LIKELY, key=likelihood)
 
 
 def _squashed(lost: float) -> float:
