@@ -2,8 +2,8 @@
 
 A Gaussian process a figure, over the finite space itself: a point's figures are taken for a sum of what each of its options
 does, and a little of what each two do together. Of its numbers one is fitted, how much quality differs at all, and what a cut
-loses is learned; the ten trials of a search tell no more. What is known of costs before any trial (`know`) leaves only the quality to find out. All it knows it
-was told, so that telling it the same in the same order makes it the same again.
+loses is learned; the ten trials of a search tell no more. What is known of costs before any trial (`know`) leaves only the
+quality to find out. All it knows it was told, so that telling it the same in the same order makes it the same again.
 
 Expected improvement of the hypervolume (M. Emmerich, 2005) by draws of the processes, volumes by sampling (J. Bader and
 E. Zitzler, 2011).
@@ -11,6 +11,7 @@ E. Zitzler, 2011).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -158,7 +159,7 @@ def _likeliest(among: Array, more: Array, off: Array) -> float:
 
     def likelihood(one: float) -> float:
         covariance = one**2 * among + more
-        return -float(np.linalg.slogdet(covariance)[1] + off @ np.linalg.solve(covariance, off)) / 2 - np.log(one) ** 2
+        return -float(np.linalg.slogdet(covariance)[1] + off @ np.linalg.solve(covariance, off)) / 2 - math.log(one) ** 2
 
     return max(_LIKELY, key=likelihood)
 
