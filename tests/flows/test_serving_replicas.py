@@ -137,7 +137,8 @@ class Process:
 
     def turns(self):
         """Seconds of the turns that each thread takes at the processor, by number; empty where the kernel does not tell."""
-        told = {int(task.name): (task / "sched").read_text() for task in Path(f"/proc/{self.process.pid}/task").iterdir()}
+        files = Path(f"/proc/{self.process.pid}/task").glob("*/sched")
+        told = {int(file.parent.name): file.read_text() for file in files}
         found = {number: re.search(r"^se\.slice\s*:\s*(\d+)", text, re.MULTILINE) for number, text in told.items()}
         return {number: int(match[1]) / 1e9 for number, match in found.items() if match}
 

@@ -132,6 +132,7 @@ def test_messages_that_are_not_whole_soon_take_room_for_the_largest(tmp_path, mo
             True,
         )
         assert bench.gateway._bodies == before - 8 * LIMIT
+        monkeypatch.setattr(module, "_SOON", 10.0)
         answer = infer(channel, 10)  # what is whole soon needs none
         await eventually(lambda: bench.router.sent)
         bench.router.answer(bench.router.sent[0])

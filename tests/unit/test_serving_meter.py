@@ -254,9 +254,9 @@ def test_who_waits_for_the_books_still_at_the_end_is_the_only_settler(tmp_path, 
     assert asked.wait(10)
     for _ in range(2):
         mine.slot(WHO).add(1, 0, 0, 0, 0, 0)
-    threading.Timer(0.1, turn.release).start()
     mine.stop()
     assert not book.entries
+    turn.release()
     mine._thread.join(10)
     assert (book.total().calls, len(list(tmp_path.glob("*.meter")))) == (1, 1)
     kill(mine)

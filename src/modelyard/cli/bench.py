@@ -38,7 +38,7 @@ def bench(
                 "bench runs graphs by several engines, and a language model by none of them: optimize measures its files."
             )
         job = yard.optimize(reference, wait=False, **given)
-        note(f"job {job['id']}")
+        note(f"job {job['id']}; the alias 'best' is set here once it has ended, `modelyard model alias` does so else")
         made = finish(yard, job, Live("bench", logs=True))
         facts, original = yard.job(job["id"])["facts"]["0"], made["metadata"]["original"]
         own = unbeaten(facts)

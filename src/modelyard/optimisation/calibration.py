@@ -4,7 +4,7 @@ judged by, which would make every figure look better than it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -33,10 +33,10 @@ def drawn(source: Source, most: int | None, seed: int, split: str) -> Mapping[st
     return source.examples(split, most, seed, unseen(source, split)).inputs
 
 
-def unseen(source: Source, split: str) -> Array:
-    """INT64: the rows of a split that are in none that judges, as the model is shown them. Raises `Invalid` where more than a
-    tenth are."""
-    fresh = source.fresh(split, _JUDGING)
+def unseen(source: Source, split: str, check: Callable[[], None] = lambda: None) -> Array:
+    """INT64: the rows of a split that are in none that judges, as the model is shown them; `check` is called now and then.
+    Raises `Invalid` where more than a tenth are."""
+    fresh = source.fresh(split, _JUDGING, check)
     if (shared := int((~fresh).sum())) > _MOST_SHARED * len(fresh):
         raise Invalid(
             f"{shared:,} of {len(fresh):,} rows of the split '{split}' are in {' or '.join(_JUDGING)} as well: figures would "

@@ -117,12 +117,12 @@ def calibration_error(confidence: Array, right: Array, bins: int = _BINS) -> flo
 def _check(original: Answers, variant: Answers, wanted: Array, metric: Metric) -> None:
     if not len(wanted):
         raise Invalid("There is no row to evaluate on.")
-    if same(wanted) if wanted.dtype.kind == "f" else len(np.unique(wanted)) < 2:
-        what = "text" if wanted.dtype == object else "class" if metric == "accuracy" else "number"
-        raise Invalid(f"All {len(wanted):,} rows to evaluate on are of one {what}: a model that answers nothing else is right.")
     for who, answers in (("original", original), ("variant", variant)):
         if answers.predicted.dtype != object and not np.isfinite(answers.predicted).all():
             raise Invalid(f"The {who} answers NaN or infinity in {int((~np.isfinite(answers.predicted)).sum()):,} rows.")
+    if same(wanted) if wanted.dtype.kind == "f" else len(np.unique(wanted)) < 2:
+        what = "text" if wanted.dtype == object else "class" if metric == "accuracy" else "number"
+        raise Invalid(f"All {len(wanted):,} rows to evaluate on are of one {what}: a model that answers nothing else is right.")
 
 
 def _drop(original: Answers, variant: Answers, wanted: Array, metric: Metric, mask: Array, seed: int) -> Drop:

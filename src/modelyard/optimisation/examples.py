@@ -134,11 +134,12 @@ class Source:
         places = [median, *(place for place in range(len(order)) if place != median)]
         return {name: array[places] for name, array in rows.items()}
 
-    def fresh(self, split: str, others: Sequence[str]) -> Array:
-        """BOOL [rows of `split`]: which of them, as the model is shown them, are in none of the splits `others` as well."""
+    def fresh(self, split: str, others: Sequence[str], check: Callable[[], None] = lambda: None) -> Array:
+        """BOOL [rows of `split`]: which of them, as the model is shown them, are in none of the splits `others` as well;
+        `check` is called now and then."""
         there = [other for other in others if other in self._dataset.card.splits]
-        seen = {row for other in there for row in self._contents(other)}
-        return np.array([row not in seen for row in self._contents(split)], bool)
+        seen = {row for other in there for row in self._contents(other, check)}
+        return np.array([row not in seen for row in self._contents(split, check)], bool)
 
     @property
     def metric(self) -> Metric:
@@ -197,11 +198,12 @@ class Source:
             return columns, _texts(wanted)
         return columns, wanted if self._labels else wanted.astype(np.float64)
 
-    def _contents(self, split: str) -> Iterator[tuple[Any, ...]]:
+    def _contents(self, split: str, check: Callable[[], None]) -> Iterator[tuple[Any, ...]]:
         """Each row of a split as the model is shown it, a row group at a time; a missing number is None, so that it equals
         another."""
         groups, first = Groups(self._dataset, split, self._features, held=0), 0
         for rows in filter(None, groups.rows):
+            check()
             columns, first = groups.take(np.arange(first, first + rows)), first + rows
             yield from zip(*([None if v != v else v for v in columns[name].tolist()] for name in self._features), strict=True)
 

@@ -113,14 +113,14 @@ class Proposer:
             seen, values = list(told), np.array(list(told.values()))
             cuts = self._cuts if axis == 0 else np.zeros(len(self._points))
             off, among = values - _LOST * cuts[seen], self._alike(seen, seen) + _NOISE * np.eye(len(seen))
-            by_cut = _LOST_BY**2 * np.outer(cuts, cuts)
+            there, here = _LOST_BY * cuts[seen], _LOST_BY * cuts[at]
             if axis == 0 and seen:
-                deviation = _likeliest(among, by_cut[np.ix_(seen, seen)], off)
-            covariance = deviation**2 * among + by_cut[np.ix_(seen, seen)]
-            across = deviation**2 * self._alike(at, seen) + by_cut[np.ix_(at, seen)]
+                deviation = _likeliest(among, np.outer(there, there), off)
+            covariance = deviation**2 * among + np.outer(there, there)
+            across = deviation**2 * self._alike(at, seen) + np.outer(here, there)
             weights = np.linalg.solve(covariance, across.T).T
             mean = _LOST * cuts[at] + weights @ off
-            spread = deviation**2 * self._alike(at, at) + by_cut[np.ix_(at, at)] - weights @ across.T
+            spread = deviation**2 * self._alike(at, at) + np.outer(here, here) - weights @ across.T
             scale, directions = np.linalg.eigh((spread + spread.T) / 2)
             root = directions * np.sqrt(np.maximum(scale, 0.0))
             axes.append(mean + random.standard_normal((_DRAWS, len(at))) @ root.T)

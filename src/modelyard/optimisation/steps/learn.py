@@ -89,7 +89,7 @@ class Learning:
         )
         if not source.dataset.rows("train"):
             raise Invalid("The split 'train' of the dataset is empty: this step trains on it. Import more data.")
-        among = unseen(source, "train")
+        among = unseen(source, "train", context.check)
         feed = Feed.read(source.dataset, "train", plan, context.check, among=among)
         if out := source.dataset.rows("train") - len(among):
             context.log(f"{out:,} rows of the train split are in select or report as well and were left out.")
