@@ -45,7 +45,8 @@ _CODES = {
 _MOST = 8192  # calls at once
 _STREAMS = 1024  # of them on one connection
 _IDLE_MS = 300_000  # of a connection without a call
-_SOON = 1.0  # seconds in which a message is whole, or takes room
+_SOON = 1.0  # seconds in which a message is whole, or slow
+_SLOW = 8  # slow ones at a time: each may be as large as any
 _IDENTITY = 1  # compression algorithms as bits: none alone, for what a compressed message grows to nobody knows
 # Any context and metadata of grpc.aio, which has no types of its own.
 Context = Any
@@ -64,6 +65,7 @@ class Server:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._slow: set[_Reading] = set()
         options = [
             ("grpc.max_receive_message_length", gateway.body_limit),
             ("grpc.max_send_message_length", -1),
@@ -192,6 +194,7 @@ class Server:
         url = target(*wire.names(message))
         exchange = Exchange(gateway, connection, url, credentials, began, started)
         try:
+            exchange.expect(len(message))
             exchange.take(message)
             exchange.admission = await fresh(gateway, credentials, lambda: gateway.admit(url, credentials, time.time()))
         except BaseException:
@@ -212,7 +215,7 @@ class Server:
         return credentials
 
     async def _message(self, context: Context) -> bytes:
-        reading = _Reading(self._gateway)
+        reading = _Reading(self._slow, self._gateway.settings.call_timeout)
         try:
             async with reading.time:
                 message = await context.read()
@@ -226,28 +229,25 @@ class Server:
 
 
 class _Reading:
-    """A message that is being read. How much of it is there gRPC does not tell, so one that is not whole soon takes room for
-    the largest until it is. `refusal` is why `time` ended."""
+    """A message that is being read. How much of it is there gRPC does not tell, so only some may be slow at a time, whatever
+    their size; they take none of the room for what is whole. `refusal` is why `time` ended."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        patience = gateway.settings.call_timeout
-        self._gateway, self._room = gateway, 0
+    def __init__(self, slow: set[_Reading], patience: float) -> None:
+        self._slow = slow
         self.time = asyncio.timeout(patience)
         self.refusal: ModelyardError = TimedOut(f"The request was not whole within {patience:g} seconds.")
-        self._timer = asyncio.get_running_loop().call_later(min(_SOON, patience / 2), self._take_room)
+        self._timer = asyncio.get_running_loop().call_later(min(_SOON, patience / 2), self._note)
 
-    def _take_room(self) -> None:
-        try:
-            self._gateway.reserve(self._gateway.body_limit)
-        except Unavailable as error:
-            self.refusal = error
+    def _note(self) -> None:
+        if len(self._slow) >= _SLOW:
+            self.refusal = Unavailable("Too many slow requests are under way; try again shortly.")
             self.time.reschedule(0.0)
         else:
-            self._room = self._gateway.body_limit
+            self._slow.add(self)
 
     def end(self) -> None:
         self._timer.cancel()
-        self._gateway.release(self._room)
+        self._slow.discard(self)
 
 
 class _Connection:
