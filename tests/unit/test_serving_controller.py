@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +77,13 @@ class Scene:
                     session.query(ReleaseRow).update({"retry_at": None})
             self.controller.tick()
 
+    def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(40):
+            if done():
+                return
+            self.tick()
+        raise AssertionError("it never came to that")
+
     def release(self, generation: int = 1) -> ReleaseRow:
         with self.db.read() as session:
             return session.get_one(ReleaseRow, (1, generation))
@@ -90,7 +97,7 @@ class Scene:
 def scene(tmp_path: Path) -> Iterator[Scene]:
     """Two replicas are ready, and have answered."""
     made = Scene(tmp_path, replicas=2)
-    made.tick(3)
+    made.until(lambda: made.release().settled)
     assert len(made.replicas()) == 2
     yield made
     made.db.close()
@@ -245,7 +252,7 @@ def grown(folder: Path, replicas: int) -> Scene:
     scene = Scene(folder, max_replicas=8)
     with scene.db.begin() as session:
         session.query(ReleaseRow).update({"replicas": replicas})
-    scene.tick(3)
+    scene.until(lambda: scene.release().settled)
     assert of(scene, 1) == replicas
     return scene
 
@@ -265,7 +272,8 @@ def test_what_has_grown_is_followed_by_as_many_and_they_stay_until_the_load_was_
     scene.tick(3)
     assert (of(scene, 1), of(scene, 2)) == (4, 0)
     scene.said = READY
-    scene.tick(4)
+    scene.until(lambda: scene.release(2).settled)
+    scene.tick(2)
     assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (0, 4, True)
     long_ago(scene)
     scene.tick(2)
@@ -277,7 +285,7 @@ def test_where_both_have_no_room_the_new_release_takes_over_with_what_found_some
     scene = grown(tmp_path, 4)
     room(scene, 6)
     deploy(scene.db, 2, max_replicas=8)
-    scene.tick(3)
+    scene.until(lambda: scene.release(2).settled)
     assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (4, 2, True)
     assert "No room" in str(scene.release(2).error)
     for _ in range(8):
@@ -298,13 +306,51 @@ def test_fewer_than_must_be_do_not_take_over(tmp_path: Path) -> None:
     scene.db.close()
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("canary", (8, 4)), ("shadow", (6, 3))])
+def test_what_a_canary_answers_asks_for_replicas_and_what_a_shadow_is_shown_does_not(
+    tmp_path: Path, kind: str, sizes: tuple[int, int]
+) -> None:
+    """Each replica holds six calls: eight 48, and four on trial 24, which of a canary others would have."""
+    scene = grown(tmp_path, 8)
+    scene.said = replace(READY, depth=6)
+    deploy(scene.db, 2, **{kind: 50})
+    scene.until(lambda: of(scene, 2) == 4)
+    scene.tick()
+    long_ago(scene)
+    with scene.db.begin() as session:  # those on trial are new
+        session.query(ReplicaRow).filter_by(generation=2).update({"changed": now()})
+    scene.tick()
+    assert (scene.release(1).replicas, scene.release(2).replicas) == (8, 4)
+    called(scene, 0)
+    scene.tick()
+    assert (scene.release(1).replicas, scene.release(2).replicas) == sizes
+    scene.db.close()
+
+
+@pytest.mark.parametrize(("ready", "least", "takes_over"), [(2, 1, True), (1, 1, False), (2, 3, False)])
+def test_where_replicas_are_lost_again_and_again_the_others_take_over_if_they_are_enough(
+    tmp_path: Path, ready: int, least: int, takes_over: bool
+) -> None:
+    scene = grown(tmp_path, 3)
+    scene.old = scene.replicas()
+    deploy(scene.db, 2, min_replicas=least, max_replicas=8)
+    scene.until(lambda: of(scene, 2) == ready)
+    scene.old, scene.said = scene.replicas(), replace(READY, state=ReplicaState.starting)
+    for _ in range(4):
+        scene.tick(4, pauses=False)
+        scene.processes.kill(scene.replicas(ReplicaState.starting)[0])
+    assert (of(scene, 1), of(scene, 2), scene.release(2).settled) == (0 if takes_over else 3, ready, takes_over)
+    assert "killed by signal 9" in str(scene.release(2).error)
+    scene.db.close()
+
+
 @pytest.mark.parametrize("how", ["deployed again", "scaled down"])
 def test_that_there_is_no_room_is_forgotten_where_fewer_are_wanted(tmp_path: Path, how: str) -> None:
     scene = Scene(tmp_path, max_replicas=3)
     with scene.db.begin() as session:
         session.query(ReleaseRow).update({"replicas": 3})
     room(scene, 2)
-    scene.tick(3)
+    scene.until(lambda: scene.release().error is not None)
     assert "No room" in str(scene.release().error)
     if how == "deployed again":
         deploy(scene.db, replicas=2)

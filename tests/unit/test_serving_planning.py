@@ -51,8 +51,19 @@ def replica(
     return Observed(token, generation, state, started, changed, pid, code, alive, health, **more)
 
 
-def test_a_new_deployment_starts_its_replicas():
-    assert plan(wanted(replicas=3), [], AT, PATIENCE) == [Start(1, 3)]
+def test_until_a_release_is_whole_no_more_load_at_a_time_than_are_ready():
+    ready, loading = [replica(token) for token in "abcd"], replica("z", state=ReplicaState.starting, age=1)
+    for here, starts in (
+        ([], [Start(1, 1)]),
+        ([loading], []),
+        (ready[:1], [Start(1, 1)]),
+        ([*ready[:1], loading], []),
+        (ready[:3], [Start(1, 3)]),
+        ([*ready[:3], loading], [Start(1, 2)]),
+        (ready, [Start(1, 4)]),
+    ):
+        assert plan(wanted(replicas=8), here, AT, PATIENCE) == starts, here
+    assert plan(wanted(replicas=8, settled=True), [loading], AT, PATIENCE) == [Start(1, 7)]
 
 
 def test_nothing_to_do_when_actual_equals_desired():
@@ -175,6 +186,8 @@ def test_plan_never_leaves_a_served_deployment_without_a_ready_replica(here, rel
         fresh = [o for o in current if o.state != ReplicaState.draining]
         starts = sum(a.count for a in actions if isinstance(a, Start) and a.generation == release.generation)
         assert starts <= max(0, release.replicas - len(fresh))
+        loading = sum(o.state != ReplicaState.ready for o in fresh)
+        assert release.settled or not starts or loading + starts <= max(1, len(fresh) - loading)
 
 
 def test_a_replica_that_was_ended_for_what_it_did_is_told_of_with_that():

@@ -180,6 +180,18 @@ def test_who_is_tried_or_takes_over_grows_with_what_answers(db: Database) -> Non
     assert sizes(db) == {1: 0, 2: 6, 3: 1}
 
 
+def test_who_is_to_take_over_and_is_in_trouble_shrinks_with_what_answers(db: Database) -> None:
+    deploy(db, max_replicas=8)
+    grown(db, 6)
+    deploy(db, 2, max_replicas=8)
+    with db.begin() as session:
+        session.query(ReleaseRow).filter_by(generation=2).update({"error": "one was lost"})
+    for wanted, found in ((2, 2), (5, 5), (0, 1)):
+        with db.begin() as session:
+            assert releases.resize(session, session.get_one(ReleaseRow, (1, 1)), wanted)
+        assert sizes(db) == {1: wanted, 2: found}
+
+
 def test_promoted_it_takes_over_from_what_answers_though_another_was_to(db: Database) -> None:
     deploy(db, max_replicas=8)
     grown(db, 3)

@@ -46,6 +46,33 @@ def test_what_is_refused_for_the_target_is_asked_for_too():
     assert scale(demand(1, offered=1e6, us_a_row=10_000), options()) == 1  # without a target what is outstanding tells
 
 
+def asked_of(calls, rows=0.0, **more):
+    return Load(calls, calls, 500.0, rows, rows, **more)
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "share", "all_calls"),
+    [
+        (30, 30, 50, 60),
+        (6, 54, 90, 60),
+        (42, 18, 30, 60),
+        (3, 57, 90, 30),  # it takes longer than the stable release
+        (1, 59, 99, 60),  # one call more or less at the stable release says little
+        (60, 0, 50, 60),  # before it began
+    ],
+)
+def test_what_a_canary_is_asked_counts_and_no_more_for_being_slow(stable, canary, share, all_calls):
+    found = asked_of(stable, 10.0 * stable).beside(asked_of(canary, 10.0 * canary, known=True), share)
+    assert found == asked_of(all_calls, 10.0 * all_calls)
+
+
+def test_where_a_canary_was_not_seen_its_share_says_what_there_was():
+    found = asked_of(30, 300.0).beside(Load(), 50)
+    assert (found.rising, found.offered, found.falling, found.lasting) == (30, 300, 60, 600)
+    assert scale(Demand(8, 0.0, found), options()) == 8
+    assert asked_of(30).beside(Load(strained=True, known=True), 50).strained
+
+
 def test_where_all_refuse_there_is_one_more_whatever_was_measured():
     asked, full = options(latency_target=0.1), {"rising": 9.0, "falling": 10.0, "us_a_row": 10_000}
     assert scale(demand(2, **full, refused=True), asked) == 3

@@ -26,7 +26,7 @@ from modelyard.jobs.types import Executor, ProcessStatus, ReplicaSpec
 from modelyard.metrics import UNEXPECTED
 from modelyard.serving import observations, releases
 from modelyard.serving.logs import Logs
-from modelyard.serving.losses import STEADY, Loss, after
+from modelyard.serving.losses import ATTEMPTS, STEADY, Loss, after
 from modelyard.serving.planning import (
     Action,
     Drain,
@@ -45,7 +45,7 @@ from modelyard.serving.scaling import FALLING, RISING, Demand, scale
 from modelyard.serving.space import Space
 from modelyard.serving.starts import Arrival, Starts
 from modelyard.serving.tables import DeploymentRow, ObservationRow, ReleaseRow, ReplicaRow
-from modelyard.serving.types import DeploymentState, Health, ReplicaState
+from modelyard.serving.types import DeploymentState, Health, ReplicaState, TrialKind
 from modelyard.serving.verdict import judge, unsteady
 from modelyard.serving.watch import Watch
 from modelyard.settings import Settings
@@ -168,8 +168,8 @@ class Controller:
                 self._change(row.token, partial(_move, address))
 
     def _scale(self, deployment: DeploymentRow, known: Mapping[int, ReleaseRow], rows: Sequence[ReplicaRow]) -> bool:
-        """Want as many replicas of the release that answers as what is outstanding asks for, but no fewer while another is on
-        its way. True where that is another number than before."""
+        """Want as many replicas of the release that answers as what is outstanding asks for, at a canary too, but no fewer
+        while another is on its way. True where that is another number than before."""
         options, stable = releases.options_of(deployment), known[deployment.stable]
         ready = [row for row in rows if row.state == ReplicaState.ready]
         release = known[releases.answering(deployment, stable, {row.generation for row in ready})]
@@ -178,10 +178,14 @@ class Controller:
             return False  # it is on its way, or broken: what is asked of it cannot be seen
         tokens = [row.token for row in serving]
         load = self._watch.load((deployment.id, release.generation), tokens)
+        tried = [row for row in ready if row.generation == deployment.trial]
+        if deployment.trial is not None and deployment.trial_kind == TrialKind.canary:
+            load = load.beside(self._watch.load((deployment.id, deployment.trial), []), deployment.weight)
         changed = max((row.changed for row in serving), default=deployment.used)
         quiet = (now() - max(deployment.used, changed)).total_seconds()
         whole = len(serving) >= release.replicas and (now() - changed).total_seconds() > RISING
-        watched = (now() - max(changed, deployment.updated, self._began)).total_seconds() > FALLING
+        newest = max(changed, deployment.updated, self._began, *(row.changed for row in tried))
+        watched = (now() - newest).total_seconds() > FALLING
         wanted = scale(Demand(release.replicas, quiet, load, whole, watched), options)
         rolling = not stable.settled and (release is stable or stable.error is None)
         if wanted == release.replicas or (rolling and wanted < release.replicas):
@@ -384,4 +388,6 @@ def _lost(session: Session, row: ReplicaRow, error: ModelyardError, *, served: b
         observations.lost(session, row.deployment, row.generation)
     release.state, release.failures, pause = after(release.failures, loss)
     release.error, release.retry_at = error.message, now() + pause if pause else None
+    if release.failures >= ATTEMPTS and not release.settled:
+        release.settled = releases.enough(session, release, 0.5)
     _log.warning("replica lost", model=row.reference, token=row.token, code=error.code, error=error.message)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelyard.serving.types import DeploymentState
 
-ATTEMPTS = 3  # losses in a row after which a release that never served is given up
+ATTEMPTS = 3  # losses in a row after which a release that never served is given up, and none is waited for to be whole
 STEADY = timedelta(seconds=30)  # ready for so long a replica was of use, though nobody called it
 _LEAST, _MOST = 0.5, 30.0  # seconds of a pause
 _OUTAGE = timedelta(seconds=1)

@@ -131,8 +131,9 @@ def plan(wanted: Sequence[Wanted], observed: Sequence[Observed], at: datetime, p
 
 
 def _fill(release: Wanted, here: Sequence[Observed], at: datetime, may_start: bool) -> list[Action]:
-    """Start what is missing of a release, where that may be, and drain what is too much: first what is swollen, then what is
-    not ready, then the youngest."""
+    """Start what is missing of a release, where that may be: until it is settled no more load at a time than are ready, one at
+    least, since they take each other's time. Drain what is too much: first what is swollen, then what is not ready, then the
+    youngest."""
     fresh = [replica for replica in here if not replica.swollen]
     ready = [replica for replica in fresh if replica.state == ReplicaState.ready]
     actions: list[Action] = []
@@ -140,8 +141,9 @@ def _fill(release: Wanted, here: Sequence[Observed], at: datetime, may_start: bo
         actions.append(Settle(release.generation))
     missing = release.replicas - len(fresh)
     may_start = may_start and release.state != DeploymentState.failed and (release.retry_at is None or release.retry_at <= at)
-    if missing > 0 and may_start:
-        actions.append(Start(release.generation, missing))
+    starts = missing if release.settled else min(missing, max(1, len(ready)) - (len(fresh) - len(ready)))
+    if starts > 0 and may_start:
+        actions.append(Start(release.generation, starts))
     if len(ready) >= release.replicas:  # else what is swollen still serves
         kept = sorted(here, key=lambda r: (r.swollen, r.state != ReplicaState.ready, r.started))
         actions += [Drain(replica.token) for replica in kept[release.replicas :]]

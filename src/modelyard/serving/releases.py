@@ -109,8 +109,8 @@ def _part(replicas: int, share: int) -> int:
 
 
 def resize(session: Session, release: ReleaseRow, wanted: int) -> bool:
-    """Want so many replicas of the release that answers, no fewer of the one that is to take over, and of one on trial as its
-    share asks for. False where its number was changed meanwhile."""
+    """Want so many replicas of the release that answers, no fewer of the one that is to take over, as many where that is in
+    trouble, and of one on trial as its share asks for. False where its number was changed meanwhile."""
     row = session.get(DeploymentRow, release.deployment)
     current = session.get(ReleaseRow, (release.deployment, release.generation))
     if row is None or current is None or current.replicas != release.replicas:
@@ -122,9 +122,18 @@ def resize(session: Session, release: ReleaseRow, wanted: int) -> bool:
         if other.generation == row.trial:
             other.replicas = _part(wanted, row.weight)
         elif other.generation == row.stable and other.replicas and not other.settled:
-            other.replicas = max(other.replicas, wanted)
+            other.replicas = max(other.replicas if other.error is None else 1, wanted)
     bump(session)
     return True
+
+
+def enough(session: Session, release: ReleaseRow, part: float = 0.0) -> bool:
+    """Whether a release can take over though it is not whole: all there are of it are ready, and as many as must be, which are
+    `min_replicas`, and that part of those wanted."""
+    here = (ReplicaRow.deployment == release.deployment) & (ReplicaRow.generation == release.generation)
+    states = session.scalars(select(ReplicaRow.state).where(here, ReplicaRow.state != ReplicaState.draining)).all()
+    least = options_of(session.get_one(DeploymentRow, release.deployment)).min_replicas
+    return set(states) == {ReplicaState.ready} and len(states) >= max(least, part * release.replicas)
 
 
 def move(session: Session, row: DeploymentRow, generation: int) -> None:

@@ -37,6 +37,23 @@ class Load(NamedTuple):
     strained: bool = False
     known: bool = False
 
+    def beside(self, tried: Load, share: int) -> Load:
+        """What is asked of a release and a canary with `share` % of its calls together: what both were seen to be asked, but no
+        more than the share says, so that a slow canary asks for no more. Of the last half minute it is what the share says
+        where not all of the canary was seen: its calls may have gone to replicas that were lost."""
+        seen = tried if tried.known else tried._replace(falling=math.inf, lasting=math.inf)
+
+        def both(here: float, there: float) -> float:
+            return min(here + there, here * 100 / (100 - share))
+
+        return self._replace(
+            rising=both(self.rising, seen.rising),
+            falling=both(self.falling, seen.falling),
+            offered=both(self.offered, seen.offered),
+            lasting=both(self.lasting, seen.lasting),
+            strained=self.strained or tried.strained,
+        )
+
 
 class Demand(NamedTuple):
     """`replicas`: as many as are wanted now; `whole`: all of them have served for some seconds; `quiet`: seconds since the last

@@ -54,7 +54,7 @@ class Space:
                 row = session.get(ReleaseRow, (release.deployment, release.generation))
                 if row is not None:
                     row.error, row.retry_at = _why(need, held, room, deployment.id), now() + _AGAIN
-                    row.settled = row.settled or _enough(session, row, releases.options_of(deployment).min_replicas)
+                    row.settled = row.settled or releases.enough(session, row)
                     bump(session)
                 return False
             slept = [self._put_to_sleep(session, deployment_id) for deployment_id in asleep]
@@ -167,14 +167,6 @@ def granted(asked: int, taken: int, cores: Sequence[int]) -> int:
     """How many threads a replica is given that asked for so many where others have `taken` some: no more than are left of the
     machine's `cores`, but one. Which of several machines it comes to is not known before: there it is one."""
     return max(1, min(asked, cores[0] - taken)) if len(cores) == 1 else 1
-
-
-def _enough(session: Session, row: ReleaseRow, least: int) -> bool:
-    """Whether all of a release that found room is ready, and as many as must be: the rest finds room where the one before it
-    was."""
-    here = (ReplicaRow.deployment == row.deployment) & (ReplicaRow.generation == row.generation)
-    states = session.scalars(select(ReplicaRow.state).where(here, ReplicaRow.state != ReplicaState.draining)).all()
-    return set(states) == {ReplicaState.ready} and len(states) >= least
 
 
 def _why(need: int, held: Sequence[Holder], room: Room, deployment: int) -> str:
