@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,10 +14,10 @@ from modelyard.cli.screen import AsJson, Data, describe, note, open_yard, say
 from modelyard.cli.values import asked
 from modelyard.cli.variants import findings
 from modelyard.errors import Invalid
+from modelyard.optimisation.units import cost
 
 ENGINES = ("fp32", "openvino", "litert", "pt2")  # as variants are called, of the same numbers on another engine each
 _ANY = 100.0  # points: each is proved to answer number by number, and a tie may be told either way
-_COSTS = {"latency": "p50_ms", "size": "size", "memory": "memory"}  # of a row; less is better
 
 
 def bench(
@@ -54,7 +53,7 @@ def bench(
 def unbeaten(facts: Mapping[str, Any]) -> bool:
     """Whether the original is better by the goal than what was chosen of the others."""
     own, chosen = facts["table"][0], next(row for row in facts["table"] if row["chosen"])
-    return _cost(own, facts["goal"]) < _cost(chosen, facts["goal"])
+    return cost(own, facts["goal"]) < cost(chosen, facts["goal"])
 
 
 def other(name: Mapping[str, Any], original: str, facts: Mapping[str, Any]) -> str | None:
@@ -65,8 +64,3 @@ def other(name: Mapping[str, Any], original: str, facts: Mapping[str, Any]) -> s
     measured = {row["variant"] for row in facts["table"]}
     ours = best["metadata"].get("original") == original and best["metadata"].get("variant") in measured
     return None if ours else str(best["reference"])
-
-
-def _cost(row: Mapping[str, Any], goal: str) -> float:
-    value = row["items_per_s" if goal == "throughput" else _COSTS[goal]]
-    return math.inf if value is None else -value if goal == "throughput" else value

@@ -1,4 +1,5 @@
-"""What a process gives up, once and for good, before it runs users' code: system calls, and being looked into.
+"""What a process gives up, once and for good, before it runs users' code: system calls, and being looked into; and how it
+shares the processors with others, which it may change.
 
 `worker` and `serving.replica` call it first thing; the ranks inherit it. The sandbox keeps files, network and processes away;
 this keeps away the parts of the kernel that no model needs and that escapes are found in. Linux, x86-64 and 64-bit ARM;

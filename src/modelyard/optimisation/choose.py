@@ -5,12 +5,13 @@ verified and every figure that counts is known and within the budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from modelyard.errors import Invalid
 from modelyard.optimisation.config import Goal
+from modelyard.optimisation.units import cost
 
 ORIGINAL = "original"
 
@@ -48,15 +49,6 @@ class Choice:
     verdicts: Mapping[str, str]
 
 
-# Less is better in each.
-_COSTS: Mapping[Goal, Callable[[Measured], float]] = {
-    "latency": lambda m: m.p50_ms,
-    "throughput": lambda m: -m.items_per_s,
-    "size": lambda m: m.size,
-    "memory": lambda m: m.memory,
-}
-
-
 def told(measured: Sequence[Measured], choice: Choice | None = None) -> list[dict[str, Any]]:
     """The table as JSON, with each row's verdict once there was a choice: what stood in none is the original."""
     if choice is None:
@@ -70,11 +62,11 @@ def told(measured: Sequence[Measured], choice: Choice | None = None) -> list[dic
 def choose(measured: Sequence[Measured], goal: Goal, max_drop: float, unit: str = "points") -> Choice:
     """The best by `goal` among the verified that lose at most `max_drop`, in `unit`; ties go to the more accurate, the smaller,
     then by name. Raises `Invalid`, saying how close the nearest came, where there is none."""
-    cost = _COSTS[goal]
-    fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(cost(m))]
+    costs = {m.variant: cost(m.to_json(), goal) for m in measured}
+    fit = [m for m in measured if m.verified and m.drop <= max_drop and math.isfinite(costs[m.variant])]
     if not fit:
         raise Invalid(_nearest(measured, goal, max_drop, unit))
-    best = min(fit, key=lambda m: (cost(m), m.drop, -m.accuracy, m.size, m.variant))
+    best = min(fit, key=lambda m: (costs[m.variant], m.drop, -m.accuracy, m.size, m.variant))
     verdicts = {m.variant: "within the budget" if m in fit else _refused(m, max_drop, unit) for m in measured}
     return Choice(best.variant, {**verdicts, best.variant: f"best {goal} within {max_drop:g} {unit}"})
 

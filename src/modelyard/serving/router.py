@@ -372,7 +372,10 @@ class Router:
             link.check(now)
             ask = partial(link.ask, there[link.machine] == 1)
             # One after another: the answers of many at once would be in the way of calls.
-            self._loop.call_later(turn * _ROUND / len(links), ask) if turn else ask()
+            if turn:
+                self._loop.call_later(turn * _ROUND / len(links), ask)
+            else:
+                ask()
         self._old = {link for link in self._old if link.calls}
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 becomes this job's.
 
 Of variants it makes and measures none itself, but before the first it has `estimate` find out what they would cost. How trials
-are submitted, watched and taken up again is their `parent`'s. What a trial
-found comes as its job's metrics: step 0 the original, step 1 the variant, measured by turns, and before, from step 2 on, what
-the variant loses after each of its epochs. Speeds of different jobs are compared by what the original took in the same job, so
-that a busy moment of the machine counts for nobody.
+are submitted, watched and taken up again is their `parent`'s. What a trial found comes as its job's metrics: step 0 the
+original, step 1 the variant, measured by turns, and before, from step 2 on, what the variant loses after each of its epochs.
+Speeds of different jobs are compared by what the original took in the same job, so that a busy moment of the machine counts for
+nobody.
 """
 
 from __future__ import annotations
