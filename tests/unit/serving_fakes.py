@@ -113,6 +113,15 @@ class FakeTransport(asyncio.Transport):
         return self.extra.get(name, default)
 
 
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait some seconds at most until it holds."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not come to be")
+
+
 def call(number: int, data: bytes = b"", **changed: Any) -> CallFrame:
     fields: dict[str, Any] = {
         "project": "p",

@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from serving_fakes import eventually
 from serving_gateway_fakes import KEY, Bench, record, route
 
 from modelyard.errors import RateLimited
@@ -27,14 +28,6 @@ LIMIT = 1_000_000
 
 def message(size):
     return ModelInferRequest(model_name="digits", raw_input_contents=[bytes(size)]).SerializeToString()
-
-
-async def eventually(condition):
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not come to be")
 
 
 def scene(**options):

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_fakes import call
+from serving_fakes import call, eventually
 
 from modelyard.serving import router as module
 from modelyard.serving.channel import Channel
@@ -104,14 +104,6 @@ class Replica:
 
     def calls(self):
         return [frame.id for frame in self.got if isinstance(frame, CallFrame)]
-
-
-async def eventually(condition):
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not come to be")
 
 
 def over(count):
