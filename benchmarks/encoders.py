@@ -1,9 +1,10 @@
-"""all-MiniLM-L6-v2 in eight bits through the platform: how much faster at batch 32, and whether it finds the same texts alike.
+"""all-MiniLM-L6-v2 without padding and in eight bits through the platform: how much faster at batch 32, and whether it finds
+the same texts alike.
 
 Sentences of Python's own documentation and docstrings. More than 2,000 of them are the report split, by which nothing is
 calibrated or chosen; each is paired with another, and Spearman's ρ compares the cosines of a variant with those of the float
-graph. Speeds are of the graphs in onnxruntime with all its optimisations, one thread, by turns, on sentences of the same
-lengths.
+graph. Speeds are of one thread, by turns, of the same sentences; the float graph's is the better of the engine's and of
+onnxruntime as it comes, with all its optimisations. What others make is held against the fastest of ours that is no worse.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import os
 import pydoc_data.topics
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import recipes
@@ -29,19 +33,22 @@ from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
 from modelyard.optimisation.evaluate import spearman
 from modelyard.optimisation.examples import Source
-from modelyard.optimisation.measure import MANY, measure
+from modelyard.optimisation.measure import MANY, Speed, measure
 from modelyard.testing import yard
 
 FASTER, ALIKE, LEAST = 2.0, 0.99, 2000
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
-BEST, CALIBRATION = "dynamic-int8", 128  # rows that the recipes of others get
+EQUAL = 1e-4  # of ρ: float graphs whose sums are in another order differ by less
+BEST, CALIBRATION = "unpad, dynamic-int8", 128  # rows that the recipes of others get
 BERT = {"model_type": "bert", "num_heads": 12, "hidden_size": 384}
+PLAIN = "onnxruntime as it comes"
 SECONDS = 20.0  # of measuring each graph
-SPLITS = {"train": 600, "validation": 600, "test": 2200}
+SPLITS = {"calibration": 600, "validation": 600, "test": 2200}
 VARIANTS: dict[str, Any] = {
     "fp32": {"variants": ["fp32"]},
-    "dynamic-int8": {"steps": ["quantize:dynamic-int8"]},
-    "dynamic-int8, sensitive layers in float": {"steps": ["quantize:dynamic-int8,sensitive=6"]},
+    "unpad": {"steps": ["unpad"]},
+    "unpad, dynamic-int8": {"steps": ["unpad", "quantize:dynamic-int8,sensitive=4"]},
+    "dynamic-int8, no layer in float": {"steps": ["quantize:dynamic-int8"]},
     "static-int8": {"steps": ["quantize:static-int8"]},
 }
 
@@ -78,6 +85,18 @@ def sentences() -> list[str]:
     return list(dict.fromkeys(part for part in parts if 25 <= len(part) <= 400 and part.count(" ") >= 4))
 
 
+class Plain:
+    """onnxruntime as it comes, with one thread."""
+
+    def __init__(self, graph: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, batch: Any) -> Any:
+        return self._session.run(None, dict(batch))
+
+
 def compare(record: Record, platform: Yard, folder: Path) -> None:
     made, wide = {}, {"max_accuracy_drop": 100.0, "seconds": 0.5, "dataset": "sentences@1", "resources": {"cpus": 2}}
     for name, asked in VARIANTS.items():
@@ -86,38 +105,59 @@ def compare(record: Record, platform: Yard, folder: Path) -> None:
         except Invalid as error:  # it is another model: that is found out before it can be chosen
             record.figure(f"{name}: refused", 1, "variant", why=error.message)
     fetched = {name: platform.fetch(version["reference"], folder / f"{at}") for at, (name, version) in enumerate(made.items())}
-    cards = {name: ModelCard.load(path) for name, path in fetched.items()}
-    dataset = Dataset.open(platform.fetch("sentences@1", folder / "dataset", kind="dataset"))
-    source = Source(fetched["fp32"], cards["fp32"], dataset)
-    rows = source.typical(source.examples("report").inputs, MANY)
-    engines = {name: OnnxEngine(fetched[name], card) for name, card in cards.items()}
-    calibration = source.examples("calibrate", CALIBRATION).inputs
-    others, missing = recipes.made(fetched["fp32"] / "model.onnx", calibration, folder / "others", BERT)
-    served = {name: OnnxEngine(path, cards["fp32"]) for name, path in others.items()}
-    speeds = measure(engines | served, rows, 1.0 if record.quick else SECONDS, cut=source.cut)
+    card, graph = ModelCard.load(fetched["fp32"]), fetched["fp32"] / "model.onnx"
+    source = Source(fetched["fp32"], card, Dataset.open(platform.fetch("sentences@1", folder / "dataset", kind="dataset")))
+    others, missing = recipes.made(graph, source.examples("calibrate", CALIBRATION).inputs, folder / "others", BERT)
+    engines = {name: OnnxEngine(path, ModelCard.load(path)) for name, path in fetched.items()}
+    served = {name: OnnxEngine(path, card) for name, path in others.items()}
+    judged, seconds = source.examples("report").inputs, 1.0 if record.quick else SECONDS
+    speeds = measure(engines | served | {PLAIN: Plain(graph)}, source.typical(judged, MANY), seconds, cut=source.cut)
+    even = measure(engines, alike_in_length(judged), seconds, cut=source.cut)
+    alike = {name: version["metadata"]["report"]["chosen"]["value"] for name, version in made.items()}
     for name, version in made.items():
-        report = version["metadata"]["report"]
-        speed, chosen = speeds[name], report["chosen"]
-        figures = {"p50_ms": speed.p50_ms, "bytes": (fetched[name] / "model.onnx").stat().st_size, "report": report}
-        if name == "fp32":
-            record.figure("sentences that judge", report["rows"], "", least=LEAST)
-            record.figure("fp32: sentences a second at batch 32", speed.items_per_s, "1/s", **figures)
-            continue
-        times = speed.items_per_s / speeds["fp32"].items_per_s
-        wanted = name == BEST
-        record.figure(f"{name}: throughput at batch 32, times fp32's", times, "×", least=FASTER if wanted else None, **figures)
-        record.figure(f"{name}: Spearman's ρ to fp32", chosen["value"], "", least=ALIKE if wanted else None, interval=chosen)
+        ours(record, name, version, speeds, (fetched[name] / "model.onnx").stat().st_size)
+        if name != "fp32":
+            times, figure = even[name].items_per_s / even["fp32"].items_per_s, f"{name}: the same, of sentences of one length"
+            record.figure(figure, times, "×", items_per_s=even[name].items_per_s)
     original, _ = source.run(engines["fp32"], "report")
     for name, engine in served.items():
-        theirs, _ = source.run(engine, "report")
-        alike = spearman(theirs.predicted, original.predicted)
-        times = speeds[BEST].items_per_s / speeds[name].items_per_s
-        figures = {"p50_ms": speeds[name].p50_ms, "bytes": (others[name] / "model.onnx").stat().st_size}
-        record.figure(f"{BEST}: throughput, times that of {name}", times, "×", least=1, **figures)
-        own = made[BEST]["metadata"]["report"]["chosen"]["value"]
-        record.figure(f"{BEST}: Spearman's ρ, more than {name}", own - alike, "", least=0, theirs=alike)
+        answers, _ = source.run(engine, "report")
+        their = spearman(answers.predicted, original.predicted)
+        figures = {"p50_ms": speeds[name].p50_ms, "bytes": (others[name] / "model.onnx").stat().st_size, "theirs": their}
+        beside(record, name, figures, speeds, alike)
     for name, why in missing.items():
         record.figure(f"{name}: missing", 1, "recipe", why=why)
+
+
+def alike_in_length(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentences about the median length: a batch with no padding to speak of."""
+    order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
+    middle = order[len(order) // 2 :][:MANY]
+    return {name: array[middle] for name, array in inputs.items()}
+
+
+def ours(record: Record, name: str, version: Any, speeds: Mapping[str, Speed], size: int) -> None:
+    """Throughput beside the float graph's, and ρ."""
+    report, speed = version["metadata"]["report"], speeds[name]
+    figures = {"p50_ms": speed.p50_ms, "items_per_s": speed.items_per_s, "bytes": size, "report": report}
+    if name == "fp32":
+        record.figure("sentences that judge", report["rows"], "", least=LEAST)
+        record.figure("fp32: sentences a second at batch 32", speed.items_per_s, "1/s", **figures)
+        record.figure(f"fp32: throughput, times that of {PLAIN}", speed.items_per_s / speeds[PLAIN].items_per_s, "×")
+        return
+    times, wanted = speed.items_per_s / max(speeds["fp32"].items_per_s, speeds[PLAIN].items_per_s), name == BEST
+    record.figure(f"{name}: throughput at batch 32, times fp32's", times, "×", least=FASTER if wanted else None, **figures)
+    chosen = report["chosen"]
+    record.figure(f"{name}: Spearman's ρ to fp32", chosen["value"], "", least=ALIKE if wanted else None, interval=chosen)
+
+
+def beside(record: Record, name: str, figures: dict[str, Any], speeds: Mapping[str, Speed], alike: Mapping[str, float]) -> None:
+    """The fastest of ours that finds texts no less alike than what others made, and that; the nearest where none does."""
+    equal = [own for own in alike if alike[own] >= figures["theirs"] - EQUAL] or [max(alike, key=alike.__getitem__)]
+    own = max(equal, key=lambda one: speeds[one].items_per_s)
+    times = speeds[own].items_per_s / speeds[name].items_per_s
+    record.figure(f"beside {name}: throughput of ours, times theirs", times, "×", least=1, variant=own, **figures)
+    record.figure(f"beside {name}: Spearman's ρ of ours, more than theirs", alike[own] - figures["theirs"], "", least=-EQUAL)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 MB = 1e6
+# Of a processor's flags, those that decide how fast a graph in eight bits is beside one in float.
+VECTORS = {"avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8"}
 _TICKS = os.sysconf("SC_CLK_TCK")
 T = TypeVar("T")
 
@@ -111,12 +113,12 @@ def recording(name: str, about: str, more: Callable[[argparse.ArgumentParser], N
 
 
 def machine() -> dict[str, Any]:
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
-    )
+    lines = list(_lines("/proc/cpuinfo"))
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     memory = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
     return {
         "cpu": model,
+        "vector_instructions": sorted(VECTORS & set(next((line for line in lines if line.startswith("flags")), "").split())),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory * 1024 / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",

@@ -97,20 +97,22 @@ class Whole(CalibrationDataReader):
         return self.left.pop() if self.left else None
 
 
-def two_layers(path: Path) -> dict[str, np.ndarray]:
+def two_layers(path: Path, operator: str = "MatMul") -> dict[str, np.ndarray]:
     """x → `tame` → relu → `wild` → y; in `wild` one weight of each output is a thousand times as large as the others."""
+    bias = ["bias"] if operator == "Gemm" else []
     tame, wild = (RANDOM.standard_normal((16, 16)).astype("f") for _ in range(2))
     wild[0] *= 1000
     graph = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "tame.weight"], ["a"], "one"),
+            helper.make_node(operator, ["x", "tame.weight", *bias], ["a"], "one"),
             helper.make_node("Relu", ["a"], ["b"], "relu"),
-            helper.make_node("MatMul", ["b", "wild.weight"], ["y"], "two"),
+            helper.make_node(operator, ["b", "wild.weight", *bias], ["y"], "two"),
         ],
         "layers",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
-        [numpy_helper.from_array(tame, "tame.weight"), numpy_helper.from_array(wild, "wild.weight")],
+        [numpy_helper.from_array(tame, "tame.weight"), numpy_helper.from_array(wild, "wild.weight")]
+        + [numpy_helper.from_array(np.ones(16, "f"), name) for name in bias],
     )
     save(graph, path)
     rows = RANDOM.standard_normal((24, 16)).astype("f")
@@ -128,16 +130,18 @@ def quantised(tmp_path: Path, rows: dict[str, np.ndarray], step: Quantize, *, al
     return left, effects, {name for name in ("tame", "wild") if f"{name}.weight" not in floats}
 
 
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize("method", ["static-int8", "dynamic-int8", "weights-int8"])
-def test_a_named_layer_stays_in_float(tmp_path: Path, method: str) -> None:
-    rows = two_layers(tmp_path / "model.onnx")
+def test_a_named_layer_stays_in_float(tmp_path: Path, method: str, operator: str) -> None:
+    rows = two_layers(tmp_path / "model.onnx", operator)
     left, effects, small = quantised(tmp_path, rows, Quantize(method=method, float_layers=("wild",)))
     assert (left, effects, small) == (["wild"], {}, {"tame"})
 
 
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize("method", ["static-int8", "dynamic-int8", "weights-int8"])
-def test_the_layer_that_suffers_most_is_found_by_measuring(tmp_path: Path, method: str) -> None:
-    rows = two_layers(tmp_path / "model.onnx")
+def test_the_layer_that_suffers_most_is_found_by_measuring(tmp_path: Path, method: str, operator: str) -> None:
+    rows = two_layers(tmp_path / "model.onnx", operator)
     left, effects, small = quantised(tmp_path, rows, Quantize(method=method, per_channel=False, sensitive=1))
     assert effects.keys() == {"tame", "wild"}
     worst = max(effects, key=effects.__getitem__)

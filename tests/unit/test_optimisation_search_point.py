@@ -19,6 +19,7 @@ POINTS = st.fixed_dictionaries(
         "lesson": st.sampled_from(["none", "finetune", "distil"]),
         "epochs": st.integers(1, 9),
         "qat": st.integers(0, 2),
+        "unpad": st.booleans(),
         "quantize": st.sampled_from(["none", "static-int8", "dynamic-int8", "weights-int8"]),
         "calibration": st.sampled_from(["minmax", "entropy"]),
         "sensitive": st.sampled_from([0, 2, "auto"]),
@@ -43,6 +44,7 @@ def test_the_steps_of_every_point_are_taken_by_optimise(point: dict[str, Any]) -
         ({"qat": 1, "quantize": "static-int8"}, ("qat:epochs=1", "quantize:static-int8")),
         ({"qat": 1, "quantize": "weights-int8", "sensitive": "auto"}, ("quantize:weights-int8",)),
         ({"quantize": "dynamic-int8", "calibration": "entropy"}, ("quantize:dynamic-int8",)),
+        ({"quantize": "dynamic-int8", "unpad": True}, ("unpad", "quantize:dynamic-int8")),
     ],
 )
 def test_what_makes_no_difference_is_left_out(point: dict[str, Any], steps: tuple[str, ...]) -> None:
@@ -62,6 +64,7 @@ def test_the_usual_space_is_of_what_the_model_takes() -> None:
     assert whole[False, False] == whole[False, True] == {"quantize", "calibration", "sensitive"}
     assert whole[True, False] == {"channels", "lesson", "qat", "quantize"}
     assert whole[True, True] == {"heads", "lesson", "qat", "quantize"}
+    assert set(usual(trains=False, labels=False, heads=False, texts=True)) == {"unpad", "quantize", "calibration", "sensitive"}
     assert "lesson" not in usual(trains=True, labels=False, heads=False)
     assert len(candidates(usual(trains=True, labels=True, heads=False))) == 35
 

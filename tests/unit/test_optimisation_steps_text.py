@@ -93,7 +93,7 @@ def test_the_shortest_text_is_shown() -> None:
     ("text", "said"),
     [
         ("prun:channels=0.5", "'prun' is no step of optimisation; did you mean 'prune'"),
-        ("squeeze", "there are prune, finetune, distil, qat, quantize"),
+        ("squeeze", "there are prune, finetune, distil, qat, unpad, quantize"),
         ("prune:chanels=0.5", "'chanels' is not an option of 'prune'; did you mean 'channels'"),
         ("prune:channels=1", "'channels' is 1; expected less than 1"),
         ("prune:finetune=2", "leaves nothing out"),

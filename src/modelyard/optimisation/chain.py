@@ -1,5 +1,5 @@
 """Steps one after another, from a version to one variant: those that train or prune go on its torch module, then it is exported
-to ONNX, then it may be quantised.
+to ONNX, then its graph may be unpadded, then quantised.
 
 What was pruned or taught is another function than the original and is not compared with it number by number. What is proved is
 that the ONNX graph computes what its own module does, and that eight bits answer as that does; what it is worth is measured
@@ -31,10 +31,21 @@ from modelyard.optimisation.evaluate import agreement
 from modelyard.optimisation.quantise import facts, prepared
 from modelyard.optimisation.sensitive import leave_sensitive
 from modelyard.optimisation.steps import qat
-from modelyard.optimisation.steps.config import Distil, Finetune, Prune, Qat, Quantize, epochs, for_language, variant_name
+from modelyard.optimisation.steps.config import (
+    Distil,
+    Finetune,
+    Prune,
+    Qat,
+    Quantize,
+    Unpad,
+    epochs,
+    for_language,
+    variant_name,
+)
 from modelyard.optimisation.steps.distil import Lesson, Served, anew, build_student, distil
 from modelyard.optimisation.steps.learn import Learning
 from modelyard.optimisation.steps.text import show
+from modelyard.optimisation.unpad import unpad
 from modelyard.optimisation.variants import Subject, Variant, few, make_float32, same_answers
 from modelyard.plugins import load
 from modelyard.tensors import Array
@@ -130,20 +141,26 @@ class Shaping:
 def make(subject: Subject, config: OptimiseConfig, context: JobContext) -> Result:
     """Raises `Invalid` where a step cannot be done, or what came of it does not answer in ONNX as it does in torch."""
     steps, name = config.steps, variant_name(config.steps)
-    shaping = [step for step in steps if not isinstance(step, Quantize)]
+    shaping = [step for step in steps if not isinstance(step, Unpad | Quantize)]
+    last = steps[len(shaping) :]  # of the graph
     encoder = "transformers" in subject.card.engines and (subject.card.transform or {}).get("name") == "text"
     if other := next((step for step in steps if for_language(step) and not (encoder and isinstance(step, Distil))), None):
         more = " and encoders of texts that come with their Hugging Face folder" if isinstance(other, Distil) else ""
         raise Invalid(f"'{show(other)}' is for language models{more}; this one is for {subject.card.task}.")
-    out = context.work / ("float" if isinstance(steps[-1], Quantize) else name)
+    out = context.work / ("float" if last else name)
     shape = _teach_encoder if encoder else _shape
     shaped = shape(subject, shaping, config, context) if shaping else None
     context.allow(_PATIENT)
     found = _exported(shaped, subject, out, context) if shaped else make_float32(subject, out, context.work)
     told: list[Mapping[str, Any]] = list(shaped.told) if shaped else []
-    if isinstance(steps[-1], Quantize):
-        found, said = _quantised(steps[-1], subject, found, context.work / name, config, context)
-        told.append({"step": show(steps[-1]), **said})
+    for place, step in enumerate(last, start=1):
+        out = context.work / (name if place == len(last) else f"graph-{place}")
+        found, said = (
+            _quantised(step, subject, found, out, config, context)
+            if isinstance(step, Quantize)
+            else _unpadded(subject, found, out, context)
+        )
+        told.append({"step": show(step), **said})
     context.allow()
     variant = Variant(name, found.folder, found.card, found.engine, verified=True, proof=found.proof)
     return Result([variant], told, shaped.lesson if shaped else None)
@@ -155,7 +172,7 @@ def _teach_encoder(subject: Subject, steps: Sequence[Any], config: OptimiseConfi
     if others or not for_language(step):
         which = next((other for other in steps if not for_language(other)), step)
         raise Invalid(
-            f"'{show(which)}' is not for encoders of texts; they are distilled once, as distil:layers=3, and quantised."
+            f"'{show(which)}' is not for encoders of texts; they are distilled once (distil:layers=3), unpadded, quantised."
         )
     total, done = epochs(steps), count(1)
 
@@ -220,6 +237,19 @@ def _exported(shaped: Shaped, subject: Subject, out: Path, context: JobContext) 
     context.log(f"exported to ONNX: verified, greatest relative error {found.max_rel:.2g}.")
     proof = {**found.to_json(), "agreement_with_original": _alike(subject, subject.engine, engine, subject.select.inputs)}
     return Variant(out.name, out, card, engine, verified=True, proof=proof)
+
+
+def _unpadded(subject: Subject, source: Variant, out: Path, context: JobContext) -> tuple[Variant, dict[str, Any]]:
+    """The graph that computes no padding, which equals what it was made of number by number."""
+    out.mkdir()
+    source.card.save(out)
+    own = source.engine
+    assert own is not None
+    said = unpad(source.folder / FILE, out / FILE)
+    engine = OnnxEngine(out, source.card)
+    found = verify(own, engine, few(subject.select.inputs), keep=context.work)
+    context.log(f"unpad: {said['unpadded']} of {said['layers']} layers. Verified, greatest relative error {found.max_rel:.2g}.")
+    return Variant(out.name, out, source.card, engine, verified=True, proof={**source.proof, **found.to_json()}), dict(said)
 
 
 def _quantised(

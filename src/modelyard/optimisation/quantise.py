@@ -151,9 +151,14 @@ class Graph:
             weight_type=QuantType.QUInt8 if convolves else QuantType.QInt8,
             per_channel=self.step.per_channel and not convolves,  # onnxruntime's ConvInteger knows one zero point
             reduce_range=True,
-            nodes_to_quantize=nodes,
-            nodes_to_exclude=excluded,
+            nodes_to_quantize=nodes and [*nodes, *map(_as_matrix, nodes)],
+            nodes_to_exclude=[*excluded, *map(_as_matrix, excluded)],
         )
+
+
+def _as_matrix(node: str) -> str:
+    """What the quantiser calls a Gemm once it has made a MatMul and an Add of it, which it does before it looks for names."""
+    return f"{node}_MatMul"
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from modelyard.kinds import Config
-from modelyard.optimisation.steps.config import Distil, Prune, Qat, Quantize, Step
+from modelyard.optimisation.steps.config import Distil, Prune, Qat, Quantize, Step, Unpad
 from modelyard.optimisation.steps.text import show
 from modelyard.training.sweep.space import Choice, Parameter, points
 
@@ -18,8 +18,8 @@ Shape = tuple[Step, ...]
 class Point(Config):
     """Every option that can be searched, with what holds where it is not. What is cut away (`channels`, `heads`, `blocks`)
     is made good by a `lesson` of `epochs`: more training, or the original as teacher with `alpha`; without a cut there is
-    none. `qat`: epochs under the rounding of eight bits, before `static-int8` alone. `calibration` and `sensitive` are those
-    of `quantize`."""
+    none. `qat`: epochs under the rounding of eight bits, before `static-int8` alone. `unpad`: whether a graph of texts leaves
+    padding out. `calibration` and `sensitive` are those of `quantize`."""
 
     channels: float = Field(default=0.0, ge=0, lt=1)
     heads: float = Field(default=0.0, ge=0, lt=1)
@@ -30,6 +30,7 @@ class Point(Config):
     epochs: int = Field(default=5, ge=1, le=10_000)
     alpha: float = Field(default=0.5, gt=0, le=1)
     qat: int = Field(default=0, ge=0, le=10_000)
+    unpad: bool = False
     quantize: Literal["none", "static-int8", "dynamic-int8", "weights-int8"] = "none"
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     sensitive: Annotated[int, Field(ge=0, strict=True)] | Literal["auto"] = 0
@@ -47,6 +48,8 @@ class Point(Config):
         static = self.quantize == "static-int8"
         if self.qat and static:
             yield Qat(epochs=self.qat)
+        if self.unpad:
+            yield Unpad()
         if self.quantize != "none":
             sensitive = self.sensitive if self.quantize != "weights-int8" else 0
             yield Quantize(method=self.quantize, calibration=self.calibration if static else "minmax", sensitive=sensitive)
@@ -72,6 +75,8 @@ def shape_of(steps: Sequence[Step]) -> Shape | None:
     for step in steps:
         if isinstance(step, Prune):
             shape.append(step.model_copy(update={"finetune": 0, "importance": "l2"}))
+        elif isinstance(step, Unpad):
+            shape.append(step)
         elif isinstance(step, Quantize):
             if step.sensitive or step.float_layers:
                 return None
@@ -84,11 +89,12 @@ def named(shape: Shape) -> str:
     return " ".join(map(show, shape)) or "fp32"
 
 
-def usual(*, trains: bool, labels: bool, heads: bool) -> dict[str, Choice]:
+def usual(*, trains: bool, labels: bool, heads: bool, texts: bool = False) -> dict[str, Choice]:
     """What is searched where nobody said: of a torch module, which can be trained (`trains`), a cut of its channels or `heads`
-    with either lesson (`labels`: only a classifier can be taught), and eight bits of every kind; of a graph eight bits."""
+    with either lesson (`labels`: only a classifier can be taught), and eight bits of every kind; of a graph eight bits, and of
+    one that takes tokens of `texts` with a mask whether padding is computed."""
     if not trains:
-        return {
+        return ({"unpad": _one_of(True, False)} if texts else {}) | {
             "quantize": _one_of("none", "static-int8", "weights-int8", "dynamic-int8"),
             "calibration": _one_of("minmax", "percentile"),
             "sensitive": _one_of(0, "auto"),

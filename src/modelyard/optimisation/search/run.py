@@ -38,6 +38,7 @@ from modelyard.optimisation.search.point import Point, Shape, candidates, named,
 from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
+from modelyard.optimisation.unpad import MASK
 from modelyard.plugins import load
 from modelyard.training.gang import processors
 from modelyard.training.split import Split
@@ -258,7 +259,8 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input], context: JobCo
         return config.space, metric
     trains = card.module is not None
     heads = trains and bool(Split.of(load_module(folder, card)).heads)
-    return usual(trains=trains, labels=metric == "accuracy", heads=heads), metric
+    texts = any(spec.name == MASK for spec in card.inputs)
+    return usual(trains=trains, labels=metric == "accuracy", heads=heads, texts=texts), metric
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:

@@ -100,6 +100,13 @@ class Qat(Config):
     lr: float | None = Field(default=None, gt=0)
 
 
+class Unpad(Config):
+    """An encoder of texts computes layers for the tokens that are there, and for none that fill a batch up (`unpad.py`). The
+    answers stay the same."""
+
+    step: Literal["unpad"] = "unpad"
+
+
 class Quantize(Config):
     """Eight bits: of weights and what flows between layers (`static-int8`, `dynamic-int8`, by onnxruntime), or of weights as
     they are stored, which is smaller and no faster (`weights-int8`). `calibration`: how ranges follow from `rows` (256) of the
@@ -144,12 +151,13 @@ _WEIGHTS_ALONE = {"pattern", "by", "rows"}
 _NETWORKS_ALONE = {"channels", "heads", "blocks", "layers", "importance", "multiple", "finetune", "lr"}
 _GGUF_ALONE = {"rounding", "embeddings", "eight_bit_layers", "bits", "tune", "tune_lr"}
 _ONNX_ALONE = {"calibration", "percentile", "per_channel", "sensitive"}
-Step = Annotated[Prune | Finetune | Distil | Qat | Quantize, Field(discriminator="step")]
-STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Quantize]] = {
+Step = Annotated[Prune | Finetune | Distil | Qat | Unpad | Quantize, Field(discriminator="step")]
+STEPS: dict[str, type[Prune | Finetune | Distil | Qat | Unpad | Quantize]] = {
     "prune": Prune,
     "finetune": Finetune,
     "distil": Distil,
     "qat": Qat,
+    "unpad": Unpad,
     "quantize": Quantize,
 }
 SHORT = {"quantize": "method"}  # the option that may be written without its name
@@ -168,12 +176,14 @@ def for_language(step: Any) -> bool:
 
 
 def check_order(steps: Sequence[Any]) -> None:
-    """Raises `ValueError` where eight bits do not come last, weights that are nought would be so no more, or a student is its
-    own teacher."""
+    """Raises `ValueError` where eight bits do not come last or another step than they after `unpad`, weights that are nought
+    would be so no more, or a student is its own teacher."""
     names = [step.step for step in steps]
     if "quantize" in names[:-1]:
         after = names[names.index("quantize") + 1]
         raise ValueError(f"'{after}' comes after 'quantize'; a network of eight bits is not trained: quantize comes last")
+    if "unpad" in names and (after := next(iter(names[names.index("unpad") + 1 :]), "quantize")) != "quantize":
+        raise ValueError(f"'{after}' comes after 'unpad', which changes the graph and no network: only quantize may follow")
     if any(isinstance(step, Prune) and step.weights for step in steps) and getattr(steps[-1], "method", "") == "q4_1":
         raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0, q5_0 or q8_0")
     for place, step in enumerate(steps):
