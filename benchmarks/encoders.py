@@ -42,12 +42,12 @@ EQUAL = 1e-4  # of ρ: float graphs whose sums are in another order differ by le
 BEST, CALIBRATION = "unpad, dynamic-int8", 128  # rows that the recipes of others get
 BERT = {"model_type": "bert", "num_heads": 12, "hidden_size": 384}
 PLAIN = "onnxruntime as it comes"
-SECONDS = 20.0  # of measuring each graph
-SPLITS = {"calibration": 600, "validation": 600, "test": 2200}
+SECONDS = 12.0  # of measuring each graph
+SPLITS = {"train": 100, "calibration": 600, "validation": 600, "test": 2200}
 VARIANTS: dict[str, Any] = {
     "fp32": {"variants": ["fp32"]},
     "unpad": {"steps": ["unpad"]},
-    "unpad, dynamic-int8": {"steps": ["unpad", "quantize:dynamic-int8,sensitive=4"]},
+    "unpad, dynamic-int8": {"steps": ["unpad", "quantize:dynamic-int8,sensitive=4,rows=128"]},
     "dynamic-int8, no layer in float": {"steps": ["quantize:dynamic-int8"]},
     "static-int8": {"steps": ["quantize:static-int8"]},
 }
@@ -104,6 +104,7 @@ def compare(record: Record, platform: Yard, folder: Path) -> None:
             made[name] = platform.optimize("minilm@1", **wide, **asked)
         except Invalid as error:  # it is another model: that is found out before it can be chosen
             record.figure(f"{name}: refused", 1, "variant", why=error.message)
+    assert BEST in made, f"{BEST} was refused: its targets cannot be measured"
     fetched = {name: platform.fetch(version["reference"], folder / f"{at}") for at, (name, version) in enumerate(made.items())}
     card, graph = ModelCard.load(fetched["fp32"]), fetched["fp32"] / "model.onnx"
     source = Source(fetched["fp32"], card, Dataset.open(platform.fetch("sentences@1", folder / "dataset", kind="dataset")))
@@ -152,12 +153,12 @@ def ours(record: Record, name: str, version: Any, speeds: Mapping[str, Speed], s
 
 
 def beside(record: Record, name: str, figures: dict[str, Any], speeds: Mapping[str, Speed], alike: Mapping[str, float]) -> None:
-    """The fastest of ours that finds texts no less alike than what others made, and that; the nearest where none does."""
-    equal = [own for own in alike if alike[own] >= figures["theirs"] - EQUAL] or [max(alike, key=alike.__getitem__)]
+    """The fastest of ours that finds texts no less alike than what others made, and that."""
+    equal = [own for own in alike if alike[own] >= figures["theirs"] - EQUAL]  # the float graph at least
     own = max(equal, key=lambda one: speeds[one].items_per_s)
     times = speeds[own].items_per_s / speeds[name].items_per_s
     record.figure(f"beside {name}: throughput of ours, times theirs", times, "×", least=1, variant=own, **figures)
-    record.figure(f"beside {name}: Spearman's ρ of ours, more than theirs", alike[own] - figures["theirs"], "", least=-EQUAL)
+    record.figure(f"beside {name}: Spearman's ρ of ours, more than theirs", alike[own] - figures["theirs"], "")
 
 
 if __name__ == "__main__":

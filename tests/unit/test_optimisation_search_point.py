@@ -64,7 +64,7 @@ def test_the_usual_space_is_of_what_the_model_takes() -> None:
     assert whole[False, False] == whole[False, True] == {"quantize", "calibration", "sensitive"}
     assert whole[True, False] == {"channels", "lesson", "qat", "quantize"}
     assert whole[True, True] == {"heads", "lesson", "qat", "quantize"}
-    assert set(usual(trains=False, labels=False, heads=False, texts=True)) == {"unpad", "quantize", "calibration", "sensitive"}
+    assert set(usual(trains=False, labels=False, heads=False, unpads=True)) == {"unpad", "quantize", "calibration", "sensitive"}
     assert "lesson" not in usual(trains=True, labels=False, heads=False)
     assert len(candidates(usual(trains=True, labels=True, heads=False))) == 35
 

@@ -93,6 +93,7 @@ def test_the_shortest_text_is_shown() -> None:
     ("text", "said"),
     [
         ("prun:channels=0.5", "'prun' is no step of optimisation; did you mean 'prune'"),
+        ("unpad:mask=1", "'unpad' has no options; write it alone"),
         ("squeeze", "there are prune, finetune, distil, qat, unpad, quantize"),
         ("prune:chanels=0.5", "'chanels' is not an option of 'prune'; did you mean 'channels'"),
         ("prune:channels=1", "'channels' is 1; expected less than 1"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -23,10 +25,13 @@ from modelyard.data.datasets import Feature
 from modelyard.engines.base import ModelCard, TensorCard
 from modelyard.engines.onnx import OnnxEngine
 from modelyard.errors import Invalid
-from modelyard.kinds import FolderView, Input
+from modelyard.kinds import FolderContext, FolderView, Input
 from modelyard.optimisation import optimise
 from modelyard.optimisation.config import OptimiseConfig
-from modelyard.optimisation.unpad import unpad
+from modelyard.optimisation.search.config import SearchConfig
+from modelyard.optimisation.search.point import Point
+from modelyard.optimisation.search.run import Search
+from modelyard.optimisation.unpad import can_unpad, unpad
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 SMALL = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -118,10 +123,14 @@ def test_encoders_answer_as_before_and_do_every_layer_by_tokens(tmp_path, name, 
     assert np.isfinite(after.forward(batch)["sentence_embedding"]).all()
 
 
-def test_what_a_mask_makes_nought_stays_so(tmp_path):
+@pytest.mark.parametrize(
+    "after", [[], [("MatMul", ["z", "w"], ["z2"], {})], [("Relu", ["z"], ["z1"], {}), ("Gelu", ["z1"], ["z2"], {})]]
+)
+def test_what_a_mask_makes_nought_stays_so(tmp_path, after):
     """Between the layers and the sum over places there is no trace of padding but the mask's noughts."""
-    graph(tmp_path / "model.onnx", [*LAYER, *MASKED, total("z")])
-    assert unpad(tmp_path / "model.onnx", tmp_path / "small.onnx") == {"unpadded": 1, "layers": 1}
+    graph(tmp_path / "model.onnx", [*LAYER, *MASKED, *after, total("z2" if after else "z")], opset=20)
+    told = unpad(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    assert told == {"unpadded": 1, "layers": 1 + sum(operator == "MatMul" for operator, *_ in after)}
     chance = np.random.default_rng(0)
     for _ in range(50):
         batch = texts(chance, int(chance.integers(1, 6)), int(chance.integers(1, 10)))
@@ -144,6 +153,28 @@ def test_other_graphs_are_refused(tmp_path, nodes, more, said):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_layers_are_of_tokens_alone(tmp_path):
+    graph(tmp_path / "model.onnx", [*LAYER, *MASKED, total("z")])
+    unpad(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    model = onnx.load(tmp_path / "small.onnx")
+    model.graph.output.append(helper.make_tensor_value_info("unpad/tokens of y", TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    batch = texts(np.random.default_rng(1), 20, 9, least=1)
+    batch = {name: batch[name] for name in NAMES}
+    assert session.run(["unpad/tokens of y"], batch)[0].shape == (batch["attention_mask"].sum(), 4)
+    assert can_unpad(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["sum", "index", "mask", "flat", "ones", "kept"])
+def test_tensors_may_have_any_name(tmp_path, name):
+    layers = [(operator, given, [name if made == ["y"] else made[0]], more) for operator, given, made, more in LAYER]
+    masked = [(operator, [name if one == "y" else one for one in given], made, more) for operator, given, made, more in MASKED]
+    graph(tmp_path / "model.onnx", [*layers, *masked, total("z")])
+    unpad(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    batch = texts(np.random.default_rng(1), 6, 9)
+    assert np.abs(run(tmp_path / "model.onnx", batch) - run(tmp_path / "small.onnx", batch)).max() < 1e-5
+
+
 def test_a_graph_with_branches_is_refused(tmp_path):
     graph(tmp_path / "model.onnx", [*LAYER, *MASKED, total("z")])
     model = onnx.load(tmp_path / "model.onnx")
@@ -154,6 +185,7 @@ def test_a_graph_with_branches_is_refused(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(Invalid, match="branches or loops"):
         unpad(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    assert not can_unpad(tmp_path / "model.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +232,9 @@ def test_eight_bits_and_a_student_go_without_padding_too(inputs, tmp_path):
     assert apart.max() < 0.1  # eight bits are of all rows' range
 
 
-def test_what_looks_at_padding_is_found_out(inputs, tmp_path):
-    """A graph that takes the mean of all places, padding too, whatever it may be worth."""
+@pytest.mark.parametrize("even", [True, False])
+def test_what_looks_at_padding_is_found_out(inputs, tmp_path, even):
+    """A graph that takes the mean of all places, padding too, whatever it may be worth; also by texts of one length."""
     encoder, leaky = inputs["model"].view.local(), tmp_path / "leaky"
     leaky.mkdir()
     shutil.copy(encoder / "tokenizer.json", leaky)
@@ -214,8 +247,28 @@ def test_what_looks_at_padding_is_found_out(inputs, tmp_path):
         "transform": {**(own.transform or {}), "inputs": list(NAMES)},
     }
     own.changed(engines=("onnx",), files={"onnx": "model.onnx", "tokenizer": "tokenizer.json"}, **changed).save(leaky)
-    with pytest.raises(Invalid, match="is not the same: output 'sentence_embedding' differs"):
-        optimised({**inputs, "model": Input("leaky@1", {}, FolderView(leaky, "aa"))}, tmp_path, "unpad")
+    given = {**inputs}
+    if even:
+        rows = [" ".join(pair) for pair in itertools.permutations(sorted(set(WORDS) - {"."}), 2)]
+        splits = {"train": rows[:20], "calibrate": rows[20:40], "select": rows[40:70], "report": rows[70:100]}
+        texts_of = {name: {"text": some} for name, some in splits.items()}
+        tiny_datasets.write(tmp_path / "even", {"text": Feature(type="text")}, texts_of, None)
+        given["dataset"] = Input("even@1", {}, FolderView(tmp_path / "even", "cc"))
+    with pytest.raises(Invalid, match=r"unpad: .*is not the same: output 'sentence_embedding' differs"):
+        optimised({**given, "model": Input("leaky@1", {}, FolderView(leaky, "aa"))}, tmp_path, "unpad")
+
+
+def test_a_search_tries_both_and_goes_on_with_what_an_earlier_release_began(inputs, tmp_path):
+    search = Search(SearchConfig(), inputs, FolderContext(tmp_path))
+    assert search.space["unpad"].values == (False, True)
+    told = {tuple(step.step for step in Point(**point).steps()) for point in search.points}
+    assert told == {(), ("unpad",), ("quantize",), ("unpad", "quantize")}
+    earlier = SimpleNamespace(parameters={"quantize": "dynamic-int8", "calibration": "minmax", "sensitive": "auto"}, state="x")
+    search.recall(earlier)
+    assert search._cost(earlier.parameters) == 0
+    left = [search.proposer.suggest() for _ in range(len(search.points) - 1)]
+    assert {"unpad": False, **earlier.parameters} not in left
+    assert search.proposer.suggest() is None
 
 
 @pytest.mark.parametrize("after", ["finetune", "unpad", "distil:layers=1"])

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from modelyard.conversion.base import verify
+from modelyard.conversion.base import first_line, verify
 from modelyard.conversion.onnx import FILE, export
 from modelyard.engines.base import BatchEngine
-from modelyard.engines.onnx import OnnxEngine
+from modelyard.engines.onnx import ERRORS, OnnxEngine
 from modelyard.engines.torch import TorchEngine, load_module
 from modelyard.errors import Invalid
 from modelyard.kinds import JobContext
@@ -45,7 +45,7 @@ from modelyard.optimisation.steps.config import (
 from modelyard.optimisation.steps.distil import Lesson, Served, anew, build_student, distil
 from modelyard.optimisation.steps.learn import Learning
 from modelyard.optimisation.steps.text import show
-from modelyard.optimisation.unpad import unpad
+from modelyard.optimisation.unpad import MASK, unpad
 from modelyard.optimisation.variants import Subject, Variant, few, make_float32, same_answers
 from modelyard.plugins import load
 from modelyard.tensors import Array
@@ -193,7 +193,7 @@ def _shape(subject: Subject, steps: Sequence[Any], config: OptimiseConfig, conte
     if card.module is None:
         names = ", ".join(dict.fromkeys(step.step for step in steps))
         raise Invalid(
-            f"{names}: this version is a graph ({', '.join(card.files)}) and no torch module; it can be quantised alone."
+            f"{names}: this version is a graph ({', '.join(card.files)}) and no torch module; it can be unpadded and quantised."
         )
     context.allow(_PATIENT)
     learning = Learning.of(subject.folder, card, subject.source, context, seed=config.seed, total=epochs(steps), beyond=BEYOND)
@@ -245,11 +245,23 @@ def _unpadded(subject: Subject, source: Variant, out: Path, context: JobContext)
     source.card.save(out)
     own = source.engine
     assert own is not None
-    said = unpad(source.folder / FILE, out / FILE)
-    engine = OnnxEngine(out, source.card)
-    found = verify(own, engine, few(subject.select.inputs), keep=context.work)
+    try:
+        said = unpad(source.folder / FILE, out / FILE)
+        engine = OnnxEngine(out, source.card)
+        found = verify(own, engine, _of_all_lengths(few(subject.select.inputs)), keep=context.work)
+    except (Invalid, *ERRORS) as error:
+        raise Invalid(f"unpad: {error.message if isinstance(error, Invalid) else first_line(error)}") from error
     context.log(f"unpad: {said['unpadded']} of {said['layers']} layers. Verified, greatest relative error {found.max_rel:.2g}.")
     return Variant(out.name, out, source.card, engine, verified=True, proof={**source.proof, **found.to_json()}), dict(said)
+
+
+def _of_all_lengths(rows: Mapping[str, Array]) -> dict[str, Array]:
+    """Texts of which every other one ends earlier, however long they are: so that there is padding, and something under it."""
+    mask = rows[MASK].copy()
+    lengths = mask.sum(axis=1)
+    ends = np.where(np.arange(len(mask)) % 2 == 0, 1 + np.arange(len(mask)) % np.maximum(lengths, 1), lengths)
+    mask[np.cumsum(mask, axis=1) > ends[:, None]] = 0
+    return {**rows, MASK: mask}
 
 
 def _quantised(

@@ -144,21 +144,23 @@ class Graph:
             augmented.unlink(missing_ok=True)
 
     def _dynamic(self, target: Path, nodes: list[str] | None, excluded: list[str]) -> None:
-        convolves = any(node.op_type == "Conv" for node in onnx.load(self.path).graph.node)
+        there = list(onnx.load(self.path, load_external_data=False).graph.node)
+        convolves = any(node.op_type == "Conv" for node in there)
+        gemms = {node.name for node in there if node.op_type == "Gemm"}
         quantize_dynamic(
             self.path,
             target,
             weight_type=QuantType.QUInt8 if convolves else QuantType.QInt8,
             per_channel=self.step.per_channel and not convolves,  # onnxruntime's ConvInteger knows one zero point
             reduce_range=True,
-            nodes_to_quantize=nodes and [*nodes, *map(_as_matrix, nodes)],
-            nodes_to_exclude=[*excluded, *map(_as_matrix, excluded)],
+            nodes_to_quantize=nodes and _as_matrices(nodes, gemms),
+            nodes_to_exclude=_as_matrices(excluded, gemms),
         )
 
 
-def _as_matrix(node: str) -> str:
-    """What the quantiser calls a Gemm once it has made a MatMul and an Add of it, which it does before it looks for names."""
-    return f"{node}_MatMul"
+def _as_matrices(nodes: Sequence[str], gemms: Collection[str]) -> list[str]:
+    """Names as the quantiser looks for them, which makes a MatMul and an Add of each Gemm first."""
+    return [*nodes, *(f"{name}_MatMul" for name in nodes if name in gemms)]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

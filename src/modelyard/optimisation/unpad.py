@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
+from modelyard.conversion.base import first_line
 from modelyard.errors import Invalid
 
 MASK = "attention_mask"
+_TOKENS = ("input_ids", MASK, "token_type_ids", "position_ids")  # inputs of one shape, though its dims may have several names
 _ALONE = frozenset({"Gelu", "Erf", "Tanh", "Relu", "Sigmoid", "Sqrt"})  # one tensor in, each number by itself
 _PAIRS = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
 _PREFIX = "unpad/"  # of every name that is added
+_OF = f"{_PREFIX}tokens of "
 _OPSET = 11  # the first with CumSum and Range
 _BATCH_AND_TOKEN = 2  # the dims that become one
 
@@ -31,6 +35,31 @@ _BATCH_AND_TOKEN = 2  # the dims that become one
 def unpad(source: Path, target: Path) -> dict[str, int]:
     """Write the graph to `target` so that it computes layers for tokens alone; how many of its matrices (`layers`) do
     (`unpadded`). Raises `Invalid` where it takes no mask of tokens, gives something for each token, or no layer can."""
+    try:
+        model, tokens = _read(source)
+        total = sum(node.op_type == "MatMul" and node.input[1] in tokens.weights for node in model.graph.node)
+        nodes = [*_places(model.graph), *_rewritten(model.graph, tokens)]
+        kept = [known for known in model.graph.value_info if known.name not in tokens.made]
+        for field_, values in ((model.graph.node, nodes), (model.graph.value_info, kept)):
+            del field_[:]
+            field_.extend(values)
+        target.write_bytes(model.SerializeToString(deterministic=True))
+    except (ValueError, EncodeError) as error:
+        raise Invalid(f"The graph cannot be written without padding; 2 GB is the most: {first_line(error)}") from error
+    return {"unpadded": tokens.layers, "layers": total}
+
+
+def can_unpad(source: Path) -> bool:
+    """Whether there is something to unpad in a graph."""
+    try:
+        _read(source)
+    except (Invalid, ValueError, EncodeError):
+        return False
+    return True
+
+
+def _read(source: Path) -> tuple[Any, _Tokens]:
+    """The graph with shapes inferred, and what of it works on tokens."""
     model = onnx.load(source)
     _check(model)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -39,21 +68,17 @@ def unpad(source: Path, target: Path) -> dict[str, int]:
         raise Invalid("No layer of this graph takes tokens one by one, as far as its shapes tell; there is nothing to unpad.")
     if told := [given.name for given in model.graph.output if given.name in tokens.made]:
         raise Invalid(f"The graph gives '{told[0]}' for each token, padding too, so that it cannot be left out.")
-    total = sum(node.op_type == "MatMul" and node.input[1] in tokens.weights for node in model.graph.node)
-    nodes = [*_places(model.graph), *_rewritten(model.graph, tokens)]
-    kept = [known for known in model.graph.value_info if known.name not in tokens.made]
-    for field_, values in ((model.graph.node, nodes), (model.graph.value_info, kept)):
-        del field_[:]
-        field_.extend(values)
-    target.write_bytes(model.SerializeToString(deterministic=True))
-    return {"unpadded": tokens.layers, "layers": total}
+    return model, tokens
 
 
 def _check(model: Any) -> None:
-    graph = model.graph
-    if MASK not in {given.name for given in graph.input}:
-        takes = ", ".join(given.name for given in graph.input)
-        raise Invalid(f"The graph takes no '{MASK}', which says where a text has ended; it takes {takes}.")
+    graph, weights = model.graph, {initial.name for initial in model.graph.initializer}
+    fed = {given.name: given for given in graph.input if given.name not in weights}
+    if MASK not in fed:
+        raise Invalid(f"The graph takes no '{MASK}', which says where a text has ended; it takes {', '.join(fed)}.")
+    dims = [dim.dim_param for dim in fed[MASK].type.tensor_type.shape.dim]
+    if len(dims) != _BATCH_AND_TOKEN or not all(dims) or dims[0] == dims[1]:
+        raise Invalid(f"'{MASK}' has the dims {dims}; two open ones with names of their own were expected: batch and tokens.")
     opset = max((used.version for used in model.opset_import if used.domain in {"", "ai.onnx"}), default=0)
     if opset < _OPSET:
         raise Invalid(f"The graph is of ONNX's opset {opset}; {_OPSET} is the least that has what unpadding takes.")
@@ -63,12 +88,14 @@ def _check(model: Any) -> None:
 
 @dataclass(slots=True)
 class _Tokens:
-    """Which nodes work on each token alone, by place, and the tensors `made` by them. A tensor is one of tokens where its
-    first dims are the batch and the tokens of an input. `layers`: how many of the nodes are matrices."""
+    """Which nodes work on each token alone, by place, and the tensors `made` by them. A tensor is one of tokens where its first
+    dims are those of an input of tokens. `masked`: what the mask has a part in, which may be nought for padding, of which there
+    is no trace once other values stand there; it stays outside. `layers`: how many of the nodes are matrices."""
 
     graph: Any
     weights: dict[str, Any] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+    masked: set[str] = field(default_factory=lambda: {MASK})
     alone: set[int] = field(default_factory=set)
     layers: int = 0
     _dims: dict[str, list[Any]] = field(default_factory=dict)
@@ -85,10 +112,15 @@ class _Tokens:
         }
         for known in (*graph.value_info, *graph.input, *graph.output):
             self._dims[known.name] = [dim.dim_param or dim.dim_value for dim in known.type.tensor_type.shape.dim]
-        fed = [self._dims[given.name] for given in graph.input if given.name not in self.weights]
-        self._axes = [dims for dims in fed if len(dims) == _BATCH_AND_TOKEN and all(isinstance(dim, str) for dim in dims)]
+        fed = [self._dims[given.name] for given in graph.input if given.name in _TOKENS]
+        self._axes = [dims for dims in fed if len(set(dims)) == len(dims) and all(isinstance(dim, str) for dim in dims)]
         for place, node in enumerate(graph.node):
-            if self._works_alone(node):
+            # A shape, how much is attended to what, and what is looked up for a place: nought for nothing.
+            clean = "Attention" in node.op_type or node.op_type in {"Shape", "Softmax"}
+            clean |= node.op_type == "Gather" and node.input[0] in self.weights
+            if not clean and self.masked.intersection(node.input):
+                self.masked.update(node.output)
+            elif self._works_alone(node):
                 self.alone.add(place)
                 self.made.update(node.output)
                 self.layers += node.op_type == "MatMul"
@@ -96,13 +128,11 @@ class _Tokens:
     def width(self, name: str) -> int:
         """How many numbers there are of each token; 0 where it is no tensor of tokens."""
         dims = [] if name in self.weights else self._dims.get(name, [])
-        there = len(dims) == _BATCH_AND_TOKEN + 1 and dims[:_BATCH_AND_TOKEN] in self._axes and isinstance(dims[-1], int)
-        return int(dims[-1]) if there else 0
+        there = len(dims) == _BATCH_AND_TOKEN + 1 and dims[:_BATCH_AND_TOKEN] in self._axes
+        return int(dims[-1]) if there and isinstance(dims[-1], int) else 0
 
     def _works_alone(self, node: Any) -> bool:
-        """A sum of two tensors of tokens does only where both were made so: what comes from elsewhere may be the mask, and of
-        padding that is made nought by it there is no trace left once other values stand there."""
-        if node.domain not in {"", "ai.onnx"} or len(node.output) != 1 or not self.width(node.output[0]):
+        if node.domain not in {"", "ai.onnx"} or not node.input or len(node.output) != 1 or not self.width(node.output[0]):
             return False
         first, *others = node.input
         match node.op_type:
@@ -110,7 +140,7 @@ class _Tokens:
                 return bool(self.width(first)) and others[0] in self.weights and len(self.weights[others[0]].dims) == 2
             case "LayerNormalization":
                 axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
-                return bool(self.width(first)) and axis in {-1, _BATCH_AND_TOKEN}
+                return bool(self.width(first)) and axis in {-1, _BATCH_AND_TOKEN} and self.weights.keys() >= {*others}
             case "ReduceMean":
                 return first in self.made and self._last_alone(node)
             case operator if operator in _ALONE:
@@ -167,12 +197,12 @@ def _rewritten(graph: Any, tokens: _Tokens) -> Iterator[Any]:
                 if name not in tokens.made and name not in there:
                     there.add(name)
                     yield from _gathered(graph, name, tokens.width(name))
-                node.input[place] = _PREFIX + name
+                node.input[place] = _OF + name
             elif not alone and name in tokens.made and name not in there:
                 there.add(name)
-                yield helper.make_node("Gather", [_PREFIX + name, _PREFIX + "index"], [name], f"{_PREFIX}laid out: {name}")
+                yield helper.make_node("Gather", [_OF + name, _PREFIX + "index"], [name], f"{_PREFIX}laid out: {name}")
         if alone:
-            node.output[0] = _PREFIX + node.output[0]
+            node.output[0] = _OF + node.output[0]
             for attribute in node.attribute:
                 if attribute.name == "axis":
                     attribute.i = -1
@@ -183,4 +213,4 @@ def _gathered(graph: Any, name: str, width: int) -> Iterator[Any]:
     shape, flat = f"{_PREFIX}shape of {name}", f"{_PREFIX}flat {name}"
     graph.initializer.append(numpy_helper.from_array(np.array([-1, width], np.int64), shape))
     yield helper.make_node("Reshape", [name, shape], [flat], f"{_PREFIX}flattened: {name}")
-    yield helper.make_node("Gather", [flat, _PREFIX + "kept"], [_PREFIX + name], f"{_PREFIX}gathered: {name}")
+    yield helper.make_node("Gather", [flat, _PREFIX + "kept"], [_OF + name], f"{_PREFIX}gathered: {name}")

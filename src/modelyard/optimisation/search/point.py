@@ -70,13 +70,13 @@ def candidates(space: Mapping[str, Parameter]) -> list[dict[str, Any]]:
 
 def shape_of(steps: Sequence[Step]) -> Shape | None:
     """What of steps decides what a variant costs: cuts and eight bits, without anything learned. None where that is not known
-    before: which layers stay in float is found out on the trained network."""
+    before: which layers stay in float is found out on the trained network, and padding is of graphs, which are not trained."""
     shape: list[Step] = []
     for step in steps:
         if isinstance(step, Prune):
             shape.append(step.model_copy(update={"finetune": 0, "importance": "l2"}))
         elif isinstance(step, Unpad):
-            shape.append(step)
+            return None
         elif isinstance(step, Quantize):
             if step.sensitive or step.float_layers:
                 return None
@@ -89,12 +89,12 @@ def named(shape: Shape) -> str:
     return " ".join(map(show, shape)) or "fp32"
 
 
-def usual(*, trains: bool, labels: bool, heads: bool, texts: bool = False) -> dict[str, Choice]:
+def usual(*, trains: bool, labels: bool, heads: bool, unpads: bool = False) -> dict[str, Choice]:
     """What is searched where nobody said: of a torch module, which can be trained (`trains`), a cut of its channels or `heads`
     with either lesson (`labels`: only a classifier can be taught), and eight bits of every kind; of a graph eight bits, and of
-    one that takes tokens of `texts` with a mask whether padding is computed."""
+    one that `unpads` whether padding is computed."""
     if not trains:
-        return ({"unpad": _one_of(True, False)} if texts else {}) | {
+        return ({"unpad": _one_of(False, True)} if unpads else {}) | {
             "quantize": _one_of("none", "static-int8", "weights-int8", "dynamic-int8"),
             "calibration": _one_of("minmax", "percentile"),
             "sensitive": _one_of(0, "auto"),

@@ -21,6 +21,7 @@ from typing import Any
 
 from modelyard.data.datasets import Dataset
 from modelyard.engines.base import ModelCard
+from modelyard.engines.files import inside
 from modelyard.engines.torch import load_module
 from modelyard.errors import Invalid
 from modelyard.kinds import Input, JobContext, Outputs
@@ -38,7 +39,7 @@ from modelyard.optimisation.search.point import Point, Shape, candidates, named,
 from modelyard.optimisation.search.proposer import Proposer
 from modelyard.optimisation.search.stopping import hopeless
 from modelyard.optimisation.steps.config import epochs, variant_name
-from modelyard.optimisation.unpad import MASK
+from modelyard.optimisation.unpad import can_unpad
 from modelyard.plugins import load
 from modelyard.training.gang import processors
 from modelyard.training.split import Split
@@ -89,7 +90,8 @@ class Search(Parent):
         return self.proposer.suggest(lambda point: self._cost(point) <= most)
 
     def recall(self, trial: Trial) -> None:
-        self.proposer.recall(trial.parameters)
+        steps = written(Point(**trial.parameters).steps())  # of an earlier release a point may have fewer options
+        self.proposer.recall(next(point for point in self.points if written(Point(**point).steps()) == steps))
 
     def submit(self, trial: Trial) -> str:
         steps = Point(**trial.parameters).steps()
@@ -225,7 +227,8 @@ class Search(Parent):
 
     def _cost(self, point: Mapping[str, Any]) -> int:
         """Epochs of a point's steps."""
-        return self.costs[json.dumps(point, sort_keys=True)]
+        cost = self.costs.get(json.dumps(point, sort_keys=True))
+        return epochs(Point(**point).steps()) if cost is None else cost
 
     def _budget(self) -> dict[str, float]:
         return {} if self.config.time_budget is None else {"time_budget": self.config.time_budget}
@@ -259,8 +262,8 @@ def _looked_at(config: SearchConfig, inputs: Mapping[str, Input], context: JobCo
         return config.space, metric
     trains = card.module is not None
     heads = trains and bool(Split.of(load_module(folder, card)).heads)
-    texts = any(spec.name == MASK for spec in card.inputs)
-    return usual(trains=trains, labels=metric == "accuracy", heads=heads, texts=texts), metric
+    unpads = not trains and "onnx" in card.files and can_unpad(inside(folder, card.files["onnx"]))
+    return usual(trains=trains, labels=metric == "accuracy", heads=heads, unpads=unpads), metric
 
 
 def _measured(row: Mapping[str, Any]) -> Measured:

@@ -30,6 +30,8 @@ def parse(text: str) -> Any:
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(STEPS)}"
         raise Invalid(f"'{name[:60]}' is no step of optimisation; {hint}; an example is prune:channels=0.5,finetune=3.")
     model, given = STEPS[name], dict[str, Any]()
+    if rest and model.model_fields.keys() == {"step"}:
+        raise Invalid(f"'{text}': '{name}' has no options; write it alone.")
     for part in _parts(rest):
         key, equals, value = part.partition("=")
         if not equals:
