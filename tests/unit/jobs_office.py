@@ -218,7 +218,7 @@ class Office:
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """Tick until the condition is true."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90  # a machine may be slow, and an export takes ten seconds there
         while time.monotonic() < deadline:
             self.scheduler.tick()
             if value := condition():
