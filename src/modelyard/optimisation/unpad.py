@@ -20,7 +20,8 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.conversion.base import first_line
-from modelyard.errors import Invalid
+from modelyard.engines.onnx import check
+from modelyard.errors import Invalid, Unsafe
 
 MASK = "attention_mask"
 _TOKENS = ("input_ids", MASK, "token_type_ids", "position_ids")  # inputs of one shape, though its dims may have several names
@@ -46,25 +47,27 @@ def unpad(source: Path, target: Path) -> dict[str, int]:
         target.write_bytes(model.SerializeToString(deterministic=True))
     except (ValueError, EncodeError) as error:
         raise Invalid(f"The graph cannot be written without padding; 2 GB is the most: {first_line(error)}") from error
-    return {"unpadded": tokens.layers, "layers": total}
+    return {"unpadded": tokens.unpadded, "layers": total}
 
 
 def can_unpad(source: Path) -> bool:
     """Whether there is something to unpad in a graph."""
     try:
         _read(source)
-    except (Invalid, ValueError, EncodeError):
+    except (Invalid, Unsafe, ValueError, EncodeError):
         return False
     return True
 
 
 def _read(source: Path) -> tuple[Any, _Tokens]:
     """The graph with shapes inferred, and what of it works on tokens."""
-    model = onnx.load(source)
-    _check(model)
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _check(check(source))  # without the weights that lie beside it
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise Invalid(f"onnx cannot tell the shapes of this graph: {first_line(error)}") from error
     tokens = _Tokens(model.graph)
-    if not tokens.layers:
+    if not tokens.unpadded:
         raise Invalid("No layer of this graph takes tokens one by one, as far as its shapes tell; there is nothing to unpad.")
     if told := [given.name for given in model.graph.output if given.name in tokens.made]:
         raise Invalid(f"The graph gives '{told[0]}' for each token, padding too, so that it cannot be left out.")
@@ -90,14 +93,14 @@ def _check(model: Any) -> None:
 class _Tokens:
     """Which nodes work on each token alone, by place, and the tensors `made` by them. A tensor is one of tokens where its first
     dims are those of an input of tokens. `masked`: what the mask has a part in, which may be nought for padding, of which there
-    is no trace once other values stand there; it stays outside. `layers`: how many of the nodes are matrices."""
+    is no trace once other values stand there; it stays outside. `unpadded`: how many of the nodes are matrices."""
 
     graph: Any
     weights: dict[str, Any] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     masked: set[str] = field(default_factory=lambda: {MASK})
     alone: set[int] = field(default_factory=set)
-    layers: int = 0
+    unpadded: int = 0
     _dims: dict[str, list[Any]] = field(default_factory=dict)
     _axes: list[list[Any]] = field(default_factory=list)
 
@@ -123,7 +126,7 @@ class _Tokens:
             elif self._works_alone(node):
                 self.alone.add(place)
                 self.made.update(node.output)
-                self.layers += node.op_type == "MatMul"
+                self.unpadded += node.op_type == "MatMul"
 
     def width(self, name: str) -> int:
         """How many numbers there are of each token; 0 where it is no tensor of tokens."""
@@ -142,13 +145,13 @@ class _Tokens:
                 axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), -1)
                 return bool(self.width(first)) and axis in {-1, _BATCH_AND_TOKEN} and self.weights.keys() >= {*others}
             case "ReduceMean":
-                return first in self.made and self._last_alone(node)
+                return bool(self.width(first)) and self._last_alone(node)
             case operator if operator in _ALONE:
                 return bool(self.width(first))
             case operator if operator in _PAIRS:
                 vectors = [name for name in node.input if name in self.weights and len(self.weights[name].dims) <= 1]
                 tokens = [name for name in node.input if name not in vectors]
-                return bool(tokens) and all(name in self.made for name in tokens)
+                return all(self.width(name) for name in tokens) and any(name in self.made for name in tokens)
         return False
 
     def _last_alone(self, node: Any) -> bool:

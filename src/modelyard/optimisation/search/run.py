@@ -91,7 +91,12 @@ class Search(Parent):
 
     def recall(self, trial: Trial) -> None:
         steps = written(Point(**trial.parameters).steps())  # of an earlier release a point may have fewer options
-        self.proposer.recall(next(point for point in self.points if written(Point(**point).steps()) == steps))
+        found = next((point for point in self.points if written(Point(**point).steps()) == steps), None)
+        if found is None:
+            raise Invalid(
+                f"A trial of before, {' '.join(steps) or 'fp32'}, is nothing that is searched now; start the search anew."
+            )
+        self.proposer.recall(found)
 
     def submit(self, trial: Trial) -> str:
         steps = Point(**trial.parameters).steps()
