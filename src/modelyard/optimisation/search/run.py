@@ -96,6 +96,7 @@ class Search(Parent):
             raise Invalid(
                 f"A trial of before, {' '.join(steps) or 'fp32'}, is nothing that is searched now; start the search anew."
             )
+        trial.parameters = found
         self.proposer.recall(found)
 
     def submit(self, trial: Trial) -> str:
@@ -232,8 +233,7 @@ class Search(Parent):
 
     def _cost(self, point: Mapping[str, Any]) -> int:
         """Epochs of a point's steps."""
-        cost = self.costs.get(json.dumps(point, sort_keys=True))
-        return epochs(Point(**point).steps()) if cost is None else cost
+        return self.costs[json.dumps(point, sort_keys=True)]
 
     def _budget(self) -> dict[str, float]:
         return {} if self.config.time_budget is None else {"time_budget": self.config.time_budget}

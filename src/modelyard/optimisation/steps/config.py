@@ -182,8 +182,11 @@ def check_order(steps: Sequence[Any]) -> None:
     if "quantize" in names[:-1]:
         after = names[names.index("quantize") + 1]
         raise ValueError(f"'{after}' comes after 'quantize'; a network of eight bits is not trained: quantize comes last")
-    if "unpad" in names and (after := next(iter(names[names.index("unpad") + 1 :]), "quantize")) != "quantize":
-        raise ValueError(f"'{after}' comes after 'unpad', which changes the graph and no network: only quantize may follow")
+    after_unpad = names[names.index("unpad") + 1 :] if "unpad" in names else []
+    if after_unpad not in ([], ["quantize"]):
+        raise ValueError(
+            f"'{after_unpad[0]}' comes after 'unpad', which changes the graph and no network: only quantize may follow"
+        )
     if any(isinstance(step, Prune) and step.weights for step in steps) and getattr(steps[-1], "method", "") == "q4_1":
         raise ValueError("q4_1 has no code for nought, so that nothing would stay pruned: quantize to q4_0, q5_0 or q8_0")
     for place, step in enumerate(steps):
